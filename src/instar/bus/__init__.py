@@ -1,0 +1,1 @@
+"""Messages between processes: the contract and its implementations."""

@@ -1,0 +1,1 @@
+"""The program: commands that start, show and administer a cloud."""

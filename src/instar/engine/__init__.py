@@ -1,0 +1,1 @@
+"""How an operation runs: journal, replay, undo, ownership, recovery, notifications."""

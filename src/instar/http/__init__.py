@@ -1,0 +1,1 @@
+"""What every HTTP API of the cloud shares: request context, faults, paging."""

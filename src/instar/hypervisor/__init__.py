@@ -1,0 +1,1 @@
+"""What runs guests: the contract and its implementations."""

@@ -1,0 +1,1 @@
+"""Guests through libvirt and QEMU."""

@@ -1,0 +1,1 @@
+"""Bridges, DHCP and packet filters on a Linux host."""

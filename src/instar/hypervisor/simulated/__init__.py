@@ -1,0 +1,1 @@
+"""Thousands of hosts in one process, with set latencies and faults."""

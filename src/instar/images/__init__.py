@@ -1,0 +1,1 @@
+"""Images: Image API v2, inspected and stored once by content."""

@@ -1,0 +1,1 @@
+"""One file per operation, each readable from top to bottom."""

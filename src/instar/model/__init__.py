@@ -1,0 +1,1 @@
+"""The records that cross boundaries, and the states with their transition table."""

@@ -1,0 +1,1 @@
+"""Networks, subnets, ports and security groups: Network API v2.0."""

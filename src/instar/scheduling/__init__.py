@@ -1,0 +1,1 @@
+"""Choosing a host: host state, filters, weighers, claims, and the reason for every no."""

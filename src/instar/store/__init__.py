@@ -1,0 +1,1 @@
+"""The database: the contract, its schema, and every SQL statement."""

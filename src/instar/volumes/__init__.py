@@ -1,0 +1,1 @@
+"""Volumes: what the lifecycle needs of them."""
