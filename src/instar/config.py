@@ -1,0 +1,188 @@
+"""Every setting, typed, with unit and default: one TOML file, then INSTAR_<SECTION>_<NAME> variables on top.
+
+`instar config show` prints this file's content: each field says what it is for and in what unit it counts.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from instar.errors import StartupError
+
+
+def _setting(description: str, unit: str = "", **limits: Any) -> Meta:
+    return Meta(description=description, extra={"unit": unit}, **limits)
+
+
+class ApiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: Annotated[str, _setting("address to listen on; loopback unless you know who can reach it")] = "127.0.0.1"
+    port: Annotated[int, _setting("port of every API", "TCP port", ge=0, le=65535)] = 8774
+    body_max_bytes: Annotated[int, _setting("largest JSON body accepted", "bytes", ge=1024)] = 1_048_576
+    list_limit_max: Annotated[int, _setting("most records in one answer of a list", "records", ge=1)] = 1000
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    durable: Annotated[bool, _setting("fsync at each commit: survives a power cut, not just a crash")] = True
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    operations_max: Annotated[int, _setting("operations that one conductor runs at once", "operations", ge=1)] = 256
+    step_deadline_s: Annotated[float, _setting("longest a step may take unless it says otherwise", "seconds", gt=0)] = 120
+    lease_s: Annotated[float, _setting("a conductor that is silent for so long has lost its operations", "seconds", gt=0)] = 6
+    poll_s: Annotated[float, _setting("how often unowned operations are looked for", "seconds", gt=0)] = 2
+    journal_keep_days: Annotated[int, _setting("how long records of deleted instances are kept", "days", ge=0)] = 30
+
+
+class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    heartbeat_s: Annotated[float, _setting("how often a host reports", "seconds", gt=0)] = 2
+    down_after_s: Annotated[float, _setting("a host that is silent for so long is down", "seconds", gt=0)] = 8
+    commands_max: Annotated[int, _setting("commands that one host works on at once", "commands", ge=1)] = 8
+    resume_guests_on_boot: Annotated[bool, _setting("start guests that should run after a host restart")] = True
+    power_sync_s: Annotated[float, _setting("how often power states are compared besides events", "seconds", gt=0)] = 60
+    disk_reserved_gib: Annotated[int, _setting("disk of a host never given to guests", "GiB", ge=0)] = 1
+    memory_reserved_mib: Annotated[int, _setting("memory of a host never given to guests", "MiB", ge=0)] = 512
+
+
+class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    build_hosts_max: Annotated[int, _setting("hosts that a build tries before it gives up", "hosts", ge=1)] = 3
+    wait_soft_reboot_seconds: Annotated[float, _setting("a soft reboot goes on as a hard one after", "seconds", gt=0)] = 120
+    shutdown_grace_s: Annotated[float, _setting("a guest that stops has so long to shut down", "seconds", ge=0)] = 60
+    console_length_max_bytes: Annotated[int, _setting("most console output in one answer", "bytes", ge=1)] = 102_400
+
+
+class SchedulingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    filters: Annotated[tuple[str, ...], _setting("filters in the order they are asked")] = (
+        "enabled", "hint_host", "capacity", "image_properties", "availability_zone", "aggregate_extra_specs",
+        "server_group_affinity", "server_group_anti_affinity",
+    )
+    cpu_ratio: Annotated[float, _setting("vcpus given out for each one that a host has", "ratio", gt=0)] = 16.0
+    memory_ratio: Annotated[float, _setting("memory given out for each MiB that a host has", "ratio", gt=0)] = 1.0
+    disk_ratio: Annotated[float, _setting("disk given out for each GiB that a host has", "ratio", gt=0)] = 1.0
+    memory_weight: Annotated[float, _setting("pull of free memory", "weight")] = 1.0
+    cpu_weight: Annotated[float, _setting("pull of free vcpus", "weight")] = 1.0
+    disk_weight: Annotated[float, _setting("pull of free disk", "weight")] = 1.0
+    io_weight: Annotated[float, _setting("pull of operations in flight on the host", "weight")] = -1.0
+    affinity_weight: Annotated[float, _setting("pull of members of a soft-affinity group", "weight")] = 1.0
+    spread_hosts: Annotated[int, _setting("the best hosts among which one is drawn", "hosts", ge=1)] = 1
+
+
+class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of a project that has none of its own; -1 means no limit."""
+
+    instances: Annotated[int, _setting("servers of a project", "servers", ge=-1)] = 10
+    cores: Annotated[int, _setting("vcpus of a project", "vcpus", ge=-1)] = 20
+    ram: Annotated[int, _setting("memory of a project", "MiB", ge=-1)] = 51_200
+    key_pairs: Annotated[int, _setting("key pairs of a user", "key pairs", ge=-1)] = 100
+    metadata_items: Annotated[int, _setting("metadata items of a server", "items", ge=-1)] = 128
+    server_groups: Annotated[int, _setting("server groups of a project", "groups", ge=-1)] = 10
+    server_group_members: Annotated[int, _setting("servers in a group", "servers", ge=-1)] = 10
+    injected_files: Annotated[int, _setting("personality files of a server", "files", ge=-1)] = 5
+    injected_file_content_bytes: Annotated[int, _setting("content of a personality file", "bytes", ge=-1)] = 10_240
+    injected_file_path_bytes: Annotated[int, _setting("path of a personality file", "bytes", ge=-1)] = 255
+
+
+class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token_lifetime_s: Annotated[int, _setting("a token is good for", "seconds", ge=60)] = 14_400
+    argon2_time_cost: Annotated[int, _setting("passes of the password hash", "passes", ge=1)] = 2
+    argon2_memory_kib: Annotated[int, _setting("memory of the password hash", "KiB", ge=8)] = 19_456
+    password_max_length: Annotated[int, _setting("longest password", "characters", ge=8)] = 4096
+    auth_concurrency_max: Annotated[int, _setting("passwords checked at once", "checks", ge=1)] = 2
+
+
+class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    size_max_bytes: Annotated[int, _setting("largest image file", "bytes", ge=1)] = 1 << 40
+    virtual_size_max_bytes: Annotated[int, _setting("largest virtual disk of an image", "bytes", ge=1)] = 16 << 40
+    inspect_deadline_s: Annotated[float, _setting("qemu-img may take so long to inspect an image", "seconds", gt=0)] = 30
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mtu: Annotated[int, _setting("MTU of new networks", "bytes", ge=1280, le=9216)] = 1450
+    ports: Annotated[int, _setting("ports of a project", "ports", ge=-1)] = 500
+    networks: Annotated[int, _setting("networks of a project", "networks", ge=-1)] = 100
+    subnets: Annotated[int, _setting("subnets of a project", "subnets", ge=-1)] = 100
+    security_groups: Annotated[int, _setting("security groups of a project", "groups", ge=-1)] = 10
+    security_group_rules: Annotated[int, _setting("rules of a project", "rules", ge=-1)] = 100
+
+
+class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    hosts: Annotated[int, _setting("simulated hosts in this process", "hosts", ge=0)] = 1
+    vcpus: Annotated[int, _setting("vcpus of each", "vcpus", ge=1)] = 64
+    memory_mib: Annotated[int, _setting("memory of each", "MiB", ge=1)] = 262_144
+    disk_gib: Annotated[int, _setting("disk of each", "GiB", ge=1)] = 4096
+    spawn_s: Annotated[float, _setting("time that a start of a guest takes", "seconds", ge=0)] = 0
+    destroy_s: Annotated[float, _setting("time that ending a guest takes", "seconds", ge=0)] = 0
+    shutdown_s: Annotated[float, _setting("time that a guest's own shutdown takes", "seconds", ge=0)] = 0
+    image_s: Annotated[float, _setting("time that fetching an image takes", "seconds", ge=0)] = 0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a cloud. `hypervisor` is libvirt or simulated."""
+
+    region: Annotated[str, _setting("region name in the service catalog")] = "RegionOne"
+    hypervisor: Annotated[str, _setting("libvirt or simulated", pattern="^(libvirt|simulated)$")] = "libvirt"
+    log_level: Annotated[str, _setting("debug, info, warning or error", pattern="^(debug|info|warning|error)$")] = "info"
+    api: ApiSettings = ApiSettings()
+    store: StoreSettings = StoreSettings()
+    engine: EngineSettings = EngineSettings()
+    host: HostSettings = HostSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    quota: QuotaSettings = QuotaSettings()
+    identity: IdentitySettings = IdentitySettings()
+    image: ImageSettings = ImageSettings()
+    network: NetworkSettings = NetworkSettings()
+    simulated: SimulatedSettings = SimulatedSettings()
+
+
+class SettingInfo(NamedTuple):
+    name: str  # section.name
+    value: object
+    default: object
+    unit: str
+    description: str
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from a TOML file (none: defaults) and the environment. Raises StartupError that names the setting."""
+    try:
+        tree: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+    except OSError as error:
+        raise StartupError(f"The settings file cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"The settings file is not valid TOML: {error}.") from error
+    for info in describe(Settings()):
+        variable = "INSTAR_" + info.name.replace(".", "_").upper()
+        if variable in environ:
+            section, _, name = info.name.rpartition(".")
+            target = tree.setdefault(section, {}) if section else tree
+            text = environ[variable]
+            target[name] = [part.strip() for part in text.split(",")] if isinstance(info.default, tuple) else text
+    try:
+        return msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise StartupError(f"A setting is wrong: {error}.") from error
+
+
+def describe(settings: Settings) -> Iterator[SettingInfo]:
+    """Every setting with its value, default, unit and purpose, in the order of this file."""
+    yield from _describe(settings, "")
+
+
+def _describe(struct: msgspec.Struct, prefix: str) -> Iterator[SettingInfo]:
+    hints = get_type_hints(type(struct), include_extras=True)
+    default = type(struct)()
+    for name in struct.__struct_fields__:
+        value = getattr(struct, name)
+        if isinstance(value, msgspec.Struct):
+            yield from _describe(value, f"{prefix}{name}.")
+            continue
+        meta = next(extra for extra in get_args(hints[name]) if isinstance(extra, Meta))
+        unit = (meta.extra or {}).get("unit", "")
+        yield SettingInfo(prefix + name, value, getattr(default, name), unit, meta.description or "")

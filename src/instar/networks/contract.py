@@ -1,0 +1,73 @@
+"""What the lifecycle needs of networks. Implemented by `local.py`; a real Neutron will be another implementation."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from instar.model.network import PortDefinition
+
+
+class RequestedNetwork(msgspec.Struct, frozen=True):
+    """One NIC as a user asked for it: a network (a port is made in it), or a port that exists."""
+
+    network_id: str | None = None
+    port_id: str | None = None
+    fixed_ip: str | None = None
+    tag: str | None = None
+
+
+class InstancePort(msgspec.Struct, frozen=True):
+    """A port of an instance: what the server view shows, and what its host plugs."""
+
+    definition: PortDefinition
+    network_name: str
+    made_by_us: bool  # deleted with the instance; a port that the user brought is only unbound
+    tag: str | None = None
+
+
+class NetworkService(Protocol):
+    async def resolve(
+        self, requested: tuple[RequestedNetwork, ...] | None, *, project_id: str, is_admin: bool, count: int
+    ) -> tuple[RequestedNetwork, ...]:
+        """Check before a build is accepted: networks and ports exist, are visible and free (PortInUse), addresses lie in
+        a subnet and are free, the port quota has room for `count` instances. None asks for the project's only network:
+        BadRequest when there are several. Raises UnknownReference, Conflict, QuotaExceeded."""
+        ...
+
+    async def allocate(
+        self,
+        instance_id: str,
+        *,
+        project_id: str,
+        hostname: str,
+        requested: tuple[RequestedNetwork, ...],
+        security_groups: tuple[str, ...],
+        availability_zone: str,
+    ) -> tuple[InstancePort, ...]:
+        """Ports with addresses for the instance, in the order asked. Again with the same instance: the same ports.
+        Raises NoFreeAddress, PortInUse, UnknownReference; then nothing is taken."""
+        ...
+
+    async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
+        """The instance's ports belong to this host now; returns them with fresh definitions."""
+        ...
+
+    async def unbind(self, instance_id: str) -> None:
+        """The instance's ports belong to no host; addresses are kept."""
+        ...
+
+    async def release(self, instance_id: str) -> None:
+        """The instance has no ports: those made for it are deleted, those brought by the user are free again."""
+        ...
+
+    async def ports_of(self, instance_id: str) -> tuple[InstancePort, ...]: ...
+
+    async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> None:
+        """Raises UnknownReference for a security group (name or id) that the project has not."""
+        ...
+
+    async def port_owners(self) -> dict[str, str]:
+        """Every bound or owned compute port: port id → instance id. For the audit."""
+        ...
