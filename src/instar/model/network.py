@@ -62,3 +62,21 @@ class PortDefinition(msgspec.Struct, frozen=True):
     @property
     def tap_name(self) -> str:
         return ("tap" + self.id)[:TAP_NAME_LENGTH]
+
+
+class RequestedNetwork(msgspec.Struct, frozen=True):
+    """One NIC as a user asked for it: a network (a port is made in it), or a port that exists."""
+
+    network_id: str | None = None
+    port_id: str | None = None
+    fixed_ip: str | None = None
+    tag: str | None = None
+
+
+class InstancePort(msgspec.Struct, frozen=True):
+    """A port of an instance: what the server view shows, and what its host plugs."""
+
+    definition: PortDefinition
+    network_name: str
+    made_by_us: bool  # deleted with the instance; a port that the user brought is only unbound
+    tag: str | None = None
