@@ -68,10 +68,10 @@ def fetch_packages(folder: Path, *, progress: Callable[[str], None]) -> PackageS
     return found
 
 
-def unpack(folder: Path, packages: PackageSet, target: Path) -> None:
-    """Unpack every package into `target`, one tree. No maintainer script runs. Raises CommandFailed."""
+def unpack(folder: Path, files: tuple[str, ...], target: Path) -> None:
+    """Unpack the .deb files into `target`, one tree. No maintainer script runs. Raises CommandFailed."""
     target.mkdir(parents=True)
-    for name in packages.files:
+    for name in files:
         run(["dpkg-deb", "-x", folder / name, target])
 
 
