@@ -1,0 +1,21 @@
+"""What a host tells of itself, again and again."""
+
+from __future__ import annotations
+
+import msgspec
+
+from instar.model.guest import HostInventory
+
+HOST_REPORTS = "hosts.report"
+
+
+class HostReport(msgspec.Struct, frozen=True, tag=True):
+    """A heartbeat. `boot_id` changes when the machine restarted, `agent_id` when its agent did. The sender's clock is
+    not in it: whoever receives it looks at their own. `inventory` None: the hypervisor could not be asked."""
+
+    host: str
+    boot_id: str
+    agent_id: str
+    hypervisor_ok: bool
+    inventory: HostInventory | None
+    version: int = 1
