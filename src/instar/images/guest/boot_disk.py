@@ -6,7 +6,6 @@ at 1 MiB. What `grub-bios-setup` would patch into the boot code is written here 
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
@@ -42,7 +41,8 @@ def build_grub_core(packages: Path, work_dir: Path, loader: Loader) -> tuple[byt
     boot_image = find_one(packages, "usr/lib/grub/i386-pc/boot.img")
     commands, core = work_dir / "grub.cfg", work_dir / "core.img"
     commands.write_text(GRUB_COMMANDS)
-    options = ["-O", "i386-pc", "-d", boot_image.parent, "-p", "(hd0,msdos1)/boot/grub", "-c", commands, "-o", core]
+    options: list[str | Path] = ["-O", "i386-pc", "-d", boot_image.parent, "-p", "(hd0,msdos1)/boot/grub"]
+    options += ["-c", commands, "-o", core]
     run([*loader.command(find_one(packages, "usr/bin/grub-mkimage")), *options, *GRUB_MODULES])
     return boot_image.read_bytes(), core.read_bytes()
 
@@ -79,12 +79,12 @@ def _make_file_system(raw: Path, root_tree: Path) -> None:
     options = f"root_owner=0:0,offset={offset_bytes},lazy_itable_init=0,lazy_journal_init=1"
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-J", "size=4", "-m", "0", "-L", "instar-root"]
     run([*command, "-E", options, "-d", root_tree, raw, f"{size_kib}k"])
-    if os.geteuid() != 0:
+    if root_tree.stat().st_uid != 0:
         _give_files_to_root(raw, root_tree, offset_bytes)
 
 
 def _give_files_to_root(raw: Path, root_tree: Path, offset_bytes: int) -> None:
-    """mke2fs took over the builder's user as the owner of all files: write root instead, without being root."""
+    """mke2fs took over the builder's user as the owner of all files: name root instead, without being root."""
     requests: list[str] = []
     for path in sorted(root_tree.rglob("*")):
         name = f'"/{path.relative_to(root_tree)}"'

@@ -16,12 +16,12 @@ class CommandFailed(GuestBuildFailed):
 
 
 class ProgramsMissing(GuestBuildFailed):
-    """The host lacks programs that the builder calls. Facts: `programs` and `packages` that bring them, both as text."""
+    """The host lacks programs that the builder calls. Facts: `programs`, and `packages` that bring them, as text."""
 
     template = "The guest image builder needs {programs}; install them with: apt-get install {packages}"
 
 
 class PackageContentMissing(GuestBuildFailed):
-    """A Debian package does not hold a file that the image needs: another release than the builder knows. Fact: `what`."""
+    """The Debian packages lack a file that the image needs: a release that the builder does not know. Fact: `what`."""
 
     template = "No {what} in the downloaded Debian packages; does this Debian release still have it?"

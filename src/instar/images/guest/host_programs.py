@@ -48,8 +48,7 @@ def run(command: Sequence[str | Path], *, timeout_s: float = 60, cwd: Path | Non
             cwd=cwd,
             env=environment,
             input=stdin.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=timeout_s,
             check=False,
         )

@@ -41,7 +41,7 @@ class KernelModules:
         self.image = find_one(tree, f"boot/vmlinuz-{self.release}")
 
     def load_order(self, names: Iterable[str]) -> list[str]:
-        """`names` and all they depend on, dependencies first, without what is built in. Raises PackageContentMissing."""
+        """`names` and all they depend on, dependencies first, not what is built in. Raises PackageContentMissing."""
         order: list[str] = []
         for name in names:
             self._visit(name, order)

@@ -54,9 +54,7 @@ def fetch_packages(folder: Path, *, progress: Callable[[str], None]) -> PackageS
     progress(f"downloading {len(names)} packages ({kernel}, {', '.join(PROGRAM_PACKAGES)} and their libraries)")
     # apt drops root for downloads and then complains that its own user cannot write here; the signatures in the
     # package lists are checked all the same.
-    run(
-        ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=folder, timeout_s=DOWNLOAD_TIMEOUT_S
-    )
+    run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=folder, timeout_s=DOWNLOAD_TIMEOUT_S)
     files = _file_names(names)
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
@@ -98,7 +96,7 @@ def _kernel_package() -> str:
     found = re.search(r"Depends: (linux-image-\S+)", answer)
     if found is None:
         raise GuestBuildFailed(
-            f"apt knows no {KERNEL_META_PACKAGE}: run apt-get update, with Debian's main section for amd64 in its sources."
+            f"apt knows no {KERNEL_META_PACKAGE}: run apt-get update, with Debian's main section for amd64 as a source."
         )
     return found.group(1)
 
@@ -117,7 +115,7 @@ def _with_libraries(names: tuple[str, ...]) -> set[str]:
 
 
 def _file_names(names: list[str]) -> list[str]:
-    """The file that `apt-get download` writes for each package; lines look like: 'http://…/x.deb' x.deb 1234 SHA256:…"""
+    """The file that `apt-get download` writes for each package. A line of the answer: 'http://…/x.deb' x.deb 1234 …"""
     answer = run(["apt-get", "-q", "--print-uris", "download", *names])
     files = re.findall(r"^'\S+' (\S+\.deb) \d+", answer, flags=re.MULTILINE)
     if len(files) != len(names):

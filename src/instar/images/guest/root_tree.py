@@ -100,9 +100,9 @@ def _add_applet_links(tree: Path, loader: Loader) -> None:
     for line in run([*loader.command(busybox, name="busybox"), "--list-full"]).split():
         place = tree / line
         # Only where programs are looked for; `linuxrc` and the like stay out.
-        if place.parent in (tree / "bin", tree / "sbin", tree / "usr/bin", tree / "usr/sbin"):
-            if not place.exists() and not place.is_symlink():
-                place.symlink_to("/bin/busybox")
+        searched = place.parent in (tree / "bin", tree / "sbin", tree / "usr/bin", tree / "usr/sbin")
+        if searched and not place.exists() and not place.is_symlink():
+            place.symlink_to("/bin/busybox")
 
 
 def _add_kernel(tree: Path, busybox_static: Path, modules: KernelModules) -> None:
