@@ -23,9 +23,12 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to a command: `body`, or an error as (code, message, facts) to be made again by `errors.revive`."""
+    """The answer to a command: `body`, or an error as (code, message, facts) to be made again by `errors.revive`.
+
+    `took_us` is how long the work itself took, in microseconds."""
 
     body: bytes = b""
+    took_us: int = 0
     error: tuple[str, str, dict[str, str | int | float | None]] | None = None
 
 

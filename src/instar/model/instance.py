@@ -65,6 +65,9 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     personality: dict[str, bytes] = {}
     trusted_image_certificates: tuple[str, ...] | None = None
     locked_reason: str | None = None
+    access_ip_v4: str = ""
+    access_ip_v6: str = ""
+    launch_index: int = 0
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -104,6 +107,7 @@ class Instance(msgspec.Struct, frozen=True):
     terminated_at: int | None
     locked_by: str | None  # owner | admin
     reservation_id: str
+    turn: int
     epoch: int
     revision: int
     spec: InstanceSpec
@@ -138,6 +142,7 @@ def instance_from_row(row: Mapping[str, Any]) -> Instance:
         terminated_at=row["terminated_at"],
         locked_by=row["locked_by"],
         reservation_id=row["reservation_id"],
+        turn=row["turn"],
         epoch=row["epoch"],
         revision=row["revision"],
         spec=_decode_spec(row["spec"]),

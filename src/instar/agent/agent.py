@@ -1,0 +1,195 @@
+"""The agent of a host, or of many simulated ones: takes commands from the bus, fences stale ones, calls the hypervisor,
+reports inventory and events. It needs no database.
+
+Commands for one instance run one after another, in the order in which they come; those for different ones side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+import structlog
+
+from instar.agent.fence import Fence
+from instar.agent.locks import Locks
+from instar.bus.contract import Bus, Message, Reply, Subscription
+from instar.config import HostSettings
+from instar.errors import HypervisorUnavailable, InstarError, StepFailed
+from instar.hypervisor.contract import Hypervisor
+from instar.model import commands as c
+from instar.model.guest import GuestEvent
+from instar.model.host import HOST_REPORTS, HostReport
+
+log = structlog.get_logger()
+
+_decoders = {
+    command.__name__: msgspec.msgpack.Decoder(command) for command in c.AnyCommand.__args__
+}
+_encode = msgspec.msgpack.Encoder(enc_hook=str).encode
+INVENTORY_DEADLINE_S = 10.0
+
+
+class HostEvent(msgspec.Struct, frozen=True):
+    """A guest's event with the host that saw it."""
+
+    host: str
+    event: GuestEvent
+
+
+class Agent:
+    """`hypervisors` maps a host's name to its hypervisor. `boot_id` tells one start of the machine from the next."""
+
+    def __init__(
+        self,
+        hypervisors: Mapping[str, Hypervisor],
+        bus: Bus,
+        fence: Fence,
+        settings: HostSettings,
+        *,
+        boot_id: Callable[[], str],
+    ) -> None:
+        self.id = os.urandom(4).hex()
+        self._hypervisors = hypervisors
+        self._bus = bus
+        self._fence = fence
+        self._settings = settings
+        self._boot_id = boot_id
+        self._locks = Locks()
+        self._served: list[Subscription] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reports: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect to the hypervisors, serve each host's queue, report for the first time."""
+        self._fence.open()
+        for host, hypervisor in self._hypervisors.items():
+            try:
+                await hypervisor.open(self._event_sender(host))
+            except HypervisorUnavailable as error:
+                log.warning("agent.hypervisor_away", host=host, reason=error.message)  # it reconnects by itself
+            self._served.append(
+                await self._bus.serve(
+                    c.HOST_QUEUE + host, self._handler(host, hypervisor), concurrency_max=self._settings.commands_max
+                )
+            )
+        for host, hypervisor in self._hypervisors.items():
+            await self._report(host, hypervisor)
+        self._reports = asyncio.create_task(self._report_for_ever(), name="agent reports")
+
+    async def close(self) -> None:
+        """Stop taking commands and disconnect. Guests go on."""
+        tasks = [*self._tasks, *([self._reports] if self._reports else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for subscription in self._served:
+            await subscription.cancel()
+        for hypervisor in self._hypervisors.values():
+            await hypervisor.close()
+        self._fence.close()
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def _handler(self, host: str, hypervisor: Hypervisor) -> Callable[[Message], asyncio.Future[Reply]]:
+        async def handle(message: Message) -> Reply:
+            started = time.perf_counter_ns()
+            try:
+                command: c.AnyCommand = _decoders[message.kind].decode(message.body)
+                body = await self._fenced(host, hypervisor, command)
+            except InstarError as error:
+                return Reply(error=(type(error).__name__, error.message, _plain(error.facts)), took_us=_since(started))
+            except Exception:
+                log.exception("agent.command_crashed", host=host, command=message.kind)
+                failure = StepFailed(step=f"{message.kind} on host {host}")
+                return Reply(error=("StepFailed", failure.message, failure.facts), took_us=_since(started))
+            return Reply(body=body, took_us=_since(started))
+
+        return handle  # type: ignore[return-value]
+
+    async def _fenced(self, host: str, hypervisor: Hypervisor, command: c.AnyCommand) -> bytes:
+        if not command.instance_id:
+            return _encode(await self._do(hypervisor, command))
+        async with self._locks.hold(f"{host} {command.instance_id}"):
+            # Asked after the lock: while this command waited, a newer operation may have come and gone.
+            if command.epoch:
+                self._fence.check(host, command.instance_id, command.epoch)
+            return _encode(await self._do(hypervisor, command))
+
+    def _do(self, hypervisor: Hypervisor, command: c.AnyCommand) -> Awaitable[object]:
+        """One line for each command: what it asks of the hypervisor."""
+        instance_id = command.instance_id
+        match command:
+            case c.Observe():
+                return hypervisor.observe(instance_id)
+            case c.EnsureImage(image=image):
+                return hypervisor.ensure_image(image)
+            case c.EnsureDisk(disk=disk):
+                return hypervisor.ensure_disk(instance_id, disk)
+            case c.EnsureNoDisks():
+                return hypervisor.ensure_no_disks(instance_id)
+            case c.EnsurePorts(ports=ports):
+                return hypervisor.ensure_ports(instance_id, ports)
+            case c.EnsureNoPorts():
+                return hypervisor.ensure_no_ports(instance_id)
+            case c.EnsureRunning(guest=guest):
+                return hypervisor.ensure_running(guest)
+            case c.EnsureRestarted(guest=guest, was_domain_id=was):
+                return hypervisor.ensure_restarted(guest, was_domain_id=was)
+            case c.EnsureStopped(grace_s=grace_s):
+                return hypervisor.ensure_stopped(instance_id, grace_s=grace_s)
+            case c.AwaitSoftReboot(was_domain_id=was_id, wait_s=wait_s):
+                return hypervisor.await_soft_reboot(instance_id, was_domain_id=was_id, wait_s=wait_s)
+            case c.EnsureAbsent(keep_disks=keep_disks):
+                return hypervisor.ensure_absent(instance_id, keep_disks=keep_disks)
+            case c.ReadConsole(length_bytes=length_bytes):
+                return hypervisor.console_output(instance_id, length_bytes=length_bytes)
+            case c.TakeCensus():
+                return hypervisor.census()
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _event_sender(self, host: str) -> Callable[[GuestEvent], None]:
+        def send(event: GuestEvent) -> None:
+            body = _encode(HostEvent(host, event))
+            task = asyncio.create_task(self._bus.publish(c.GUEST_EVENTS, Message("HostEvent", body)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return send
+
+    async def _report_for_ever(self) -> None:
+        """Each host once in a heartbeat, spread over its time so that thousands do not come at once."""
+        hosts = list(self._hypervisors.items())
+        pause_every = max(1, len(hosts) // 50)
+        while True:
+            started = time.monotonic()
+            for number, (host, hypervisor) in enumerate(hosts):
+                if number % pause_every == 0:
+                    due = started + self._settings.heartbeat_s * (number / len(hosts))
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                try:
+                    await self._report(host, hypervisor)
+                except Exception:
+                    log.exception("agent.report_failed", host=host)
+            await asyncio.sleep(max(0.0, started + self._settings.heartbeat_s - time.monotonic()))
+
+    async def _report(self, host: str, hypervisor: Hypervisor) -> None:
+        inventory = None
+        try:
+            inventory = await asyncio.wait_for(hypervisor.inventory(), INVENTORY_DEADLINE_S)
+        except (InstarError, TimeoutError) as error:
+            log.debug("agent.hypervisor_away", host=host, reason=str(error))
+        report = HostReport(host, self._boot_id(), self.id, inventory is not None, inventory)
+        await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report)))
+
+
+def _since(started_ns: int) -> int:
+    return (time.perf_counter_ns() - started_ns) // 1000
+
+
+def _plain(facts: dict[str, object]) -> dict[str, str | int | float | None]:
+    return {name: v if isinstance(v, str | int | float | None) else str(v) for name, v in facts.items()}

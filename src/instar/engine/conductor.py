@@ -1,0 +1,255 @@
+"""A conductor: takes operations from the queue, runs them, and takes over what another one left unfinished.
+
+Ownership: an operation belongs to one conductor, under an epoch that grows with each change of hands. A conductor shows
+that it lives by a number that it counts up in the database; one whose number stands still for a lease's time, by the
+watcher's own clock, has lost its operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+import structlog
+
+from instar.bus.contract import Bus, Message, NobodyListens, Reply, Subscription
+from instar.clock import now_us
+from instar.config import EngineSettings
+from instar.engine.notifications import Outbox
+from instar.engine.run import Run
+from instar.errors import LeaseLost, NotFound
+from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_QUEUE
+from instar.model.operation import Operation, OperationAccepted, operation_from_row
+from instar.store.contract import Store, WriteConflict
+from instar.store.instances import instance_bump_epoch, instance_fetch
+from instar.store.operations import (
+    conductor_beat,
+    conductor_register,
+    conductor_remove,
+    conductors_fetch,
+    operation_fetch,
+    operation_take,
+    operations_unfinished,
+    steps_fetch,
+)
+
+log = structlog.get_logger()
+
+LifecycleFunction = Callable[[Run], Awaitable[None]]
+Clock = Callable[[], float]
+BEATS_PER_LEASE = 3
+
+
+class Conductor:
+    """`functions` has the lifecycle function of each action. `alone`: no other process uses this database, so whatever
+    is owned by somebody else belongs to a process that is dead."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        functions: Mapping[str, LifecycleFunction],
+        settings: EngineSettings,
+        *,
+        alone: bool,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        self.id = f"conductor-{os.urandom(4).hex()}"
+        self._store = store
+        self._bus = bus
+        self._functions = functions
+        self._settings = settings
+        self._alone = alone
+        self._monotonic = monotonic
+        self._outbox = Outbox(store, bus)
+        self._running: dict[str, tuple[Run | None, asyncio.Task[None]]] = {}
+        self._slots = asyncio.Semaphore(settings.operations_max)
+        self._loops: list[asyncio.Task[None]] = []
+        self._subscriptions: list[Subscription] = []
+        self._seen_beats: dict[str, tuple[int, float]] = {}
+
+    async def open(self) -> None:
+        """Register, take over what is unfinished, and serve the queue."""
+        await self._store.write(conductor_register(self.id))
+        await self._look_for_work(first=True)
+        self._subscriptions = [
+            await self._bus.subscribe(CANCEL_TOPIC, self._on_cancel),
+            await self._bus.serve(CONDUCTOR_QUEUE, self._on_accepted, concurrency_max=self._settings.operations_max),
+        ]
+        self._loops = [
+            asyncio.create_task(self._beat(), name="conductor beat"),
+            asyncio.create_task(self._poll(), name="conductor poll"),
+            asyncio.create_task(self._outbox.run(), name="conductor outbox"),
+        ]
+
+    async def close(self) -> None:
+        """Stop. What is in flight stays in the journal, for the next that starts."""
+        for subscription in self._subscriptions:
+            await subscription.cancel()
+        tasks = [*self._loops, *(task for _, task in self._running.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._store.write(conductor_remove(self.id))
+
+    @property
+    def in_flight(self) -> list[str]:
+        """Ids of the operations that run here."""
+        return list(self._running)
+
+    # --- taking operations ------------------------------------------------------------------------------------------
+
+    async def _on_accepted(self, message: Message) -> Reply:
+        accepted = msgspec.msgpack.decode(message.body, type=OperationAccepted)
+        await self._slots.acquire()  # back-pressure: an operation waits in the queue until there is room for it
+        self._slots.release()
+        await self._take(accepted.operation_id, None)
+        return Reply()
+
+    async def _take(self, operation_id: str, from_owner: str | None) -> None:
+        """Own and start an operation, unless someone else does or an older one of the instance is still unfinished."""
+        if operation_id in self._running:
+            return
+        operation = await operation_fetch(self._store, operation_id)
+        if operation is None or operation.finished_at is not None:
+            return
+        bump = instance_bump_epoch(operation.instance_id)
+        try:
+            results = await self._store.write(bump, operation_take(operation_id, self.id, from_owner=from_owner))
+        except WriteConflict:
+            await self._tell_to_cancel(operation.instance_id, operation.action)
+            return
+        taken = operation_from_row(results[-1].rows[0])  # type: ignore[arg-type]
+        if from_owner is not None:
+            log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
+        task = asyncio.create_task(self._run(taken), name=f"{taken.action} {taken.instance_id}")
+        self._running[operation_id] = (None, task)
+
+    async def _tell_to_cancel(self, instance_id: str, by: str) -> None:
+        """Whoever runs the operation that stands before it ends its step now, rather than at its next write."""
+        body = msgspec.msgpack.encode((instance_id, by))
+        await self._bus.publish(CANCEL_TOPIC, Message("Cancel", body))
+
+    async def _on_cancel(self, message: Message) -> None:
+        instance_id, by = msgspec.msgpack.decode(message.body, type=tuple[str, str])
+        for run, _ in list(self._running.values()):
+            if run is None or run.instance.id != instance_id:
+                continue
+            current = await operation_fetch(self._store, run.operation.id)
+            if current is not None and current.cancelled_by:
+                run.cancel(by)
+
+    # --- running one ------------------------------------------------------------------------------------------------
+
+    async def _run(self, operation: Operation) -> None:
+        following: str | None = None
+        try:
+            async with self._slots:
+                following = await self._run_to_its_end(operation)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # The database is away, or a defect: the operation stays ours in the record, and the poll takes it up again.
+            log.exception("operation.interrupted", action=operation.action, instance=operation.instance_id)
+        finally:
+            self._running.pop(operation.id, None)
+        if following:
+            await self._take(following, None)
+
+    async def _run_to_its_end(self, operation: Operation) -> str | None:
+        started = time.monotonic()
+        try:
+            instance = await instance_fetch(self._store, operation.instance_id)
+        except NotFound:
+            log.error("operation.without_instance", action=operation.action, instance=operation.instance_id)
+            return None
+        # A first run has no journal to read: epochs and turns grow together until somebody takes over.
+        steps = await steps_fetch(self._store, operation.id)
+        run = Run(
+            operation, instance, steps,
+            store=self._store, bus=self._bus, step_deadline_s=self._settings.step_deadline_s,
+        )  # fmt: skip
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[operation.id] = (run, task)
+        error: Exception | None = None
+        try:
+            await self._functions[operation.action](run)
+            assert run.settled, f"{operation.action} returned without settling"
+        except LeaseLost:
+            log.warning("operation.lease_lost", action=operation.action, instance=instance.id)
+            return None
+        except Exception as failure:
+            error = failure
+            if not run.settled:
+                await run.fail(failure)
+        self._outbox.nudge()
+        took_ms = round((time.monotonic() - started) * 1000)
+        name, fields = operation.action, {"instance": instance.id, "took_ms": took_ms, "request": operation.request_id}
+        if error is None:
+            log.info("operation.done", action=name, **fields)
+        else:
+            log.warning("operation.failed", action=name, reason=str(error), **fields)
+        return run.next_operation_id
+
+    # --- life and death of conductors -------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease_s / BEATS_PER_LEASE)
+            try:
+                await self._store.write(conductor_beat(self.id))
+            except WriteConflict:
+                log.error("conductor.lease_lost", conductor=self.id)
+                await self._store.write(conductor_register(self.id))
+            except Exception:
+                log.exception("conductor.beat_failed")
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll_s)
+            try:
+                await self._look_for_work(first=False)
+            except Exception:
+                log.exception("conductor.poll_failed")
+
+    async def _look_for_work(self, *, first: bool) -> None:
+        """Take what nobody owns, and what is owned by the dead. Told operations are found here when the word was lost."""
+        lost = await self._lost_conductors(first=first)
+        for operation in await operations_unfinished(self._store):
+            fresh = now_us() - operation.started_at < self._settings.poll_s * 1e6
+            if operation.owner is None and (first or not fresh):
+                await self._take(operation.id, None)
+            elif operation.owner in lost or (operation.owner == self.id and operation.id not in self._running):
+                await self._take(operation.id, operation.owner)
+        for conductor_id in lost:
+            await self._store.write(conductor_remove(conductor_id))
+
+    async def _lost_conductors(self, *, first: bool) -> set[str]:
+        """Conductors whose beat stood still for a lease, and owners that are not registered at all."""
+        beats = await conductors_fetch(self._store)
+        now = self._monotonic()
+        lost: set[str] = set()
+        for conductor_id, beat in beats.items():
+            seen = self._seen_beats.get(conductor_id)
+            if seen is None or seen[0] != beat:
+                self._seen_beats[conductor_id] = (beat, now)
+            elif now - seen[1] > self._settings.lease_s:
+                lost.add(conductor_id)
+            if self._alone and first:
+                lost.add(conductor_id)
+        lost.discard(self.id)
+        owners = {operation.owner for operation in await operations_unfinished(self._store)}
+        return lost | {owner for owner in owners if owner and owner not in beats}
+
+
+async def tell_accepted(bus: Bus, operation: Operation) -> None:
+    """Put an accepted operation on the conductors' queue. No conductor there: the next one finds it in the database."""
+    body = msgspec.msgpack.encode(OperationAccepted(operation.id, operation.instance_id))
+    try:
+        await bus.send(CONDUCTOR_QUEUE, Message("OperationAccepted", body))
+    except NobodyListens:
+        log.warning("conductor.none", action=operation.action, instance=operation.instance_id)

@@ -1,0 +1,108 @@
+"""Telling hosts what to ensure: the conductor's side of `hypervisor.contract`, over the bus.
+
+A `HostClient` belongs to one operation and stamps its epoch on every command. Each method is a step's call: its arguments
+and its result can be journaled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from instar.bus.contract import Bus, Message, NobodyListens
+from instar.errors import HostUnreachable, StepTimeout, revive
+from instar.model import commands as c
+from instar.model.guest import (
+    DiskDefinition,
+    GuestDefinition,
+    GuestState,
+    HostCensus,
+    ImageSource,
+    SoftRebootOutcome,
+)
+from instar.model.network import PortDefinition
+
+T = TypeVar("T")
+_encode = msgspec.msgpack.Encoder().encode
+ANSWER_MARGIN_S = 5.0  # a command that waits for a guest gets so much more time for its answer
+
+
+class HostClient:
+    """Commands to hosts for one instance under one epoch (0 and no instance: questions that change nothing)."""
+
+    participant = "compute"
+
+    def __init__(self, bus: Bus, *, instance_id: str = "", epoch: int = 0, deadline_s: float = 120.0) -> None:
+        self._bus = bus
+        self._instance_id = instance_id
+        self._epoch = epoch
+        self._deadline_s = deadline_s
+        self.hypervisor_us = 0  # time that hosts themselves worked, since it was last set to 0
+
+    async def observe(self, host: str) -> GuestState:
+        return await self._call(host, c.Observe(**self._fence()), GuestState)
+
+    async def ensure_image(self, host: str, image: ImageSource) -> None:
+        await self._call(host, c.EnsureImage(image=image, **self._fence()), None)
+
+    async def ensure_disk(self, host: str, disk: DiskDefinition) -> None:
+        await self._call(host, c.EnsureDisk(disk=disk, **self._fence()), None)
+
+    async def ensure_no_disks(self, host: str, *_: Any) -> None:
+        await self._call(host, c.EnsureNoDisks(**self._fence()), None)
+
+    async def ensure_ports(self, host: str, ports: tuple[PortDefinition, ...]) -> None:
+        await self._call(host, c.EnsurePorts(ports=ports, **self._fence()), None)
+
+    async def ensure_no_ports(self, host: str, *_: Any) -> None:
+        await self._call(host, c.EnsureNoPorts(**self._fence()), None)
+
+    async def ensure_running(self, host: str, guest: GuestDefinition) -> GuestState:
+        return await self._call(host, c.EnsureRunning(guest=guest, **self._fence()), GuestState)
+
+    async def ensure_restarted(self, host: str, guest: GuestDefinition, was_domain_id: int | None) -> GuestState:
+        command = c.EnsureRestarted(guest=guest, was_domain_id=was_domain_id, **self._fence())
+        return await self._call(host, command, GuestState)
+
+    async def ensure_stopped(self, host: str, grace_s: float) -> GuestState:
+        return await self._call(host, c.EnsureStopped(grace_s=grace_s, **self._fence()), GuestState, extra_s=grace_s)
+
+    async def ensure_not_running(self, host: str, *_: Any) -> None:
+        """Undo of starting a guest that was defined before."""
+        await self.ensure_stopped(host, 0.0)
+
+    async def await_soft_reboot(self, host: str, was_domain_id: int, wait_s: float) -> SoftRebootOutcome:
+        command = c.AwaitSoftReboot(was_domain_id=was_domain_id, wait_s=wait_s, **self._fence())
+        return await self._call(host, command, SoftRebootOutcome, extra_s=wait_s)
+
+    async def ensure_absent(self, host: str, *, keep_disks: bool = False) -> None:
+        await self._call(host, c.EnsureAbsent(keep_disks=keep_disks, **self._fence()), None)
+
+    async def ensure_no_guest(self, host: str, *_: Any) -> None:
+        """Undo of `ensure_running`: the domain is gone, the disks are the business of their own step's undo."""
+        await self.ensure_absent(host, keep_disks=True)
+
+    async def console_output(self, host: str, length_bytes: int) -> bytes:
+        return await self._call(host, c.ReadConsole(length_bytes=length_bytes, **self._fence()), bytes)
+
+    async def census(self, host: str) -> HostCensus:
+        return await self._call(host, c.TakeCensus(), HostCensus)
+
+    def _fence(self) -> dict[str, Any]:
+        return {"instance_id": self._instance_id, "epoch": self._epoch}
+
+    async def _call(self, host: str, command: c.AnyCommand, result: type[T] | None, extra_s: float = 0.0) -> T:
+        deadline_s = self._deadline_s + extra_s + (ANSWER_MARGIN_S if extra_s else 0.0)
+        message = Message(type(command).__name__, _encode(command), deadline_s)
+        try:
+            reply = await self._bus.call(c.HOST_QUEUE + host, message)
+        except NobodyListens as error:
+            raise HostUnreachable(host=host) from error
+        except TimeoutError as error:
+            what = f"host {host} to answer {message.kind}"
+            raise StepTimeout(what=what, waited_s=deadline_s) from error
+        self.hypervisor_us += reply.took_us
+        if reply.error is not None:
+            raise revive(*reply.error)
+        return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]

@@ -1,0 +1,105 @@
+"""Notifications: recorded in the transaction that they tell of, published from the outbox afterwards.
+
+So none is lost by a crash; one may come twice, and carries a `message_id` to see it by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import Any
+
+import msgspec
+import structlog
+
+from instar.bus.contract import Bus, Message
+from instar.clock import iso, now_us
+from instar.errors import InstarError
+from instar.model.instance import Instance, InstanceFacts
+from instar.model.operation import Notification, Operation
+from instar.model.states import VmState
+from instar.store.contract import Store
+from instar.store.operations import notification_remove, notifications_fetch
+
+log = structlog.get_logger()
+
+TOPIC = "notifications."  # + instance.<action>.<phase>
+BATCH_MAX = 200
+RETRY_S = 1.0
+
+
+def notification(
+    instance: Instance,
+    operation: Operation,
+    phase: str,
+    vm_state: VmState,
+    facts: InstanceFacts,
+    fault: InstarError | None,
+) -> Notification:
+    """`phase` is start, end or error. The id begins with the time, so the outbox is read in order."""
+    flavor = instance.spec.flavor
+    payload: dict[str, Any] = {
+        "uuid": instance.id,
+        "display_name": instance.name,
+        "tenant_id": instance.project_id,
+        "user_id": instance.user_id,
+        "request_id": operation.request_id,
+        "state": vm_state.value,
+        "task_state": instance.task_state.value if phase == "start" and instance.task_state else None,
+        "host": instance.host,
+        "flavor": {"flavorid": flavor.id, "name": flavor.name, "vcpus": flavor.vcpus, "memory_mb": flavor.memory_mib},
+        "image_uuid": instance.spec.image.id if instance.spec.image else None,
+        "ip_addresses": [
+            {"mac": port.definition.mac_address, "address": ip.ip_address, "port_uuid": port.definition.id}
+            for port in facts.ports
+            for ip in port.definition.fixed_ips
+        ],
+        "block_devices": [],
+        "created_at": iso(instance.created_at),
+        "launched_at": iso(instance.launched_at) if instance.launched_at else None,
+        "fault": {"exception": type(fault).__name__, "exception_message": fault.message} if fault else None,
+    }
+    time_us = now_us()
+    return Notification(
+        message_id=f"{time_us:016x}-{os.urandom(6).hex()}",
+        event_type=f"instance.{operation.action}.{phase}",
+        timestamp=time_us,
+        payload=payload,
+        publisher_id=f"conductor:{operation.owner}",
+        priority="ERROR" if phase == "error" else "INFO",
+    )
+
+
+class Outbox:
+    """Publishes what was recorded. `nudge` after a commit; a timer finds what an earlier process left."""
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self._store = store
+        self._bus = bus
+        self._waiting = asyncio.Event()
+
+    def nudge(self) -> None:
+        self._waiting.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._waiting.clear()
+            try:
+                while await self._publish_some():
+                    pass
+            except Exception:
+                log.exception("outbox.failed")
+                await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._waiting.wait(), timeout=30)
+
+    async def _publish_some(self) -> bool:
+        found = await notifications_fetch(self._store, BATCH_MAX)
+        for _, body in found:
+            told = msgspec.msgpack.decode(body, type=Notification)
+            await self._bus.publish(TOPIC + told.event_type, Message("Notification", body))
+        if found:
+            await self._store.write(*(notification_remove(message_id) for message_id, _ in found))
+        return len(found) == BATCH_MAX

@@ -1,0 +1,301 @@
+"""One operation as it runs: steps that replay from the journal, undo in reverse, and the end of it all.
+
+A lifecycle function is called from its beginning each time a conductor takes the operation up. `step` returns what the
+journal has, and executes the first that the journal does not have; so the function must depend only on its arguments and
+on what steps return. What a step found is committed together with the start of the next one: one transaction a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+
+from instar.bus.contract import Bus
+from instar.clock import now_us
+from instar.engine.hosts import HostClient
+from instar.engine.journal import Journal, decode_output
+from instar.engine.notifications import notification
+from instar.errors import Cancelled, InstarError, LeaseLost, OperationError, StepFailed, StepTimeout, TaskStateConflict
+from instar.model.instance import Fault, Instance
+from instar.model.operation import Operation, Step
+from instar.model.states import TRANSITIONS, PowerState, TaskState, VmState
+from instar.store.contract import Result, Statement, Store, Value
+from instar.store.instances import addresses_text, encode_facts, instance_change, instance_fetch
+from instar.store.operations import (
+    GuardRefused,
+    notification_insert,
+    operation_fetch,
+    operation_finish,
+    operation_guard,
+    step_start,
+)
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+UNDO_DEADLINE_S = 60.0
+
+
+class _Undo(NamedTuple):
+    name: str
+    call: Callable[..., Awaitable[object]]
+    args: tuple[Any, ...]
+    participant: str
+    host: str | None
+
+
+class Run:
+    """`instance` is as it was when this run began; what the operation itself changes comes from step results."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        instance: Instance,
+        steps: list[Step],
+        *,
+        store: Store,
+        bus: Bus,
+        step_deadline_s: float,
+    ) -> None:
+        self.operation = operation
+        self.instance = instance
+        self.hosts = HostClient(bus, instance_id=instance.id, epoch=operation.epoch, deadline_s=step_deadline_s)
+        self.facts = instance.facts
+        self.failed_state = TRANSITIONS[operation.rule].fails or operation.vm_state_before
+        self.settled = False
+        self.next_operation_id: str | None = None
+        self._store = store
+        self._step_deadline_s = step_deadline_s
+        self._journal = Journal(operation.id, steps)
+        self._task: TaskState | None = TRANSITIONS[operation.rule].task
+        self._row_task = instance.task_state  # what the database has: every write compares and swaps
+        self._undos: list[_Undo] = []
+        self._changes: dict[str, Value] = {}
+        self._pending: list[Statement] = []
+        self._executing: asyncio.Future[Any] | None = None
+        self._cancelled_by: str | None = None
+
+    # --- what a lifecycle function calls ----------------------------------------------------------------------------
+
+    async def step(
+        self,
+        name: str,
+        call: Callable[..., Awaitable[T]],
+        /,
+        *args: Any,
+        undo: Callable[..., Awaitable[object]] | None = None,
+        task: TaskState | None = None,
+        on: str | None = None,
+        deadline_s: float | None = None,
+    ) -> T:
+        """Do `call(*args)` once, and remember what it returned. `task` is the task_state from its start on, `on` the
+        participant that does it (else what the call belongs to says). A call to a host names the host first.
+
+        `undo(*args)` is called when the operation fails later, or fails in this very step: it must stand a call that
+        has done nothing, or only half. Raises what the call raises, StepTimeout after `deadline_s`, Cancelled when
+        another operation takes over, LeaseLost when another conductor did."""
+        name = self._journal.unique(name)
+        participant = on or getattr(getattr(call, "__self__", None), "participant", "conductor")
+        host = args[0] if participant == HostClient.participant else None
+        undoing = _Undo(name, undo, args, participant, host) if undo else None
+        recorded = self._journal.get(name)
+        if recorded is not None and recorded.result is not None:
+            return self._replay(recorded, call, undoing)
+        self._task = task or self._task
+        await self._begin(name, participant, host)
+        if undoing:
+            self._undos.append(undoing)
+        return await self._execute(name, call, args, deadline_s or self._step_deadline_s, forward=True)
+
+    def note(self, *, facts: dict[str, Any] | None = None, **columns: Value) -> None:
+        """Change the instance's row with the next transaction: `facts` by field, columns by name."""
+        if facts:
+            self.facts = msgspec.structs.replace(self.facts, **facts)
+            self._changes["facts"] = encode_facts(self.facts)
+            self._changes["addresses"] = addresses_text(self.facts)
+        self._changes.update(columns)
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[None]:
+        """If the block fails, its steps are undone before the error goes on: what was before the block stands."""
+        mark = len(self._undos)
+        try:
+            yield
+        except (LeaseLost, Cancelled):
+            raise  # not ours any more; or all of the operation is unwound, not just this block
+        except Exception:
+            await self._unwind(mark)
+            raise
+
+    async def settle(
+        self,
+        vm_state: VmState,
+        *,
+        power_state: PowerState | None = None,
+        fault: InstarError | None = None,
+        also: tuple[Statement, ...] = (),
+    ) -> None:
+        """End the operation well: stable state, no task, record and notification in one transaction.
+
+        `fault`: it ended in that state, but not as asked; the record says Error. `also` joins the transaction."""
+        self._changes["vm_state"] = vm_state.value
+        if power_state is not None:
+            self._changes["power_state"] = int(power_state)
+        self.note(facts={"fault": _fault(fault) if fault else None})
+        finish = operation_finish(
+            self.operation.id, result="Error" if fault else "Success", message=fault.message if fault else None
+        )
+        told = notification(self.instance, self.operation, "error" if fault else "end", vm_state, self.facts, fault)
+        guard = operation_guard(self.operation, forward=True)
+        statements = (guard, *self._pending, *also, self._change(None), finish, notification_insert(told))
+        results = await self._write(statements)
+        self._ended(results[-2])
+
+    # --- what the conductor calls -----------------------------------------------------------------------------------
+
+    async def fail(self, error: Exception) -> None:
+        """Unwind everything, put the instance back and record why. The instance's own state, where it is still ours."""
+        await self._unwind(0)
+        shown = error if isinstance(error, InstarError) else StepFailed(step=self.operation.action)
+        finish = operation_finish(self.operation.id, result="Error", message=shown.message)
+        guard = operation_guard(self.operation, forward=False)
+        ours = not isinstance(error, Cancelled | TaskStateConflict)
+        told = notification(self.instance, self.operation, "error", self.failed_state, self.facts, shown)
+        rest = (finish, notification_insert(told))
+        if ours:
+            self._changes["vm_state"] = self.failed_state.value
+            self.note(facts={"fault": _fault(shown, error)})
+            try:
+                results = await self._write((guard, *self._pending, self._change(None), *rest))
+            except TaskStateConflict:
+                ours = False
+        if not ours:
+            results = await self._write((guard, *self._pending, *rest))
+        self._ended(results[-2])
+
+    def cancel(self, by: str) -> None:
+        """Another operation takes over: the step at hand ends now, as Cancelled."""
+        self._cancelled_by = by
+        if self._executing is not None:
+            self._executing.cancel()
+
+    @property
+    def in_flight(self) -> str | None:
+        """The step that the journal began last, for logs."""
+        return self._journal.last_name
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _replay(self, step: Step, call: Callable[..., Awaitable[T]], undoing: _Undo | None) -> T:
+        self._task = TaskState(step.task_state) if step.task_state else self._task
+        self._changes.clear()  # committed with the start of this step
+        if undoing:
+            self._undos.append(undoing)
+        if step.result == "Error":
+            raise self._journal.error_of(step)
+        return decode_output(step, call)
+
+    async def _begin(self, name: str, participant: str, host: str | None, *, forward: bool = True) -> None:
+        """Commit what the last step found, the changes of the row and the start of this step, in one transaction."""
+        if forward and self._cancelled_by:
+            raise Cancelled(by=self._cancelled_by)
+        statements = [operation_guard(self.operation, forward=forward), *self._pending]
+        started = self._journal.get(name)
+        if started is None:
+            started = self._journal.start(name, participant, host, self._task)
+            statements.append(step_start(started))
+            if started.seq == 0:
+                told = notification(self.instance, self.operation, "start", self.instance.vm_state, self.facts, None)
+                statements.append(notification_insert(told))
+        if forward:
+            statements.append(self._change(self._task))
+        try:
+            await self._write(tuple(statements))
+        except Exception:
+            self._journal.forget(name)
+            raise
+        self._pending.clear()
+        if forward:
+            self._row_task = self._task
+            self._changes.clear()
+
+    async def _execute(
+        self, name: str, call: Callable[..., Awaitable[T]], args: tuple[Any, ...], limit_s: float, *, forward: bool
+    ) -> T:
+        self.hosts.hypervisor_us = 0
+        executing = asyncio.ensure_future(call(*args))
+        self._executing = executing if forward else None  # an undo is never cancelled: what takes over waits for it
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                output = await executing
+        except asyncio.CancelledError:
+            if not forward or self._cancelled_by is None or not executing.cancelled():
+                raise  # the process stops: the journal has the start, the next run goes on from here
+            raise self._failed(name, Cancelled(by=self._cancelled_by)) from None
+        except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                error = StepTimeout(what=f"step '{name}'", waited_s=limit_s)
+            raise self._failed(name, error) from error
+        finally:
+            self._executing = None
+        self._pending.append(self._journal.succeed(name, output, self.hosts.hypervisor_us))
+        return output
+
+    def _failed(self, name: str, error: Exception) -> Exception:
+        """Record the failure of a step; an error that nobody defined becomes StepFailed, its traceback kept."""
+        trace = "".join(traceback.format_exception(error))
+        if not isinstance(error, InstarError):
+            log.error("step.crashed", operation=self.operation.action, step=name, exc_info=error)
+            error = StepFailed(step=f"Step '{name}'")
+        self._pending.append(self._journal.fail(name, error, trace, self.hosts.hypervisor_us))
+        return error
+
+    async def _unwind(self, mark: int) -> None:
+        """Undo in reverse what was done since `mark`. An undo that fails is recorded, and left to the reconciler."""
+        while len(self._undos) > mark:
+            undo = self._undos.pop()
+            name = self._journal.unique(f"undo {undo.name}")
+            recorded = self._journal.get(name)
+            if recorded is not None and recorded.result is not None:
+                continue
+            await self._begin(name, undo.participant, undo.host, forward=False)
+            try:
+                await self._execute(name, undo.call, undo.args, UNDO_DEADLINE_S, forward=False)
+            except (OperationError, StepFailed) as error:
+                log.warning("undo.failed", operation=self.operation.action, step=undo.name, reason=error.message)
+
+    def _change(self, task: TaskState | None) -> Statement:
+        return instance_change(self.instance.id, self._row_task, task, self._changes)
+
+    async def _write(self, statements: tuple[Statement, ...]) -> list[Result]:
+        try:
+            return await self._store.write(*statements)
+        except GuardRefused:
+            current = await operation_fetch(self._store, self.operation.id)
+            mine = current and (current.owner, current.epoch) == (self.operation.owner, self.operation.epoch)
+            if current and mine and current.finished_at is None and current.cancelled_by:
+                raise Cancelled(by=current.cancelled_by) from None
+            raise LeaseLost(id=self.operation.id) from None
+
+    def _ended(self, finished: Result) -> None:
+        self.settled = True
+        self._pending.clear()
+        self.next_operation_id = finished.rows[0]["next_id"]
+
+    async def current_instance(self) -> Instance:
+        """The row as it is now, for a step that must read it."""
+        return await instance_fetch(self._store, self.instance.id)
+
+
+def _fault(error: InstarError, cause: Exception | None = None) -> Fault:
+    details = error.facts.get("details", "")
+    if isinstance(details, list | tuple):
+        details = "\n".join(str(line) for line in details)
+    code = error.status if error.status >= 400 else 500
+    return Fault(code=code, message=error.message[:255], created_at=now_us(), details=str(details))

@@ -1,0 +1,105 @@
+"""Create: scheduling → networking → block_device_mapping → spawning → active (LIFECYCLE, create).
+
+A failure on a host gives everything on that host back and tries the next candidate. When none is left the instance is
+in error, and its fault says why each host said no. A failure never leaks an address, a claim or a disk.
+"""
+
+from __future__ import annotations
+
+from instar.clock import now_us
+from instar.engine.run import Run
+from instar.errors import (
+    DiskFull,
+    HostUnreachable,
+    HypervisorError,
+    HypervisorUnavailable,
+    InstarError,
+    NoValidHost,
+    StepFailed,
+    StepTimeout,
+)
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import disks_of, guest_of
+from instar.model.network import InstancePort
+from instar.model.states import PowerState, TaskState, VmState
+from instar.scheduling.scheduler import HostFull, SchedulingRequest
+
+# What may be better on another host. An image that is gone or a network without addresses is no better anywhere.
+WORTH_ANOTHER_HOST = (HostFull, HostUnreachable, HypervisorUnavailable, HypervisorError, DiskFull, StepTimeout, StepFailed)
+
+
+async def build(run: Run, cloud: Cloud) -> None:
+    """Find a host for the instance and start its guest there. Raises NoValidHost, ImageGone, NoFreeAddress, PortInUse."""
+    selection = await run.step("select hosts", cloud.scheduler.candidates, scheduling_request(run))
+    refusals: list[tuple[str, InstarError]] = []
+    for host in selection.hosts:
+        try:
+            async with run.scope():
+                await _build_on(run, cloud, host)
+            return
+        except WORTH_ANOTHER_HOST as error:
+            refusals.append((host, error))
+            run.note(host=None, facts={"ports": ()})
+    tried = "; ".join(error.message for _, error in refusals)
+    lines = [f"{host}: {error.message}" for host, error in refusals]
+    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[*lines, *selection.details])
+
+
+async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
+    instance, hosts = run.instance, run.hosts
+    await run.step("claim", cloud.scheduler.claim, f"{run.operation.id}:{host}", instance.id, host, instance.spec.flavor,
+                   undo=cloud.scheduler.release)  # fmt: skip
+    ports = await run.step("allocate ports", allocate_ports, run, cloud, host,
+                           undo=release_ports, task=TaskState.NETWORKING, on="network")  # fmt: skip
+    run.note(host=host, facts={"ports": ports})
+    source = await run.step("find image", cloud.images.image_source, image_id(run), task=TaskState.BLOCK_DEVICE_MAPPING)
+    disks = disks_of(instance, source)
+    await run.step("fetch image", hosts.ensure_image, host, source, task=TaskState.SPAWNING)
+    for disk in disks:
+        await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk, undo=hosts.ensure_no_disks)
+    plugged = tuple(port.definition for port in ports)
+    if plugged:
+        await run.step("set up ports", hosts.ensure_ports, host, plugged, undo=hosts.ensure_no_ports)
+    guest = guest_of(instance, disks, ports)
+    state = await run.step("start guest", hosts.ensure_running, host, guest, undo=hosts.ensure_no_guest)
+    if state.power_state is not PowerState.RUNNING:
+        raise HypervisorError(reason=f"the guest is not running on host {host}")
+    run.note(launched_at=now_us())
+    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+
+
+def scheduling_request(run: Run) -> SchedulingRequest:
+    spec = run.instance.spec
+    return SchedulingRequest(
+        instance_id=run.instance.id,
+        project_id=run.instance.project_id,
+        flavor=spec.flavor,
+        image_properties=spec.image.properties if spec.image else {},
+        availability_zone=spec.availability_zone,
+        requested_host=spec.requested_host,
+        hints=spec.hints,
+        group_id=spec.group_id,
+    )
+
+
+def image_id(run: Run) -> str:
+    assert run.instance.spec.image is not None, "the API accepts no server without an image"
+    return run.instance.spec.image.id
+
+
+async def allocate_ports(run: Run, cloud: Cloud, host: str) -> tuple[InstancePort, ...]:
+    """Ports with addresses, bound to the host."""
+    instance, spec = run.instance, run.instance.spec
+    await cloud.networks.allocate(
+        instance.id,
+        project_id=instance.project_id,
+        hostname=instance.hostname,
+        requested=spec.networks,
+        security_groups=spec.security_groups,
+        availability_zone=instance.availability_zone or "",
+    )
+    return await cloud.networks.bind(instance.id, host=host)
+
+
+async def release_ports(run: Run, cloud: Cloud, _host: str) -> None:
+    await cloud.networks.release(run.instance.id)

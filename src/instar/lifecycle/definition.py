@@ -1,0 +1,124 @@
+"""What a host is told of a guest, made from the instance's record alone: pure functions, no waiting.
+
+Build uses it once; a hard reboot makes it anew from what the database says now.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from instar.errors import Conflict, ImageGone, NotFound
+from instar.images.contract import ImageService
+from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, ImageSource
+from instar.model.instance import Instance
+from instar.model.network import InstancePort
+
+GIB = 1 << 30
+MIB = 1 << 20
+ROOT, EPHEMERAL, SWAP = "root", "ephemeral0", "swap"
+
+
+def disks_of(instance: Instance, source: ImageSource | None) -> tuple[DiskDefinition, ...]:
+    """Root (from the image; a flavor without a disk takes the image's size), then ephemeral, then swap."""
+    flavor = instance.spec.flavor
+    virtual_size = source.virtual_size_bytes if source else instance_image_size(instance)
+    disks = [DiskDefinition(ROOT, max(flavor.root_gib * GIB, virtual_size), source)]
+    if flavor.ephemeral_gib:
+        disks.append(DiskDefinition(EPHEMERAL, flavor.ephemeral_gib * GIB))
+    if flavor.swap_mib:
+        disks.append(DiskDefinition(SWAP, flavor.swap_mib * MIB))
+    return tuple(disks)
+
+
+def instance_image_size(instance: Instance) -> int:
+    return instance.spec.image.virtual_size_bytes if instance.spec.image else 0
+
+
+async def source_if_there(images: ImageService, instance: Instance) -> ImageSource | None:
+    """The image's data, for a host that may have to fetch it again. None: the image is gone, what is on disk must do."""
+    if instance.spec.image is None:
+        return None
+    try:
+        return await images.image_source(instance.spec.image.id)
+    except (ImageGone, NotFound):
+        return None
+
+
+def guest_of(
+    instance: Instance, disks: tuple[DiskDefinition, ...], ports: tuple[InstancePort, ...]
+) -> GuestDefinition:
+    """The guest as its host defines it."""
+    flavor = instance.spec.flavor
+    properties = dict(instance.spec.image.properties) if instance.spec.image else {}
+    hardware = {name: value for name, value in properties.items() if name.startswith(("hw_", "os_"))}
+    return GuestDefinition(
+        instance_id=instance.id,
+        name=instance.domain_name,
+        vcpus=flavor.vcpus,
+        memory_mib=flavor.memory_mib,
+        disks=disks,
+        ports=tuple(port.definition for port in ports),
+        config_drive=config_drive_of(instance, ports) if instance.spec.config_drive else None,
+        project_id=instance.project_id,
+        display_name=instance.name,
+        properties=hardware,
+    )
+
+
+def config_drive_of(instance: Instance, ports: tuple[InstancePort, ...]) -> ConfigDrive:
+    """meta_data.json, network_data.json and user_data, as cloud-init reads them (OpenStack metadata format)."""
+    spec = instance.spec
+    meta: dict[str, Any] = {
+        "uuid": instance.id,
+        "name": instance.name,
+        "hostname": instance.hostname,
+        "project_id": instance.project_id,
+        "availability_zone": instance.availability_zone or "nova",
+        "launch_index": 0,
+        "meta": spec.metadata,
+        "devices": [
+            {"type": "nic", "mac": port.definition.mac_address, "tags": [port.tag]} for port in ports if port.tag
+        ],
+    }
+    if spec.key_name and spec.key_public:
+        meta["public_keys"] = {spec.key_name: spec.key_public}
+        meta["keys"] = [{"name": spec.key_name, "type": "ssh", "data": spec.key_public}]
+    if spec.personality:
+        meta["files"] = [
+            {"path": path, "content_base64": base64.b64encode(content).decode("ascii")}
+            for path, content in spec.personality.items()
+        ]
+    return ConfigDrive(json.dumps(meta), json.dumps(_network_data(ports)), spec.user_data)
+
+
+def _network_data(ports: tuple[InstancePort, ...]) -> dict[str, Any]:
+    links, networks, services = [], [], []
+    for number, port in enumerate(ports):
+        definition = port.definition
+        link = definition.tap_name
+        links.append(
+            {
+                "id": link, "vif_id": definition.id, "type": "bridge", "mtu": definition.network.mtu,
+                "ethernet_mac_address": definition.mac_address,
+            }
+        )  # fmt: skip
+        subnets = {subnet.id: subnet for subnet in definition.network.subnets}
+        for address in definition.fixed_ips:
+            subnet = subnets[address.subnet_id]
+            networks.append(
+                {
+                    "id": f"network{number}", "link": link, "type": "ipv4_dhcp" if subnet.dhcp_enabled else "ipv4",
+                    "network_id": definition.network.id,
+                }
+            )  # fmt: skip
+            services += [{"type": "dns", "address": server} for server in subnet.dns_nameservers]
+    return {"links": links, "networks": networks, "services": services}
+
+
+def host_of(instance: Instance) -> str:
+    """The host that the instance is on. Raises Conflict for one that never got to a host."""
+    if instance.host is None:
+        raise Conflict(f"Instance {instance.id} is on no host.")
+    return instance.host

@@ -1,0 +1,236 @@
+"""The door to the lifecycle: check, then record, then answer. The API changes instances through nothing else.
+
+Each method checks lock and states, and then sets the first task_state and records the operation in ONE transaction, before
+it returns: an accepted request is never lost. Policy, existence and the body were checked by the caller.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from instar.clock import now_us
+from instar.engine.conductor import tell_accepted
+from instar.engine.hosts import HostClient
+from instar.errors import Conflict, Locked, QuotaExceeded, WrongState
+from instar.http.context import RequestContext
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import host_of
+from instar.lifecycle.reboot import RebootArguments
+from instar.model.instance import Instance, InstanceFacts, InstanceSpec
+from instar.model.operation import Operation
+from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, VmState, check
+from instar.store.contract import WriteConflict
+from instar.store.instances import (
+    instance_fetch,
+    instance_insert,
+    instance_lock,
+    instance_mark,
+    instance_mark_deleting,
+    instance_set_states,
+    usage_add,
+    usage_ensure,
+    usage_fetch,
+)
+from instar.store.operations import operation_insert, operations_cancel
+
+QuotaLimits = Callable[[str], Awaitable[dict[str, int]]]
+LOCK_ATTEMPTS_MAX = 5
+CONSOLE_DEADLINE_S = 15.0
+
+
+class NewInstance(msgspec.Struct, frozen=True):
+    """A server to be built, as checked by the API."""
+
+    name: str
+    hostname: str
+    spec: InstanceSpec
+    id: str | None = None
+
+
+class Lifecycle:
+    """`quota_limits(project_id)` gives the limits of instances, cores and ram (MiB); -1 is none."""
+
+    def __init__(self, cloud: Cloud, quota_limits: QuotaLimits) -> None:
+        self._cloud = cloud
+        self._store = cloud.store
+        self._quota_limits = quota_limits
+
+    # --- operations -------------------------------------------------------------------------------------------------
+
+    async def create(self, context: RequestContext, new: Sequence[NewInstance]) -> list[Instance]:
+        """Record instances and their builds: all or none. Raises QuotaExceeded."""
+        limits = await self._quota_limits(context.project_id)
+        now, reservation = now_us(), "r-" + uuid.uuid4().hex[:8]
+        instances = [_new_instance(context, draft, now, reservation) for draft in new]
+        wanted: Counter[str] = Counter()
+        for draft in new:
+            flavor = draft.spec.flavor
+            wanted.update(instances=1, cores=flavor.vcpus, ram=flavor.memory_mib)
+        statements = [usage_ensure(context.project_id)]
+        statements += [usage_add(context.project_id, name, amount, limits[name]) for name, amount in wanted.items()]
+        operations = []
+        for instance in instances:
+            operation = _operation(context, instance, Action.CREATE, Action.CREATE)
+            statements += [instance_insert(instance), operation_insert(operation)]
+            operations.append(operation)
+        try:
+            await self._store.write(*statements)
+        except QuotaExceeded as error:
+            used = (await usage_fetch(self._store, context.project_id))[error.resource]
+            raise QuotaExceeded(
+                resource=error.resource, requested=error.requested, used=used, limit=error.limit
+            ) from None
+        for operation in operations:
+            await tell_accepted(self._cloud.bus, operation)
+        return instances
+
+    async def delete(self, context: RequestContext, instance: Instance) -> None:
+        """May come at any time; what is in flight is unwound first. A second delete changes nothing."""
+        _check_lock(context, instance)
+        check(Action.DELETE, instance.id, instance.vm_state, instance.task_state)
+        operation = _operation(context, instance, Action.DELETE, Action.DELETE)
+        cancel = operations_cancel(instance.id, operation)
+        try:
+            await self._store.write(instance_mark_deleting(instance.id), cancel, operation_insert(operation))
+        except WriteConflict:
+            return  # another delete is on its way
+        await tell_accepted(self._cloud.bus, operation)
+
+    async def reboot(self, context: RequestContext, instance: Instance, *, hard: bool) -> None:
+        rule = REBOOT_HARD if hard else REBOOT_SOFT
+        await self._accept(context, instance, Action.REBOOT, rule, RebootArguments(hard))
+
+    async def start(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.START, Action.START)
+
+    async def stop(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.STOP, Action.STOP)
+
+    async def _accept(
+        self,
+        context: RequestContext,
+        instance: Instance,
+        action: Action,
+        rule: str,
+        arguments: msgspec.Struct | None = None,
+    ) -> None:
+        _check_lock(context, instance)
+        transition = check(rule, instance.id, instance.vm_state, instance.task_state)
+        host_of(instance)
+        operation = _operation(context, instance, action, rule, arguments)
+        refusal = WrongState(action=action.value, id=instance.id, attribute="task_state", state="changed meanwhile")
+        # A hard reboot may come during a soft one: it takes over.
+        await self._store.write(
+            instance_mark(instance, transition.task, refusal=refusal),
+            operations_cancel(instance.id, operation),
+            operation_insert(operation),
+        )
+        await tell_accepted(self._cloud.bus, operation)
+
+    # --- without an operation of their own --------------------------------------------------------------------------
+
+    async def lock(self, context: RequestContext, instance: Instance, reason: str | None) -> None:
+        """Others than admins get 409 until it is unlocked. A lock by an admin is an admin's to undo."""
+        by = "admin" if context.is_admin and context.project_id != instance.project_id else "owner"
+        await self._set_lock(context, instance, Action.LOCK, by, reason)
+
+    async def unlock(self, context: RequestContext, instance: Instance) -> None:
+        if instance.locked_by == "admin" and not context.is_admin:
+            raise Locked(id=instance.id)
+        await self._set_lock(context, instance, Action.UNLOCK, None, None)
+
+    async def _set_lock(
+        self, context: RequestContext, instance: Instance, action: Action, by: str | None, reason: str | None
+    ) -> None:
+        for _ in range(LOCK_ATTEMPTS_MAX):
+            spec = msgspec.structs.replace(instance.spec, locked_reason=reason)
+            changed = instance_lock(instance.id, by, spec, instance.revision)
+            try:
+                await self._store.write(changed, operation_insert(_finished(_operation(context, instance, action, action))))
+                return
+            except WriteConflict:
+                instance = await instance_fetch(self._store, instance.id)
+        raise Conflict(f"Instance {instance.id} is being changed by others.")
+
+    async def reset_state(self, context: RequestContext, instance: Instance, vm_state: VmState) -> None:
+        """Admins: the state as told, no task. What is in flight ends first, without touching the state again."""
+        operation = _finished(_operation(context, instance, Action.RESET_STATE, Action.RESET_STATE))
+        await self._store.write(
+            operations_cancel(instance.id, operation),
+            instance_set_states(instance.id, vm_state),
+            operation_insert(operation),
+        )
+
+    async def console_output(self, context: RequestContext, instance: Instance, length_bytes: int | None) -> str:
+        """The end of the serial console's log. Raises Conflict where the instance is on no host, HostUnreachable."""
+        bound = self._cloud.settings.lifecycle.console_length_max_bytes
+        wanted = bound if length_bytes is None or length_bytes < 0 else min(length_bytes, bound)
+        hosts = HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
+        output = await hosts.console_output(host_of(instance), wanted)
+        return output.decode("utf-8", errors="replace")
+
+
+def _check_lock(context: RequestContext, instance: Instance) -> None:
+    if instance.locked_by and not context.is_admin:
+        raise Locked(id=instance.id)
+
+
+def _new_instance(context: RequestContext, draft: NewInstance, now: int, reservation: str) -> Instance:
+    return Instance(
+        id=draft.id or str(uuid.uuid4()),
+        project_id=context.project_id,
+        user_id=context.user_id,
+        name=draft.name,
+        hostname=draft.hostname,
+        vm_state=VmState.BUILDING,
+        task_state=TRANSITIONS[Action.CREATE].task,
+        power_state=PowerState.NOSTATE,
+        host=None,
+        availability_zone=draft.spec.availability_zone,
+        created_at=now,
+        updated_at=now,
+        launched_at=None,
+        terminated_at=None,
+        locked_by=None,
+        reservation_id=reservation,
+        turn=1,
+        epoch=0,
+        revision=0,
+        spec=draft.spec,
+        facts=InstanceFacts(),
+    )
+
+
+def _operation(
+    context: RequestContext, instance: Instance, action: Action, rule: str, arguments: msgspec.Struct | None = None
+) -> Operation:
+    now = now_us()
+    return Operation(
+        id=str(uuid.uuid4()),
+        instance_id=instance.id,
+        action=action.value,
+        rule=str(rule),
+        request_id=context.request_id,
+        user_id=context.user_id,
+        project_id=context.project_id,
+        turn=0,  # given by the database
+        vm_state_before=instance.vm_state,
+        arguments=msgspec.msgpack.encode(arguments),
+        owner=None,
+        epoch=0,
+        cancelled_by=None,
+        started_at=now,
+        updated_at=now,
+        finished_at=None,
+        result=None,
+        message=None,
+    )
+
+
+def _finished(operation: Operation) -> Operation:
+    """An action that was done in the transaction which records it."""
+    return msgspec.structs.replace(operation, finished_at=operation.started_at, result="Success")

@@ -1,0 +1,33 @@
+"""Start and stop: powering-on → active, powering-off → stopped.
+
+Stop asks the guest by ACPI, waits the grace time, then ends it. Either failure leaves the instance as it was.
+"""
+
+from __future__ import annotations
+
+from instar.engine.run import Run
+from instar.errors import HypervisorError
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import disks_of, guest_of, host_of
+from instar.model.states import PowerState, VmState
+
+
+async def start(run: Run, cloud: Cloud) -> None:
+    instance, host = run.instance, host_of(run.instance)
+    ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
+    plugged = tuple(port.definition for port in ports)
+    if plugged:
+        await run.step("set up ports", run.hosts.ensure_ports, host, plugged)
+    guest = guest_of(instance, disks_of(instance, None), ports)
+    state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
+    if state.power_state is not PowerState.RUNNING:
+        raise HypervisorError(reason=f"the guest is not running on host {host}")
+    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+
+
+async def stop(run: Run, cloud: Cloud) -> None:
+    host, grace_s = host_of(run.instance), cloud.settings.lifecycle.shutdown_grace_s
+    state = await run.step("stop guest", run.hosts.ensure_stopped, host, grace_s, deadline_s=grace_s + 60)
+    if state.power_state is PowerState.RUNNING:
+        raise HypervisorError(reason=f"the guest still runs on host {host}")
+    await run.settle(VmState.STOPPED, power_state=PowerState.SHUTDOWN)
