@@ -6,9 +6,11 @@ import msgspec
 
 
 class RequestContext(msgspec.Struct, frozen=True):
-    """Made by the authentication middleware from a verified token. `request_id` is `req-<uuid>`.
+    """Made by the HTTP room from a verified token. `request_id` is `req-<uuid>`.
 
-    `roles` are names with their implied ones (admin implies manager, manager member, member reader)."""
+    `roles` are names with their implied ones (admin implies manager, manager member, member reader). `project_id` is
+    empty where the token has another scope: `domain_id` for a domain, `is_system` for the whole cloud, neither for
+    none. `global_request_id` is the id that the caller gave to follow a request through services; empty when none."""
 
     request_id: str
     user_id: str
@@ -18,6 +20,9 @@ class RequestContext(msgspec.Struct, frozen=True):
     roles: frozenset[str]
     user_domain_id: str = "default"
     project_domain_id: str = "default"
+    domain_id: str = ""
+    is_system: bool = False
+    global_request_id: str = ""
 
     @property
     def is_admin(self) -> bool:

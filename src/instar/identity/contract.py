@@ -8,7 +8,8 @@ import msgspec
 
 
 class Authenticated(msgspec.Struct, frozen=True):
-    """What a valid token says. `roles` are names, implied ones included; `project_id` is empty for an unscoped token."""
+    """What a valid token says. `roles` are names, implied ones included; `project_id` is empty where the scope is
+    another: `domain_id` for a domain, `is_system` for the whole cloud, none of them for an unscoped token."""
 
     user_id: str
     user_name: str
@@ -18,11 +19,15 @@ class Authenticated(msgspec.Struct, frozen=True):
     project_domain_id: str
     roles: frozenset[str]
     expires_at: float  # seconds since the epoch
+    domain_id: str = ""
+    is_system: bool = False
 
 
 class IdentityService(Protocol):
     async def authenticate_token(self, token: str) -> Authenticated:
-        """Raises Unauthorized for a token that is forged, expired or revoked, or whose user or project is disabled."""
+        """Raises Unauthorized for a token that is forged, expired or revoked, or whose user or project is disabled.
+
+        Called for every request: implementations remember what they verified, for a bounded time and number."""
         ...
 
     async def project_exists(self, project_id: str) -> bool: ...
