@@ -45,7 +45,9 @@ class QemuMachine:
         self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.wait(STOP_TIMEOUT_S)
 

@@ -59,7 +59,7 @@ def test_guest_lives_through_two_boots(built_image: GuestImage, tmp_path: Path) 
 
 
 def check_ssh(machine: QemuMachine, key: Path) -> None:
-    """The key of the metadata opens the door, the disk has grown, routes of a lease are set; without a client: a banner."""
+    """The key of the metadata opens the door; inside, the disk has grown and a lease's routes are obeyed."""
     if shutil.which("ssh") is None:
         with socket.create_connection(("127.0.0.1", machine.ssh_port), timeout=20) as connection:
             assert connection.recv(20).startswith(b"SSH-2.0-dropbear")
@@ -84,18 +84,12 @@ def in_guest(machine: QemuMachine, key: Path, command: str) -> str:
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
         "LogLevel=ERROR",
-        "PasswordAuthentication=no",
+        "BatchMode=yes",
     ]
     flags = [part for option in options for part in ("-o", option)]
     target = ["-i", str(key), "-p", str(machine.ssh_port), "root@127.0.0.1"]
-    finished = subprocess.run(
-        ["ssh", *flags, *target, command],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    client = ["ssh", *flags, *target, command]
+    finished = subprocess.run(client, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

@@ -78,4 +78,6 @@ def _describe(written: Path, output: Path) -> GuestImage:
         digest = hashlib.file_digest(image, "sha256").hexdigest()
         os.fsync(image.fileno())
     virtual_size_bytes = DISK_MIB * 1024 * 1024
-    return GuestImage(path=output, size_bytes=written.stat().st_size, virtual_size_bytes=virtual_size_bytes, sha256=digest)
+    return GuestImage(
+        path=output, size_bytes=written.stat().st_size, virtual_size_bytes=virtual_size_bytes, sha256=digest
+    )

@@ -54,7 +54,9 @@ def fetch_packages(folder: Path, *, progress: Callable[[str], None]) -> PackageS
     progress(f"downloading {len(names)} packages ({kernel}, {', '.join(PROGRAM_PACKAGES)} and their libraries)")
     # apt drops root for downloads and then complains that its own user cannot write here; the signatures in the
     # package lists are checked all the same.
-    run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=folder, timeout_s=DOWNLOAD_TIMEOUT_S)
+    run(
+        ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=folder, timeout_s=DOWNLOAD_TIMEOUT_S
+    )
     files = _file_names(names)
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
