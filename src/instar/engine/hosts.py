@@ -43,6 +43,10 @@ class HostClient:
     async def observe(self, host: str) -> GuestState:
         return await self._call(host, c.Observe(**self._fence()), GuestState)
 
+    async def observe_of(self, host: str, instance_id: str) -> GuestState:
+        """The same of any instance: a question, which no epoch fences."""
+        return await self._call(host, c.Observe(instance_id=instance_id), GuestState)
+
     async def ensure_image(self, host: str, image: ImageSource) -> None:
         await self._call(host, c.EnsureImage(image=image, **self._fence()), None)
 

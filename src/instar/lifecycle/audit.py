@@ -1,0 +1,92 @@
+"""The leak audit: what should be, held against what is. A finding is a thing without an owner, or a record without a thing.
+
+`instar admin audit` prints it; the reconciler repairs what it finds. Instances with an operation in flight are left out:
+the operation sees to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import msgspec
+
+from instar.engine.hosts import HostClient
+from instar.errors import InstarError
+from instar.lifecycle.cloud import Cloud
+from instar.model.guest import HostCensus
+from instar.model.network import TAP_NAME_LENGTH
+from instar.store.audit import audit_claims, audit_host_totals, audit_instances, audit_usage
+from instar.store.contract import Row
+
+CENSUS_DEADLINE_S = 20.0
+
+
+class Kind(StrEnum):
+    GUEST = "guest without instance"
+    DISKS = "disks without instance"
+    TAP = "tap without port"
+    CLAIM = "claim without instance"
+    PORT = "port without instance"
+    STUCK = "task_state without operation"
+    HOST_TOTALS = "claims of host add up wrongly"
+    USAGE = "usage of project adds up wrongly"
+    UNREACHABLE = "host could not be asked"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """`subject` is the id of the thing; `epoch` that of the instance it once belonged to, where that is known."""
+
+    kind: Kind
+    subject: str
+    host: str | None = None
+    epoch: int = 0
+
+
+async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
+    """All findings, of the database and of these hosts."""
+    # What is comes before what should be: something that a new operation makes meanwhile has its record by then.
+    censuses: dict[str, HostCensus] = {}
+    findings: list[Finding] = []
+    client = HostClient(cloud.bus, deadline_s=CENSUS_DEADLINE_S)
+    for host in hosts:
+        try:
+            censuses[host] = await client.census(host)
+        except InstarError:
+            findings.append(Finding(Kind.UNREACHABLE, host, host))
+    owners = await cloud.networks.port_owners()
+    claims = await audit_claims(cloud.store)
+    instances = await audit_instances(cloud.store)
+    for host, census in censuses.items():
+        findings += leftovers(host, census, instances, owners)
+    findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if c["instance_id"] not in instances]
+    findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
+    findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
+    findings += [Finding(Kind.HOST_TOTALS, row["name"], row["name"]) for row in await audit_host_totals(cloud.store)]
+    findings += [Finding(Kind.USAGE, row["project_id"]) for row in await audit_usage(cloud.store)]
+    return findings
+
+
+def leftovers(
+    host: str, census: HostCensus, instances: dict[str, Row], port_owners: dict[str, str]
+) -> Iterator[Finding]:
+    """What stands on the host and belongs to no instance that is there."""
+
+    def strange(instance_id: str) -> bool:
+        row = instances.get(instance_id)
+        return row is None or (not row["busy"] and row["host"] != host)
+
+    for instance_id in census.guests:
+        if strange(instance_id):
+            yield Finding(Kind.GUEST, instance_id, host, _epoch(instances.get(instance_id)))
+    for instance_id in census.instance_dirs:
+        if strange(instance_id) and instance_id not in census.guests:
+            yield Finding(Kind.DISKS, instance_id, host, _epoch(instances.get(instance_id)))
+    known = {("tap" + port_id)[:TAP_NAME_LENGTH] for port_id in port_owners}
+    for tap in census.taps:
+        if tap not in known:
+            yield Finding(Kind.TAP, tap, host)
+
+
+def _epoch(row: Row | None) -> int:
+    return int(row["epoch"]) if row is not None else 0

@@ -1,0 +1,228 @@
+"""The reconciler: at start-up, on a timer, and when a host comes back, it holds what should be against what is.
+
+It sees to what no operation does: guests that changed by themselves, guests to be started after a restart of their host,
+leftovers of instances that were deleted while their host was away, claims and ports without an instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import msgspec
+import structlog
+
+from instar.agent.agent import HostEvent
+from instar.bus.contract import Message, Subscription
+from instar.engine.hosts import HostClient
+from instar.errors import InstarError, NotFound
+from instar.http.context import RequestContext
+from instar.lifecycle.audit import Finding, Kind, audit, leftovers
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.door import Lifecycle
+from instar.lifecycle.power_sync import sync
+from instar.model.commands import GUEST_EVENTS
+from instar.model.guest import GuestState, HostCensus
+from instar.model.host import HOST_REPORTS, HostReport
+from instar.model.instance import Instance
+from instar.model.states import PowerState, VmState
+from instar.store.audit import audit_instances, host_boot_fetch, host_boot_save, host_totals_recount, usage_recount
+from instar.store.instances import instance_fetch, instances_of_host
+
+log = structlog.get_logger()
+
+BUSY_RETRY_S = 1.0
+HOST_DEADLINE_S = 20.0
+HOSTS_AT_ONCE = 4
+
+
+class Reconciler:
+    """Runs beside a conductor. `open` starts it; `settle_database` may be called by hand."""
+
+    def __init__(self, cloud: Cloud, lifecycle: Lifecycle) -> None:
+        self._cloud = cloud
+        self._lifecycle = lifecycle
+        self._settings = cloud.settings.host
+        self._seen: dict[str, tuple[str, str, bool]] = {}  # host → (boot_id, agent_id, hypervisor_ok)
+        self._checked: dict[str, float] = {}
+        self._due: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()
+        self._nudged: asyncio.Queue[HostEvent] = asyncio.Queue(10_000)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._subscriptions: list[Subscription] = []
+
+    async def open(self) -> None:
+        bus = self._cloud.bus
+        self._subscriptions = [
+            await bus.subscribe(HOST_REPORTS, self._on_report),
+            await bus.subscribe(GUEST_EVENTS, self._on_event),
+        ]
+        self._tasks = [asyncio.create_task(self._work(), name="reconcile hosts") for _ in range(HOSTS_AT_ONCE)]
+        self._tasks.append(asyncio.create_task(self._follow_events(), name="power sync"))
+        self._tasks.append(asyncio.create_task(self._on_timer(), name="reconcile timer"))
+
+    async def close(self) -> None:
+        for subscription in self._subscriptions:
+            await subscription.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- what makes it run ------------------------------------------------------------------------------------------
+
+    async def _on_report(self, message: Message) -> None:
+        report = msgspec.msgpack.decode(message.body, type=HostReport)
+        now = (report.boot_id, report.agent_id, report.hypervisor_ok)
+        changed = self._seen.get(report.host) != now
+        self._seen[report.host] = now
+        if report.hypervisor_ok and changed:
+            self._put(report.host)
+
+    async def _on_event(self, message: Message) -> None:
+        event = msgspec.msgpack.decode(message.body, type=HostEvent)
+        if not self._nudged.full():  # the timer finds what an overflow loses
+            self._nudged.put_nowait(event)
+
+    async def _on_timer(self) -> None:
+        while True:
+            try:
+                await self.settle_database()
+            except Exception:
+                log.exception("reconcile.failed")
+            await asyncio.sleep(self._settings.power_sync_s)
+            for host, (_, _, hypervisor_ok) in self._seen.items():
+                if hypervisor_ok and time.monotonic() - self._checked.get(host, 0) >= self._settings.power_sync_s:
+                    self._put(host)
+
+    def _put(self, host: str) -> None:
+        if host not in self._queued:
+            self._queued.add(host)
+            self._due.put_nowait(host)
+
+    async def _work(self) -> None:
+        while True:
+            host = await self._due.get()
+            self._queued.discard(host)
+            try:
+                await self.reconcile_host(host)
+            except InstarError as error:
+                log.warning("reconcile.host_away", host=host, reason=error.message)
+            except Exception:
+                log.exception("reconcile.failed", host=host)
+
+    async def _follow_events(self) -> None:
+        """One guest at a time, as its event comes; while an operation is in flight, again a moment later."""
+        loop = asyncio.get_running_loop()
+        while True:
+            event = await self._nudged.get()
+            try:
+                if await self._sync_guest(event):
+                    continue
+                loop.call_later(BUSY_RETRY_S, self._again, event)
+            except InstarError as error:
+                log.info("power.not_synced", instance=event.event.instance_id, reason=error.message)
+            except Exception:
+                log.exception("power.sync_failed")
+
+    def _again(self, event: HostEvent) -> None:
+        if not self._nudged.full():
+            self._nudged.put_nowait(event)
+
+    async def _sync_guest(self, event: HostEvent) -> bool:
+        """False: an operation is in flight, come again."""
+        try:
+            instance = await instance_fetch(self._cloud.store, event.event.instance_id)
+        except NotFound:
+            return True
+        if instance.terminated_at is not None or (instance.host != event.host and instance.task_state is None):
+            return True
+        if instance.task_state is not None:
+            return False
+        state = await self._client().observe_of(event.host, instance.id)
+        await sync(self._cloud, instance, state)
+        return True
+
+    # --- what it does -----------------------------------------------------------------------------------------------
+
+    async def reconcile_host(self, host: str) -> None:
+        """Everything about one host: restart its guests when it was restarted, sync the rest, remove leftovers."""
+        self._checked[host] = time.monotonic()
+        census = await self._client().census(host)
+        owners = await self._cloud.networks.port_owners()
+        known = await audit_instances(self._cloud.store)
+        instances = await instances_of_host(self._cloud.store, host)
+        restarted = await self._was_restarted(host)
+        for instance in instances:
+            state = census.guests.get(instance.id, GuestState(exists=False))
+            if restarted and _should_run(instance, state):
+                await self._resume(instance)
+            else:
+                await sync(self._cloud, instance, state)
+        for finding in leftovers(host, census, known, owners):
+            await self._remove_leftover(finding)
+        if restarted is not None:
+            await self._cloud.store.write(host_boot_save(host, self._seen[host][0]))
+
+    async def _was_restarted(self, host: str) -> bool | None:
+        """None: the same start of the machine as last time."""
+        before = await host_boot_fetch(self._cloud.store, host)
+        seen = self._seen.get(host)
+        if seen is None or before == seen[0]:
+            return None
+        return before is not None and self._settings.resume_guests_on_boot
+
+    async def _resume(self, instance: Instance) -> None:
+        """A hard reboot brings back domain, networks and taps, with the disks as they are."""
+        log.info("host.resumes_guest", instance=instance.id, host=instance.host)
+        try:
+            await self._lifecycle.reboot(system_context(instance), instance, hard=True)
+        except InstarError as error:
+            log.warning("host.guest_not_resumed", instance=instance.id, reason=error.message)
+
+    async def _remove_leftover(self, finding: Finding) -> None:
+        if finding.kind not in (Kind.GUEST, Kind.DISKS) or finding.host is None:
+            return
+        log.warning("reconcile.leftover", kind=finding.kind.value, instance=finding.subject, host=finding.host)
+        client = HostClient(
+            self._cloud.bus, instance_id=finding.subject, epoch=finding.epoch, deadline_s=HOST_DEADLINE_S
+        )
+        await client.ensure_absent(finding.host)
+
+    async def settle_database(self) -> list[Finding]:
+        """Repair what is wrong in the records alone. Returns what was found."""
+        findings = await audit(self._cloud, [])
+        for finding in findings:
+            log.warning("reconcile.found", kind=finding.kind.value, subject=finding.subject, host=finding.host)
+            if finding.kind is Kind.CLAIM:
+                await self._cloud.scheduler.release(finding.subject)
+            elif finding.kind is Kind.PORT:
+                owner = (await self._cloud.networks.port_owners()).get(finding.subject)
+                if owner is not None:
+                    await self._cloud.networks.release(owner)
+            elif finding.kind is Kind.HOST_TOTALS:
+                await self._cloud.store.write(host_totals_recount(finding.subject))
+            elif finding.kind is Kind.USAGE:
+                await self._cloud.store.write(usage_recount(finding.subject))
+        return findings
+
+    def _client(self) -> HostClient:
+        return HostClient(self._cloud.bus, deadline_s=HOST_DEADLINE_S)
+
+
+def _should_run(instance: Instance, state: GuestState) -> bool:
+    idle = instance.task_state is None and instance.vm_state is VmState.ACTIVE
+    return idle and state.power_state is not PowerState.RUNNING
+
+
+def system_context(instance: Instance) -> RequestContext:
+    """What the cloud itself does for an instance, in its project's name."""
+    return RequestContext(
+        request_id=f"req-{uuid.uuid4()}", user_id=instance.user_id, user_name="", project_id=instance.project_id,
+        project_name="", roles=frozenset({"admin"}),
+    )  # fmt: skip
+
+
+def census_is_empty(census: HostCensus) -> bool:
+    """Nothing of ours on the host, cached images aside."""
+    return not (census.guests or census.instance_dirs or census.taps or census.networks)

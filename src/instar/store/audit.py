@@ -1,0 +1,89 @@
+"""SQL of the audit and of host recovery: what should be, to be held against what is."""
+
+from __future__ import annotations
+
+from instar.store.contract import Row, Statement, Store
+
+
+async def audit_instances(store: Store) -> dict[str, Row]:
+    """Every instance that is not deleted: id → (host, vm_state, task_state, busy: has an unfinished operation)."""
+    rows = await store.read(
+        """SELECT i.id, i.host, i.vm_state, i.task_state, i.epoch,
+             EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = i.id AND o.finished_at IS NULL) AS busy
+           FROM instances i WHERE i.deleted = 0"""
+    )
+    return {row["id"]: row for row in rows}
+
+
+async def audit_claims(store: Store) -> list[Row]:
+    """Every claim with its instance's id and host."""
+    return list(await store.read("SELECT id, instance_id, host, vcpus, memory_mib, disk_gib FROM claims"))
+
+
+async def audit_host_totals(store: Store) -> list[Row]:
+    """Hosts whose claimed totals are not the sum of their claims."""
+    return list(
+        await store.read(
+            """SELECT h.name, h.vcpus_claimed, h.memory_claimed_mib, h.disk_claimed_gib, h.instances_claimed,
+                 COALESCE(SUM(c.vcpus), 0) AS vcpus, COALESCE(SUM(c.memory_mib), 0) AS memory_mib,
+                 COALESCE(SUM(c.disk_gib), 0) AS disk_gib, COUNT(c.id) AS claims
+               FROM hosts h LEFT JOIN claims c ON c.host = h.name
+               GROUP BY h.name, h.vcpus_claimed, h.memory_claimed_mib, h.disk_claimed_gib, h.instances_claimed
+               HAVING h.vcpus_claimed <> COALESCE(SUM(c.vcpus), 0)
+                   OR h.memory_claimed_mib <> COALESCE(SUM(c.memory_mib), 0)
+                   OR h.disk_claimed_gib <> COALESCE(SUM(c.disk_gib), 0)
+                   OR h.instances_claimed <> COUNT(c.id)"""
+        )
+    )
+
+
+async def audit_usage(store: Store) -> list[Row]:
+    """Projects whose counted usage is not what their instances use."""
+    return list(
+        await store.read(
+            """SELECT u.project_id, u.instances, u.cores, u.ram_mib, COUNT(i.id) AS real_instances,
+                 COALESCE(SUM(i.vcpus), 0) AS real_cores, COALESCE(SUM(i.memory_mib), 0) AS real_ram_mib
+               FROM project_usage u LEFT JOIN instances i ON i.project_id = u.project_id AND i.deleted = 0
+               GROUP BY u.project_id, u.instances, u.cores, u.ram_mib
+               HAVING u.instances <> COUNT(i.id) OR u.cores <> COALESCE(SUM(i.vcpus), 0)
+                   OR u.ram_mib <> COALESCE(SUM(i.memory_mib), 0)"""
+        )
+    )
+
+
+def usage_recount(project_id: str) -> Statement:
+    """Count anew what the project's instances use."""
+    counted = "FROM instances i WHERE i.project_id = :id AND i.deleted = 0"
+    return Statement(
+        f"""UPDATE project_usage SET instances = (SELECT COUNT(*) {counted}),
+              cores = (SELECT COALESCE(SUM(i.vcpus), 0) {counted}),
+              ram_mib = (SELECT COALESCE(SUM(i.memory_mib), 0) {counted})
+            WHERE project_id = :id""",  # noqa: S608 - constants only
+        {"id": project_id},
+    )
+
+
+def host_totals_recount(host: str) -> Statement:
+    """Sum the host's claims anew."""
+    claims = "FROM claims c WHERE c.host = :host"
+    return Statement(
+        f"""UPDATE hosts SET vcpus_claimed = (SELECT COALESCE(SUM(c.vcpus), 0) {claims}),
+              memory_claimed_mib = (SELECT COALESCE(SUM(c.memory_mib), 0) {claims}),
+              disk_claimed_gib = (SELECT COALESCE(SUM(c.disk_gib), 0) {claims}),
+              instances_claimed = (SELECT COUNT(*) {claims})
+            WHERE name = :host""",  # noqa: S608 - constants only
+        {"host": host},
+    )
+
+
+async def host_boot_fetch(store: Store, host: str) -> str | None:
+    """The start of the machine that the host was last seen in; None for a host that was never seen."""
+    rows = await store.read("SELECT boot_id FROM host_boots WHERE host = :host", {"host": host})
+    return rows[0]["boot_id"] if rows else None
+
+
+def host_boot_save(host: str, boot_id: str) -> Statement:
+    return Statement(
+        "INSERT INTO host_boots VALUES (:host, :boot_id) ON CONFLICT (host) DO UPDATE SET boot_id = excluded.boot_id",
+        {"host": host, "boot_id": boot_id},
+    )
