@@ -1,0 +1,131 @@
+"""Trouble on demand, for tests of all that stands on a hypervisor: calls that fail or hang, guests that act by themselves.
+
+Faults belong to one host (`world.host(name).faults`), are set while it runs, and are not kept by its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+import msgspec
+
+from instar.errors import HypervisorError, HypervisorUnavailable
+from instar.hypervisor.simulated.machine import Machine
+from instar.hypervisor.simulated.records import GuestSet
+from instar.model.states import PowerState
+
+
+class _Planned(NamedTuple):
+    error: Exception | None  # None: the call hangs
+    after_work: bool
+
+
+class HostFaults:
+    """`down`: the hypervisor is away. `disk_full`: no disk can be made. `ignores_acpi`: guests do not hear the power
+    button. `reboots_on_acpi`: they reboot by themselves when it is pressed, instead of shutting down."""
+
+    __slots__ = ("_machine", "_planned", "_released", "disk_full", "ignores_acpi", "reboots_on_acpi")
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._planned: dict[str, list[_Planned]] | None = None  # None: nothing planned, so that calls stay cheap
+        self._released: asyncio.Event | None = None
+        self.disk_full = False
+        self.ignores_acpi = False
+        self.reboots_on_acpi = False
+
+    @property
+    def down(self) -> bool:
+        return self._machine.away
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        self._machine.set_away(down)
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def fail_next(
+        self, method: str, error: Exception | None = None, *, times: int = 1, after_work: bool = False
+    ) -> None:
+        """The next calls of `method` raise `error` (else a HypervisorError); `after_work`: having done their work."""
+        failure = error or HypervisorError(reason=f"simulated failure of {method}")
+        self._plan(method, [_Planned(failure, after_work)] * times)
+
+    def hang_next(self, method: str, *, after_work: bool = False) -> None:
+        """The next call of `method` hangs until `release`, or for ever."""
+        self._plan(method, [_Planned(None, after_work)])
+
+    def release(self) -> None:
+        """Calls that hang go on."""
+        if self._released is not None:
+            self._released.set()
+            self._released = None
+
+    def clear(self) -> None:
+        """No fault any more; calls that hang go on."""
+        self.release()
+        self._planned = None
+        self.down = self.disk_full = self.ignores_acpi = self.reboots_on_acpi = False
+
+    async def meet(self, method: str, *, after_work: bool) -> None:
+        """Suffer what is planned for this call. Raises the planned error, HypervisorUnavailable when down."""
+        if self._machine.away:
+            raise HypervisorUnavailable(host=self._machine.name)
+        if self._planned is None:
+            return
+        plan = self._planned.get(method)
+        if not plan or plan[0].after_work is not after_work:
+            return
+        planned = plan.pop(0)
+        if planned.error is not None:
+            raise planned.error
+        if self._released is None:
+            self._released = asyncio.Event()
+        await self._released.wait()
+
+    def _plan(self, method: str, planned: list[_Planned]) -> None:
+        if self._planned is None:
+            self._planned = {}
+        self._planned.setdefault(method, []).extend(planned)
+
+    # --- what happens by itself -----------------------------------------------------------------------------------
+
+    def guest_powers_off(self, instance_id: str) -> None:
+        self._machine.stop(instance_id, "shutdown")
+
+    def guest_dies(self, instance_id: str) -> None:
+        self._machine.stop(instance_id, "crashed", PowerState.CRASHED)
+
+    def guest_is_destroyed(self, instance_id: str) -> None:
+        """Somebody destroys the guest behind our back."""
+        self._machine.stop(instance_id, "stopped")
+
+    def guest_pauses(self, instance_id: str) -> None:
+        self._machine.set_paused(instance_id, True)
+
+    def guest_resumes(self, instance_id: str) -> None:
+        self._machine.set_paused(instance_id, False)
+
+    def guest_reboots(self, instance_id: str) -> None:
+        guest = self._machine.guests.get(instance_id)
+        if guest is not None and guest.domain_id is not None:
+            self._machine.stop(instance_id, "shutdown")
+            self._machine.start(guest)
+
+    def guest_vanishes(self, instance_id: str) -> None:
+        """Somebody destroys and undefines the guest behind our back; its disks stay."""
+        self._machine.remove(instance_id)
+
+    def guest_loses_nics(self, instance_id: str) -> None:
+        """The running guest's network devices are gone, as after a detach behind our back."""
+        guest = self._machine.guests.get(instance_id)
+        if guest is not None:
+            self._machine.change(GuestSet(self._machine.name, msgspec.structs.replace(guest, ports=())))
+
+    def host_restarts(self) -> None:
+        """The machine restarts: no guest runs, disks and definitions are kept, and nobody is told."""
+        on_event, self._machine.on_event = self._machine.on_event, None
+        for instance_id in list(self._machine.guests):
+            self._machine.stop(instance_id, "stopped")
+        self._machine.on_event = on_event
