@@ -109,6 +109,13 @@ class UnsupportedMedia(InstarError):
     status, fault = 415, "badMediaType"
 
 
+class RangeNotSatisfiable(InstarError):
+    """The part of the data that a download asks for does not exist; names how many bytes there are."""
+
+    status, fault = 416, "badRequest"
+    template = "The range {range} is not within the {size_bytes} bytes of the image."
+
+
 class Unavailable(InstarError):
     """The database or the bus is away for a moment: try again after `retry_after_s`."""
 

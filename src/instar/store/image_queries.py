@@ -44,8 +44,12 @@ EQUALS: dict[str, str] = {
     "os_hash_value": "i.sha512",
 }
 
-# API name of a range → column.
-RANGES: dict[str, str] = {"size": "i.size_bytes", "created_at": "i.created_at", "updated_at": "i.updated_at"}
+# API name of a range → what is compared. Times are compared as they are shown: in whole seconds.
+RANGES: dict[str, str] = {
+    "size": "i.size_bytes",
+    "created_at": "(i.created_at / 1000000)",
+    "updated_at": "(i.updated_at / 1000000)",
+}
 
 _OPERATORS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "eq": "=", "neq": "<>"}
 

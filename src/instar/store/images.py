@@ -286,9 +286,9 @@ async def image_data_used(store: Store, sha256: str) -> bool:
 
 
 async def image_fetch_registered(store: Store, name: str) -> list[ImageRecord]:
-    """Public images of that name, oldest first."""
+    """Images of that name that belong to no project, oldest first."""
     rows = await store.read(
-        f"SELECT {COLUMNS} FROM images WHERE name = :name AND visibility = 'public' "  # noqa: S608 - constant
+        f"SELECT {COLUMNS} FROM images WHERE name = :name AND owner IS NULL "  # noqa: S608 - constant
         "AND deleted_at IS NULL ORDER BY created_at, id",
         {"name": name},
     )

@@ -1,0 +1,216 @@
+"""The data of images as files: `<sha256>` for what is stored, `incoming/<uuid>` for what is on its way.
+
+Called by `local.py` alone. A file gets its final name only when it is whole, synced, hashed and inspected; it is read-only
+from then on. Which files are in use is the database's matter: `sweep` is told. One process owns the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from instar.errors import TooLarge
+
+_T = TypeVar("_T")
+
+BUFFER_BYTES = 1 << 20
+FILE_THREADS = 4
+_FILE_MODE = 0o444
+_ZEROS = bytes(BUFFER_BYTES)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Received(NamedTuple):
+    """Data that arrived whole: a synced file under incoming/, and its hashes in hexadecimal."""
+
+    path: Path
+    size_bytes: int
+    md5: str
+    sha256: str
+    sha512: str
+
+
+class Blobs:
+    """`directory` is made by `prepare`. Files are touched in threads of our own, never on the event loop."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.absolute()
+        self._incoming = self._directory / "incoming"
+        self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="image-file")
+        # Held while a file gets or loses its final name together with the row that uses it, so that the end of the last
+        # image with some content does not take the file from an upload of the same content that has just found it.
+        self.names = asyncio.Lock()
+
+    def path(self, sha256: str) -> Path:
+        return self._directory / sha256
+
+    async def prepare(self, keep: set[str]) -> int:
+        """At start: make the directory; remove unfinished uploads, and stored data not in `keep`. Returns how many."""
+        return await self._run(self._prepare, keep)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def receive(self, name: str, chunks: AsyncIterator[bytes], *, size_max_bytes: int) -> Received:
+        """Write what arrives to incoming/<name>, hashing on the way. On any error the file is removed again.
+
+        `chunks` sees to it that a silent sender is given up. Raises TooLarge: more than `size_max_bytes`, or disk full."""
+        file = await self._run(_Incoming, self._incoming / name)
+        try:
+            try:
+                async for buffer in _buffered(chunks):
+                    if file.size_bytes + len(buffer) > size_max_bytes:
+                        raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
+                    await self._run(file.write, buffer)
+                return await self._run(file.finish)
+            except OSError as error:
+                if error.errno in _NO_SPACE:
+                    raise TooLarge("There is not enough space left to store the image.") from error
+                raise
+        except BaseException:
+            await asyncio.shield(self._run(file.discard))
+            raise
+
+    async def place(self, received: Received) -> Path:
+        """Give the file its final name. Call with `names` held. The same content again: the one that is there stays."""
+        return await self._run(self._place, received)
+
+    async def discard(self, received: Received) -> None:
+        """Remove data that was received but will not be stored."""
+        await self._run(_unlink, received.path)
+
+    async def remove(self, sha256: str) -> None:
+        """Remove stored data that no image uses. Call with `names` held."""
+        await self._run(_unlink, self.path(sha256))
+
+    async def open_data(self, sha256: str) -> BinaryIO:
+        """An open file: it can be read to its end even when the image is deleted meanwhile. Raises FileNotFoundError."""
+        return await self._run(_open_binary, self.path(sha256))
+
+    def stream(self, file: BinaryIO, offset: int, length: int) -> FileStream:
+        """`length` bytes from `offset`, in pieces; the file is closed at the end, or by `aclose`."""
+        return FileStream(file, self._threads, offset, length)
+
+    async def read_file(self, path: Path) -> AsyncIterator[bytes]:
+        """The whole of a file of this machine, in pieces."""
+        file = await self._run(_open_binary, path)
+        try:
+            while data := await self._run(file.read, BUFFER_BYTES):
+                yield data
+        finally:
+            file.close()
+
+    # --- in the threads -----------------------------------------------------------------------------------------------
+
+    async def _run(self, call: Callable[..., _T], *args: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+
+    def _prepare(self, keep: set[str]) -> int:
+        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        leftovers = list(self._incoming.iterdir())
+        leftovers += [path for path in self._directory.iterdir() if path.is_file() and path.name not in keep]
+        for path in leftovers:
+            _unlink(path)
+        return len(leftovers)
+
+    def _place(self, received: Received) -> Path:
+        path = self.path(received.sha256)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == received.size_bytes:
+                _unlink(received.path)
+                return path
+        received.path.replace(path)
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return path
+
+
+class FileStream:
+    """Part of a file, read in a thread piece by piece. No generator: one that never started would leave its file open."""
+
+    def __init__(self, file: BinaryIO, threads: ThreadPoolExecutor, offset: int, length: int) -> None:
+        self._file = file
+        self._threads = threads
+        self._offset = offset
+        self._end = offset + length
+
+    def __aiter__(self) -> FileStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._offset >= self._end:
+            await self.aclose()
+            raise StopAsyncIteration
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._threads, os.pread, self._file.fileno(), min(BUFFER_BYTES, self._end - self._offset), self._offset
+        )
+        if not data:
+            raise OSError(errno.EIO, "The image's data is shorter than its record says")
+        self._offset += len(data)
+        return data
+
+    async def aclose(self) -> None:
+        self._file.close()
+
+
+class _Incoming:
+    """One file being written. Blocks of zeros become holes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("xb", buffering=0)
+        self._hashes = (hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha512())
+        self.size_bytes = 0
+
+    def write(self, buffer: bytes) -> None:
+        for running in self._hashes:
+            running.update(buffer)
+        if buffer == _ZEROS[: len(buffer)]:
+            self._file.seek(len(buffer), os.SEEK_CUR)
+        else:
+            rest = memoryview(buffer)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self.size_bytes += len(buffer)
+
+    def finish(self) -> Received:
+        self._file.truncate(self.size_bytes)
+        os.fchmod(self._file.fileno(), _FILE_MODE)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        md5, sha256, sha512 = (running.hexdigest() for running in self._hashes)
+        return Received(self._path, self.size_bytes, md5, sha256, sha512)
+
+    def discard(self) -> None:
+        self._file.close()
+        _unlink(self._path)
+
+
+async def _buffered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of BUFFER_BYTES (the last may be shorter): few trips to a thread, and holes that align."""
+    waiting = bytearray()
+    async for chunk in chunks:
+        waiting += chunk
+        while len(waiting) >= BUFFER_BYTES:
+            yield bytes(waiting[:BUFFER_BYTES])
+            del waiting[:BUFFER_BYTES]
+    if waiting:
+        yield bytes(waiting)
+
+
+def _open_binary(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)

@@ -1,0 +1,322 @@
+"""The embedded image service: rows in the store, data in files below the state directory.
+
+Called by the Image API (`api.py`) and, through `contract.py`, by the lifecycle. One process owns the directory.
+
+An upload: the row says `saving` (whoever comes second gets a Conflict), the data goes to a file of its own, is hashed,
+synced and inspected, gets its final name, and one transaction makes the image active. Killed anywhere in between, the
+next `open` removes the file and puts the row back to `queued`. Files without a row that uses them are swept there, too.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+import structlog
+
+from instar.config import ImageSettings
+from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, NotFound, TooLarge
+from instar.images.blobs import Blobs, Received
+from instar.images.contract import Image
+from instar.images.fields import TAGS_MAX, Caller, new_image, tag_of, with_field
+from instar.images.inspect import inspect_image
+from instar.images.patch import Change, apply_changes
+from instar.images.sharing import ImageMembers
+from instar.model.guest import ImageSource
+from instar.store.contract import Store
+from instar.store.image_queries import ImageQuery, image_list
+from instar.store.images import (
+    ImageRecord,
+    StoredData,
+    image_data_names,
+    image_data_used,
+    image_delete,
+    image_fetch,
+    image_fetch_registered,
+    image_insert,
+    image_member_fetch,
+    image_switch,
+    image_update,
+    image_upload_abort,
+    image_upload_abort_all,
+    image_upload_begin,
+    image_upload_finish,
+)
+
+log = structlog.get_logger()
+
+EDIT_ATTEMPTS_MAX = 5  # edits of one image at the same moment that are put after each other before one is refused
+
+
+class Download(NamedTuple):
+    """An image's data, open for reading; whoever gets it closes `file` (`Blobs.stream` does)."""
+
+    image: ImageRecord
+    file: BinaryIO
+    size_bytes: int
+
+
+def now_us() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class LocalImages:
+    """Implements `ImageService`. Call `open` before anything else; `clock` gives microseconds since the epoch."""
+
+    def __init__(
+        self, store: Store, state_dir: Path, settings: ImageSettings, *, clock: Callable[[], int] = now_us
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._system = Caller("", is_admin=True)
+        self.blobs = Blobs(state_dir / "images")
+        self.members = ImageMembers(store, clock)
+
+    @property
+    def size_max_bytes(self) -> int:
+        """The largest image file that is accepted."""
+        return self._settings.size_max_bytes
+
+    async def open(self) -> None:
+        """Take the directory over: what a killed process left behind is removed."""
+        removed = await self.blobs.prepare(await image_data_names(self._store))
+        aborted = await image_upload_abort_all(self._store, now=self._clock())
+        if removed or aborted:
+            log.info("images.cleaned", files=removed, uploads=aborted)
+
+    async def close(self) -> None:
+        await self.blobs.close()
+
+    # --- what the lifecycle needs -------------------------------------------------------------------------------------
+
+    async def image_fetch(self, image_id: str, *, project_id: str, is_admin: bool) -> Image:
+        record = await self.fetch(image_id, Caller(project_id, is_admin))
+        return Image(
+            id=record.id,
+            name=record.name or "",
+            status=record.status,
+            owner=record.owner,
+            visibility=record.visibility,
+            disk_format=record.disk_format or "",
+            min_disk_gib=record.min_disk_gib,
+            min_ram_mib=record.min_ram_mib,
+            size_bytes=record.size_bytes or 0,
+            virtual_size_bytes=record.virtual_size_bytes or 0,
+            properties=record.properties,
+        )
+
+    async def image_source(self, image_id: str) -> ImageSource:
+        record = await image_fetch(self._store, image_id)
+        if record is None or record.status != "active" or record.sha256 is None:
+            raise ImageGone(image_id=image_id)
+        try:
+            file = await self.blobs.open_data(record.sha256)
+        except FileNotFoundError as error:
+            log.error("image.data_lost", image_id=image_id, sha256=record.sha256)
+            raise ImageGone(image_id=image_id) from error
+        file.close()
+        return ImageSource(
+            id=record.id,
+            location=self.blobs.path(record.sha256).as_uri(),
+            format=record.disk_format or "raw",
+            sha256=record.sha256,
+            size_bytes=record.size_bytes or 0,
+            virtual_size_bytes=record.virtual_size_bytes or 0,
+        )
+
+    async def register(
+        self, name: str, path: Path, *, disk_format: str, properties: dict[str, str], visibility: str = "public"
+    ) -> ImageRecord:
+        """An image made of a file of this machine, of no project. The same name and content again: the one that is there.
+
+        Raises what `upload` raises, and BadRequest for the properties."""
+        upload_id = str(uuid.uuid4())
+        received = await self._receive(self.blobs.read_file(path), upload_id)
+        try:
+            for record in await image_fetch_registered(self._store, name):
+                if (record.sha256, record.status) == (received.sha256, "active"):
+                    return record
+                if record.status == "queued":  # of a start that was killed right here
+                    await image_delete(self._store, record.id, now=self._clock())
+            fields = {"name": name, "disk_format": disk_format, "container_format": "bare", "visibility": visibility}
+            record = new_image(fields | properties, self._system, self._clock())
+            record = msgspec.structs.replace(record, owner=None)
+            await image_insert(self._store, record)
+            await image_upload_begin(self._store, record.id, upload_id, revision=0, now=self._clock())
+            try:
+                await self._store_data(record, upload_id, received)
+            except BaseException:
+                await image_delete(self._store, record.id, now=self._clock())
+                raise
+        finally:
+            await self.blobs.discard(received)
+        return await self.fetch(record.id, self._system)
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    async def fetch(self, image_id: str, caller: Caller) -> ImageRecord:
+        """The image, when the caller may see it. Raises NotFound."""
+        record = await image_fetch(self._store, image_id)
+        if record is None or not await self._may_see(record, caller):
+            raise NotFound(kind="Image", id=image_id)
+        return record
+
+    async def fetch_own(self, image_id: str, caller: Caller) -> ImageRecord:
+        """The image, when the caller may change it. Raises NotFound where it cannot even be seen, else Forbidden."""
+        record = await self.fetch(image_id, caller)
+        if not (caller.is_admin or record.owner == caller.project_id):
+            raise Forbidden(f"You are not permitted to change image {image_id}.")
+        return record
+
+    async def _may_see(self, record: ImageRecord, caller: Caller) -> bool:
+        if caller.is_admin or record.owner == caller.project_id or record.visibility in ("public", "community"):
+            return True
+        return record.visibility == "shared" and bool(
+            await image_member_fetch(self._store, record.id, caller.project_id)
+        )
+
+    async def list(self, query: ImageQuery) -> list[ImageRecord]:
+        return await image_list(self._store, query)
+
+    async def create(self, body: dict[str, Any], caller: Caller) -> ImageRecord:
+        """A queued image. Raises BadRequest, Forbidden, Conflict (the id)."""
+        record = new_image(body, caller, self._clock())
+        await image_insert(self._store, record)
+        return record
+
+    async def update(self, image_id: str, changes: tuple[Change, ...], caller: Caller) -> ImageRecord:
+        """Apply a patch. Raises NotFound, Forbidden, BadRequest, Conflict; then nothing is changed."""
+        return await self._edit(image_id, caller, lambda record: apply_changes(record, changes, caller))
+
+    async def add_tag(self, image_id: str, tag: str, caller: Caller) -> None:
+        """The image has the tag. Raises BadRequest where the tag is no tag, or one too many."""
+        wanted = tag_of(tag)
+
+        def edit(record: ImageRecord) -> ImageRecord:
+            if wanted in record.tags:
+                return record
+            if len(record.tags) >= TAGS_MAX:
+                raise BadRequest(f"An image may have {TAGS_MAX} tags.")
+            return with_field(record, "tags", [*record.tags, wanted], caller)
+
+        await self._edit(image_id, caller, edit)
+
+    async def remove_tag(self, image_id: str, tag: str, caller: Caller) -> None:
+        """Raises NotFound where the image has no such tag."""
+
+        def edit(record: ImageRecord) -> ImageRecord:
+            if tag not in record.tags:
+                raise NotFound(kind="Tag", id=tag)
+            return with_field(record, "tags", [other for other in record.tags if other != tag], caller)
+
+        await self._edit(image_id, caller, edit)
+
+    async def _edit(self, image_id: str, caller: Caller, edit: Callable[[ImageRecord], ImageRecord]) -> ImageRecord:
+        """Read, change, compare and swap; once more when somebody else was faster."""
+        for _ in range(EDIT_ATTEMPTS_MAX):
+            before = await self.fetch_own(image_id, caller)
+            after = edit(before)
+            if after is before:
+                return before
+            after = msgspec.structs.replace(after, updated_at=self._clock())
+            if await image_update(self._store, after):
+                return msgspec.structs.replace(after, revision=after.revision + 1)
+        raise Conflict(f"Image {image_id} is being changed by others.")
+
+    async def delete(self, image_id: str, caller: Caller) -> None:
+        """The image is gone; its data, too, when no other image has the same. Raises NotFound, Forbidden."""
+        record = await self.fetch_own(image_id, caller)
+        if record.protected:
+            raise Forbidden(f"Image {image_id} is protected and cannot be deleted.")
+        try:
+            sha256 = await image_delete(self._store, image_id, now=self._clock())
+        except Conflict:
+            await self.fetch_own(image_id, caller)  # NotFound, where another delete was faster
+            raise
+        if sha256 is None:
+            return
+        async with self.blobs.names:
+            if not await image_data_used(self._store, sha256):
+                await self.blobs.remove(sha256)
+
+    async def deactivate(self, image_id: str, caller: Caller) -> None:
+        """Only admins can read the data from now on, and no server is built from it. Raises Forbidden by status."""
+        await self._switch(image_id, caller, before="active", after="deactivated")
+
+    async def reactivate(self, image_id: str, caller: Caller) -> None:
+        await self._switch(image_id, caller, before="deactivated", after="active")
+
+    async def _switch(self, image_id: str, caller: Caller, *, before: str, after: str) -> None:
+        record = await self.fetch_own(image_id, caller)
+        if record.status == after:
+            return
+        if not await image_switch(self._store, image_id, now=self._clock(), before=before, after=after):
+            raise Forbidden(f"Image {image_id} is {record.status}: it cannot become {after}.")
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    async def upload(
+        self, image_id: str, chunks: AsyncIterator[bytes], caller: Caller, *, size_bytes: int | None = None
+    ) -> None:
+        """Store the image's data and make it active. `size_bytes`: what the client says will come, if it says so.
+
+        Raises NotFound, Forbidden, Conflict (not queued), BadRequest, TooLarge, UnsupportedMedia, ImageUnusable; the
+        image is queued again then."""
+        record = await self.fetch_own(image_id, caller)
+        if record.disk_format is None or record.container_format is None:
+            raise BadRequest("Properties disk_format, container_format must be set prior to saving data.")
+        if size_bytes is not None and size_bytes > self._settings.size_max_bytes:
+            raise TooLarge(f"The image is larger than the {self._settings.size_max_bytes} bytes allowed.")
+        upload_id = str(uuid.uuid4())
+        await image_upload_begin(self._store, image_id, upload_id, revision=record.revision, now=self._clock())
+        try:
+            received = await self._receive(chunks, upload_id)
+            try:
+                if size_bytes is not None and received.size_bytes != size_bytes:
+                    raise BadRequest(f"{size_bytes} bytes were announced, but {received.size_bytes} arrived.")
+                await self._store_data(record, upload_id, received)
+            finally:
+                await self.blobs.discard(received)
+        except BaseException:
+            await image_upload_abort(self._store, upload_id, now=self._clock())
+            raise
+
+    async def _receive(self, chunks: AsyncIterator[bytes], upload_id: str) -> Received:
+        return await self.blobs.receive(upload_id, chunks, size_max_bytes=self._settings.size_max_bytes)
+
+    async def _store_data(self, record: ImageRecord, upload_id: str, received: Received) -> None:
+        virtual_size = await inspect_image(
+            received.path,
+            record.disk_format or "",
+            virtual_size_max_bytes=self._settings.virtual_size_max_bytes,
+            deadline_s=self._settings.inspect_deadline_s,
+        )
+        data = StoredData(received.size_bytes, virtual_size, received.md5, received.sha256, received.sha512)
+        async with self.blobs.names:
+            await self.blobs.place(received)
+            try:
+                await image_upload_finish(self._store, record.id, upload_id, data, now=self._clock())
+            except NotFound:  # deleted during the upload
+                if not await image_data_used(self._store, received.sha256):
+                    await self.blobs.remove(received.sha256)
+                raise
+        log.info("image.stored", image_id=record.id, size_bytes=data.size_bytes, sha256=data.sha256)
+
+    async def open_data(self, image_id: str, caller: Caller) -> Download | None:
+        """The image's data, None where it has none yet. Raises NotFound, Forbidden (deactivated, and no admin)."""
+        record = await self.fetch(image_id, caller)
+        if record.status == "deactivated" and not caller.is_admin:
+            raise Forbidden(f"Image {image_id} is deactivated.")
+        if record.sha256 is None or record.size_bytes is None:
+            return None
+        try:
+            file = await self.blobs.open_data(record.sha256)
+        except FileNotFoundError as error:
+            raise NotFound(kind="Data of image", id=image_id) from error
+        return Download(record, file, record.size_bytes)
