@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
-from tests.hypervisor.harness import Harness
-from tests.hypervisor.libvirt_harness import LibvirtHarness
+from .harness import Harness
+from .libvirt_harness import LibvirtHarness
+from .simulated_harness import SimulatedHarness
 
-IMPLEMENTATIONS = [pytest.param("libvirt", marks=pytest.mark.host)]
+IMPLEMENTATIONS = [pytest.param("libvirt", marks=pytest.mark.host), pytest.param("simulated")]
 
 HarnessFactory = Callable[[], Awaitable[Harness]]
 
@@ -45,6 +46,8 @@ async def hypervisor_factory(request: pytest.FixtureRequest, tmp_path: Path) -> 
         if request.param == "libvirt":
             daemon: PrivateDaemon = request.getfixturevalue("private_daemon")
             harness = await LibvirtHarness.opened(daemon, tmp_path / f"host{len(opened)}")
+        elif request.param == "simulated":
+            harness = await SimulatedHarness.opened(tmp_path / f"host{len(opened)}")
         else:
             raise AssertionError(f"no harness for {request.param}")
         opened.append(harness)

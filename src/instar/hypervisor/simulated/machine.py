@@ -45,8 +45,9 @@ class Machine:
     """State of one host. `record` keeps changes; each public method is one atomic change of the host."""
 
     __slots__ = (
-        "_missed", "_record", "_waiting", "away", "directories", "guests", "images", "last_domain_id", "name", "on_event", "ports",
-    )
+        "_missed", "_record", "_waiting", "away", "directories", "guests", "images", "last_domain_id", "name",
+        "on_event", "ports",
+    )  # fmt: skip
 
     def __init__(self, name: str, record: Callable[[tuple[Change, ...]], None]) -> None:
         self.name = name
