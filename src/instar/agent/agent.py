@@ -22,7 +22,7 @@ from instar.errors import HypervisorUnavailable, InstarError, StepFailed
 from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
 from instar.model.guest import GuestEvent
-from instar.model.host import HOST_REPORTS, HostReport
+from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 
 log = structlog.get_logger()
 
@@ -31,13 +31,6 @@ _decoders = {
 }
 _encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 INVENTORY_DEADLINE_S = 10.0
-
-
-class HostEvent(msgspec.Struct, frozen=True):
-    """A guest's event with the host that saw it."""
-
-    host: str
-    event: GuestEvent
 
 
 class Agent:

@@ -13,7 +13,6 @@ import uuid
 import msgspec
 import structlog
 
-from instar.agent.agent import HostEvent
 from instar.bus.contract import Message, Subscription
 from instar.engine.hosts import HostClient
 from instar.errors import InstarError, NotFound
@@ -24,7 +23,7 @@ from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
 from instar.model.commands import GUEST_EVENTS
 from instar.model.guest import GuestState, HostCensus
-from instar.model.host import HOST_REPORTS, HostReport
+from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from instar.store.audit import audit_instances, host_boot_fetch, host_boot_save, host_totals_recount, usage_recount

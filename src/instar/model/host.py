@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from instar.model.guest import HostInventory
+from instar.model.guest import GuestEvent, HostInventory
 
 HOST_REPORTS = "hosts.report"
 
@@ -19,3 +19,10 @@ class HostReport(msgspec.Struct, frozen=True, tag=True):
     hypervisor_ok: bool
     inventory: HostInventory | None
     version: int = 1
+
+
+class HostEvent(msgspec.Struct, frozen=True):
+    """A guest's event with the host that saw it."""
+
+    host: str
+    event: GuestEvent
