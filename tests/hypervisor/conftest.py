@@ -6,18 +6,21 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
+
 from .harness import Harness
 from .libvirt_harness import LibvirtHarness
 from .simulated_harness import SimulatedHarness
 
 IMPLEMENTATIONS = [pytest.param("libvirt", marks=pytest.mark.host), pytest.param("simulated")]
 
+HostOpener = Callable[[Path], Coroutine[Any, Any, Harness]]
 HarnessFactory = Callable[[], Awaitable[Harness]]
 
 
@@ -37,19 +40,23 @@ def private_daemon() -> Iterator[PrivateDaemon]:
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-async def hypervisor_factory(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[HarnessFactory]:
+def open_host(request: pytest.FixtureRequest) -> HostOpener:
+    """Opens a host of the implementation under test in a directory. A new implementation is one more branch."""
+    if request.param == "libvirt":
+        daemon: PrivateDaemon = request.getfixturevalue("private_daemon")
+        return lambda directory: LibvirtHarness.opened(daemon, directory)
+    if request.param == "simulated":
+        return SimulatedHarness.opened
+    raise AssertionError(f"no harness for {request.param}")
+
+
+@pytest.fixture
+async def hypervisor_factory(open_host: HostOpener, tmp_path: Path) -> AsyncIterator[HarnessFactory]:
     """Makes open hosts of the implementation under test; closes and cleans them afterwards."""
     opened: list[Harness] = []
 
     async def make() -> Harness:
-        harness: Harness
-        if request.param == "libvirt":
-            daemon: PrivateDaemon = request.getfixturevalue("private_daemon")
-            harness = await LibvirtHarness.opened(daemon, tmp_path / f"host{len(opened)}")
-        elif request.param == "simulated":
-            harness = await SimulatedHarness.opened(tmp_path / f"host{len(opened)}")
-        else:
-            raise AssertionError(f"no harness for {request.param}")
+        harness = await open_host(tmp_path / f"host{len(opened)}")
         opened.append(harness)
         return harness
 

@@ -14,7 +14,8 @@ from instar.errors import HypervisorError, HypervisorUnavailable
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, GuestState
 from instar.model.network import FixedIp, PortDefinition
 from instar.model.states import PowerState
-from tests.hypervisor.harness import Harness
+
+from .harness import Harness
 
 WAIT_S = 20.0  # a deadline, not a duration: everything here takes well under two seconds on an idle machine
 MIB = 1 << 20

@@ -1,1 +1,1 @@
-"""Guests through libvirt and QEMU."""
+"""The libvirt hypervisor: guests of one host as QEMU domains. The agent opens `driver.LibvirtHypervisor`."""

@@ -1,0 +1,143 @@
+"""What the driver does with domains, as plain blocking functions of a libvirt connection.
+
+They run in the connection's threads. A domain may vanish between two calls: that is an answer here, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import libvirt
+
+from instar.hypervisor.libvirt.domain_xml import METADATA_URI, owner_of
+from instar.model.guest import GuestState
+from instar.model.states import PowerState
+
+ABSENT = GuestState(exists=False)
+
+_POWER: Mapping[int, PowerState] = {
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.RUNNING,  # being shut down: it still has its process and its id
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.SHUTDOWN,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
+}
+_UNDEFINE_FLAGS = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+def find(connection: Any, instance_id: str) -> Any | None:
+    """The domain, None when there is none."""
+    try:
+        return connection.lookupByUUIDString(instance_id)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def state_of(domain: Any | None) -> GuestState:
+    """What is true of the domain now."""
+    if domain is None:
+        return ABSENT
+    try:
+        state, _reason = domain.state()
+        if not domain.isActive():
+            # A domain that ended between the two calls is off, whatever the first one said.
+            power = PowerState.CRASHED if state == libvirt.VIR_DOMAIN_CRASHED else PowerState.SHUTDOWN
+            return GuestState(exists=True, power_state=power)
+        domain_id = domain.ID()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return ABSENT
+        raise
+    return GuestState(exists=True, power_state=_POWER.get(state, PowerState.NOSTATE), domain_id=domain_id)
+
+
+def observe(connection: Any, instance_id: str) -> GuestState:
+    # Looked up each time: a domain object keeps the id that it had when it was looked up.
+    return state_of(find(connection, instance_id))
+
+
+def start(connection: Any, instance_id: str, xml: str) -> GuestState:
+    """Define the domain from `xml` and start it. One that is active by now is left as it is."""
+    domain = find(connection, instance_id)
+    if domain is not None and domain.isActive():
+        return observe(connection, instance_id)
+    try:
+        domain = connection.defineXML(xml)
+    except libvirt.libvirtError:
+        if domain is None:
+            raise
+        undefine(connection, instance_id)  # its old definition is in the way, for instance under another name
+        domain = connection.defineXML(xml)
+    domain.create()
+    return observe(connection, instance_id)
+
+
+def resume(connection: Any, instance_id: str) -> GuestState:
+    """A paused guest goes on."""
+    domain = find(connection, instance_id)
+    if domain is not None and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+        domain.resume()
+    return observe(connection, instance_id)
+
+
+def press_power_button(connection: Any, instance_id: str) -> None:
+    """Does nothing to a guest that does not run."""
+    domain = find(connection, instance_id)
+    if domain is not None:
+        _ignoring_not_running(lambda: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+
+
+def destroy(connection: Any, instance_id: str) -> GuestState:
+    """The guest's process is gone. QEMU is asked first, so that it writes its disks' metadata, then killed."""
+    domain = find(connection, instance_id)
+    if domain is not None and domain.isActive():
+        _ignoring_not_running(domain.destroy)
+    return observe(connection, instance_id)
+
+
+def undefine(connection: Any, instance_id: str) -> None:
+    """No definition, saved memory or snapshot metadata of the domain is left."""
+    domain = find(connection, instance_id)
+    if domain is not None:
+        _ignoring_not_running(lambda: domain.undefineFlags(_UNDEFINE_FLAGS))
+
+
+def _ignoring_not_running(call: Any) -> None:
+    try:
+        call()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            raise
+
+
+def list_ours(connection: Any, cloud_id: str, instance_ids: frozenset[str]) -> dict[str, GuestState]:
+    """The domains of our cloud: by their metadata, or by their UUID where somebody removed it."""
+    ours: dict[str, GuestState] = {}
+    for domain in connection.listAllDomains():
+        instance_id = domain.UUIDString()
+        if instance_id in instance_ids or is_ours(domain, cloud_id):
+            state = state_of(domain)
+            if state.exists:
+                ours[instance_id] = state
+    return ours
+
+
+def is_ours(domain: Any, cloud_id: str) -> bool:
+    """The domain's metadata names our cloud."""
+    try:
+        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_URI)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
+            return False
+        raise
+    return owner_of(text)[1] == cloud_id

@@ -1,0 +1,211 @@
+"""Base images on a host: fetched once, verified by their SHA-256 while they are copied, then read only.
+
+The driver calls `ensure`. A file of the same file system is linked, not copied; a remote one is streamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import http.client
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import msgspec
+import structlog
+
+from instar.errors import HypervisorError, ImageGone
+from instar.hypervisor.libvirt.host_command import run_limited
+from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
+from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.model.guest import ImageSource
+
+CHUNK_BYTES = 1 << 20
+PART_PREFIX = ".part-"
+
+log = structlog.get_logger()
+
+
+class _ImageInfo(msgspec.Struct, rename="kebab"):
+    """What we read of `qemu-img info --output=json`."""
+
+    virtual_size: int
+    backing_filename: str | None = None
+    format_specific: dict[str, object] = {}
+
+
+class ImageCache:
+    """The cache of one state directory. `bearer_token` is asked before each download over http."""
+
+    def __init__(
+        self,
+        paths: HostPaths,
+        *,
+        settings: LibvirtSettings,
+        host: str,
+        bearer_token: Callable[[], str] | None = None,
+    ) -> None:
+        self._paths, self._settings, self._host, self._bearer_token = paths, settings, host, bearer_token
+        self._copies: dict[str, asyncio.Task[None]] = {}
+
+    async def open(self) -> None:
+        """Remove what an earlier process did not finish."""
+        await asyncio.to_thread(self._remove_parts)
+
+    async def close(self) -> None:
+        copies = list(self._copies.values())
+        for copy in copies:
+            copy.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+
+    async def ensure(self, image: ImageSource) -> None:
+        """The image is in the cache. Raises ImageGone, HypervisorError (not what it should be), DiskFull."""
+        target = self._paths.image(image.sha256)
+        if await asyncio.to_thread(target.exists):
+            return
+        copy = self._copies.get(image.sha256)
+        if copy is None:
+            copy = asyncio.create_task(self._copy(image, target), name=f"image-{image.id}")
+            self._copies[image.sha256] = copy
+            copy.add_done_callback(lambda _done: self._copies.pop(image.sha256, None))
+        # Shielded: a caller that is cancelled must not take the copy from the others.
+        await asyncio.shield(copy)
+
+    async def _copy(self, image: ImageSource, target: Path) -> None:
+        started = time.monotonic()
+        part = target.with_name(PART_PREFIX + uuid.uuid4().hex)
+        try:
+            async with asyncio.timeout(self._settings.image_timeout_s):
+                await asyncio.to_thread(self._fetch, image, part, started + self._settings.image_timeout_s)
+                await self._inspect(image, part)
+                await asyncio.to_thread(part.rename, target)
+        except TimeoutError as error:
+            limit = self._settings.image_timeout_s
+            raise HypervisorError(reason=f"image {image.id} did not arrive within {limit:g} seconds") from error
+        finally:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+        log.info("image.cached", image=image.id, bytes=image.size_bytes, took_s=round(time.monotonic() - started, 3))
+
+    def _fetch(self, image: ImageSource, part: Path, deadline: float) -> None:
+        """Blocking: link or copy, and verify."""
+        part.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        location = urlsplit(image.location)
+        if image.size_bytes > self._settings.image_max_bytes:
+            raise HypervisorError(reason=f"image {image.id} is larger than this host accepts")
+        try:
+            if location.scheme == "file" and location.netloc in ("", "localhost"):
+                self._fetch_file(image, Path(unquote(location.path)), part, deadline)
+            elif location.scheme in ("http", "https"):
+                with _download(location, image, self._token(), self._settings.image_idle_timeout_s) as response:
+                    self._store(image, _chunks(response), part, deadline)
+            else:
+                raise HypervisorError(reason=f"the location of image {image.id} is of an unknown kind")
+        except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(part, self._host) from error
+            log.warning("image.fetch_failed", image=image.id, error=type(error).__name__, errno=error.errno)
+            raise HypervisorError(reason=f"image {image.id} could not be fetched") from error
+        except http.client.HTTPException as error:
+            raise HypervisorError(reason=f"image {image.id} could not be fetched") from error
+
+    def _fetch_file(self, image: ImageSource, source: Path, part: Path, deadline: float) -> None:
+        try:
+            os.link(source, part)
+        except FileNotFoundError as error:
+            raise ImageGone(image_id=image.id) from error
+        except OSError:
+            with source.open("rb") as file:
+                self._store(image, _chunks(file), part, deadline)
+            return
+        with part.open("rb") as file:
+            _verify(image, _chunks(file), deadline)
+        # The same file as the image service's: it is read only there as well, never rewritten in place.
+        part.chmod(part.stat().st_mode & 0o555)
+
+    def _store(self, image: ImageSource, chunks: Iterator[bytes], part: Path, deadline: float) -> None:
+        room = os.statvfs(part.parent)
+        if room.f_bavail * room.f_frsize < image.size_bytes + (self._settings.disk_reserved_mib << 20):
+            raise disk_full(part, self._host)
+        with part.open("xb") as file:
+            _verify(image, chunks, deadline, file.write)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o444)
+
+    async def _inspect(self, image: ImageSource, part: Path) -> None:
+        """Refuse what would make QEMU open other files. The image service has looked already; this is the last door."""
+        if image.format not in ("qcow2", "raw"):
+            raise HypervisorError(reason=f"image {image.id} has format {image.format}, this host takes qcow2 and raw")
+        if image.format == "raw":
+            return
+        command = ["qemu-img", "info", "-f", image.format, "--output=json", str(part)]
+        output = await run_limited(command, settings=self._settings, host=self._host, writes_to=part)
+        info = msgspec.json.decode(output, type=_ImageInfo)
+        data = info.format_specific.get("data")
+        if info.backing_filename or (isinstance(data, dict) and data.get("data-file")):
+            raise HypervisorError(reason=f"image {image.id} refers to other files")
+        if info.virtual_size > image.virtual_size_bytes:
+            raise HypervisorError(reason=f"image {image.id} is larger than it says")
+
+    def _token(self) -> str | None:
+        return self._bearer_token() if self._bearer_token is not None else None
+
+    def _remove_parts(self) -> None:
+        if self._paths.cache.is_dir():
+            for part in self._paths.cache.glob(PART_PREFIX + "*"):
+                part.unlink(missing_ok=True)
+
+
+class _Readable(Protocol):
+    """What files and HTTP answers have in common."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _chunks(source: _Readable) -> Iterator[bytes]:
+    while chunk := source.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _verify(
+    image: ImageSource, chunks: Iterator[bytes], deadline: float, write: Callable[[bytes], object] | None = None
+) -> None:
+    """Read all chunks, hand them to `write`; raises HypervisorError when they are not the image."""
+    digest, size_bytes = hashlib.sha256(), 0
+    for chunk in chunks:
+        size_bytes += len(chunk)
+        if size_bytes > image.size_bytes:
+            raise HypervisorError(reason=f"image {image.id} is longer than {image.size_bytes} bytes")
+        if time.monotonic() > deadline:
+            raise HypervisorError(reason=f"image {image.id} did not arrive in time")
+        digest.update(chunk)
+        if write is not None:
+            write(chunk)
+    if size_bytes != image.size_bytes or digest.hexdigest() != image.sha256:
+        raise HypervisorError(reason=f"image {image.id} does not match its checksum")
+
+
+@contextlib.contextmanager
+def _download(
+    location: SplitResult, image: ImageSource, token: str | None, idle_timeout_s: float
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a GET. Redirects are not followed: the location is what the image service said."""
+    kind = http.client.HTTPSConnection if location.scheme == "https" else http.client.HTTPConnection
+    connection = kind(location.hostname or "", location.port, timeout=idle_timeout_s)
+    try:
+        target = location.path + (f"?{location.query}" if location.query else "")
+        connection.request("GET", target, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        if response.status in (404, 410):
+            raise ImageGone(image_id=image.id)
+        if response.status != 200:
+            raise HypervisorError(reason=f"image {image.id}: the image service answered {response.status}")
+        yield response
+    finally:
+        connection.close()
