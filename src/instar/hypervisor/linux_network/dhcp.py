@@ -1,0 +1,222 @@
+"""One dnsmasq per network, DHCP only, in the network's namespace, as an unprivileged user.
+
+It outlives this process: its own session, found again by its pid file and its command line. Hosts are in a file that it
+reads again on SIGHUP; when one goes or changes it is restarted instead, because it remembers leases and would refuse an
+address to its next owner. It keeps no lease file and is authoritative, so a restart is not noticed by guests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import ipaddress
+import os
+import pwd
+import shutil
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from instar.errors import HypervisorError
+from instar.hypervisor.linux_network.host_commands import run
+from instar.hypervisor.linux_network.names import CloudNames, dhcp_hostname
+from instar.hypervisor.linux_network.records import write_whole
+from instar.model.network import NetworkDefinition, PortDefinition, SubnetDefinition
+
+log = structlog.get_logger(__name__)
+
+LEASE_S = 86_400
+STOP_MAX_S = 2.0
+POLL_S = 0.002
+LEASES_MAX = 65_536
+INNER_INTERFACE = "int"
+
+
+def gateway_is_ours(network: NetworkDefinition, subnet: SubnetDefinition) -> bool:
+    """Whether the namespace carries the gateway's address: of networks with NAT always, else unless the subnet names
+    another address for the DHCP server (then somebody else is the gateway)."""
+    return subnet.gateway_ip is not None and (network.nat or subnet.dhcp_ip is None)
+
+
+def server_address(network: NetworkDefinition, subnet: SubnetDefinition) -> str | None:
+    """The address that DHCP answers from; None when there is no DHCP on this subnet."""
+    if not subnet.dhcp_enabled or ipaddress.ip_network(subnet.cidr).version != 4:
+        return None
+    return subnet.gateway_ip if gateway_is_ours(network, subnet) else subnet.dhcp_ip
+
+
+def dhcp_subnets(network: NetworkDefinition) -> list[SubnetDefinition]:
+    return [subnet for subnet in network.subnets if server_address(network, subnet) is not None]
+
+
+def render_hosts(network: NetworkDefinition, ports: Iterable[PortDefinition]) -> str:
+    """The hosts file: MAC, address, name. A port gets its first IPv4 address on a subnet with DHCP."""
+    served = {subnet.id for subnet in dhcp_subnets(network)}
+    lines = []
+    for port in ports:
+        for fixed in port.fixed_ips:
+            if fixed.subnet_id in served and ipaddress.ip_address(fixed.ip_address).version == 4:
+                lines.append(",".join(filter(None, [port.mac_address.lower(), fixed.ip_address, _name(port)])) + "\n")
+                break
+    return "".join(sorted(lines))
+
+
+def _name(port: PortDefinition) -> str:
+    return dhcp_hostname(port.hostname)
+
+
+def render_config(network: NetworkDefinition, directory: Path) -> str:
+    """The configuration of a network's dnsmasq; what changes here needs a restart."""
+    user, group = _unprivileged()
+    lines = [
+        "port=0", "no-hosts", "no-resolv", "no-ping", "bind-interfaces", f"interface={INNER_INTERFACE}",
+        "except-interface=lo", "dhcp-authoritative", "leasefile-ro", "quiet-dhcp", "dhcp-ignore=tag:!known",
+        f"dhcp-lease-max={LEASES_MAX}", f"user={user.pw_name}", f"group={group.gr_name}",
+        f"pid-file={directory / 'pid'}", f"dhcp-hostsfile={directory / 'hosts'}",
+    ]  # fmt: skip
+    for number, subnet in enumerate(dhcp_subnets(network)):
+        cidr = ipaddress.IPv4Network(subnet.cidr)
+        tag = f"tag:s{number}"
+        lines.append(f"dhcp-range=set:s{number},{cidr.network_address},static,{cidr.netmask},{LEASE_S}s")
+        # An option without a value keeps dnsmasq from offering its own.
+        lines.append(f"dhcp-option={tag},option:router{',' + subnet.gateway_ip if subnet.gateway_ip else ''}")
+        nameservers = [a for a in subnet.dns_nameservers if ipaddress.ip_address(a).version == 4]
+        lines.append(f"dhcp-option={tag},option:dns-server{''.join(',' + address for address in nameservers)}")
+        lines.append(f"dhcp-option={tag},option:mtu,{network.mtu}")
+        routes = [f"{to},{hop}" for to, hop in subnet.host_routes if ipaddress.ip_network(to).version == 4]
+        if routes:
+            # A client that gets classless routes ignores the router option, so the default route is said again.
+            routes += [f"0.0.0.0/0,{subnet.gateway_ip}"] if subnet.gateway_ip else []
+            lines += [f"dhcp-option={tag},{option},{','.join(routes)}" for option in ("121", "249")]
+    return "\n".join(lines) + "\n"
+
+
+def _unprivileged() -> tuple[pwd.struct_passwd, grp.struct_group]:
+    """The account that distributions make for dnsmasq, else nobody."""
+    for name in ("dnsmasq", "nobody"):
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return user, grp.getgrgid(user.pw_gid)
+    raise HypervisorError(reason="the host has no account that dnsmasq could run as")
+
+
+class DhcpServer:
+    """The dnsmasq of one network of one cloud. Calls for one network must not overlap."""
+
+    def __init__(self, names: CloudNames, network_id: str) -> None:
+        self._directory = names.run_dir / network_id
+        self._namespace = names.namespace(network_id)
+        self._config, self._hosts, self._pid_file = (self._directory / file for file in ("dnsmasq.conf", "hosts", "pid"))
+
+    async def ensure(self, network: NetworkDefinition, ports: Iterable[PortDefinition], *, restart: bool) -> None:
+        """It runs with this configuration and these hosts. `restart`: its namespace is new."""
+        if not dhcp_subnets(network):
+            await self.ensure_stopped()
+            return
+        pid, changed, shrunk = await asyncio.to_thread(self._write, network, render_hosts(network, ports))
+        if pid is None or restart or changed or shrunk:
+            await self._start(pid)
+        else:
+            # Also when the file is as it was: an earlier process may have been killed between writing and telling.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+
+    async def ensure_stopped(self) -> None:
+        """No dnsmasq of this network, and no file of it."""
+        for pid in await asyncio.to_thread(pids_with_config, str(self._config)):
+            await _stop(pid)
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    def _write(self, network: NetworkDefinition, hosts: str) -> tuple[int | None, bool, bool]:
+        """(pid if it runs, whether the configuration changed, whether a host went or changed)."""
+        group_id = _unprivileged()[1].gr_gid
+        self._directory.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._directory.mkdir(exist_ok=True, mode=0o750)
+        os.chown(self._directory, 0, group_id)
+        config = render_config(network, self._directory)
+        old_config, old_hosts = _read(self._config), _read(self._hosts)
+        if config != old_config:
+            write_whole(self._config, config.encode(), mode=0o640, group_id=group_id)
+        if hosts != old_hosts:
+            write_whole(self._hosts, hosts.encode(), mode=0o640, group_id=group_id)
+        shrunk = not set(old_hosts.splitlines()) <= set(hosts.splitlines())
+        return self._running_pid(), config != old_config, shrunk
+
+    def _running_pid(self) -> int | None:
+        text = _read(self._pid_file).strip()
+        return int(text) if text.isdigit() and _is_ours(int(text), str(self._config)) else None
+
+    async def _start(self, running: int | None) -> None:
+        others = [running] if running else await asyncio.to_thread(pids_with_config, str(self._config))
+        for pid in others:
+            await _stop(pid)
+        await asyncio.to_thread(self._pid_file.unlink, missing_ok=True)
+        # It goes into the background by itself once its sockets are open and its pid file is written.
+        await run("ip", "netns", "exec", self._namespace, "dnsmasq", f"--conf-file={self._config}")
+        log.info("network.dhcp_started", namespace=self._namespace)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _is_ours(pid: int, config: str) -> bool:
+    """Whether the process is a living dnsmasq with this configuration file; a zombie has no command line."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[0].endswith(b"dnsmasq") and f"--conf-file={config}".encode() in words
+
+
+def pids_with_config(config: str) -> list[int]:
+    """All processes with this configuration file, also when the pid file is lost."""
+    return [pid for pid in _all_pids() if _is_ours(pid, config)]
+
+
+def dhcp_processes(run_dir: Path) -> list[int]:
+    """All DHCP servers of the cloud whose files are below `run_dir`."""
+    prefix = f"--conf-file={run_dir}/".encode()
+    found = []
+    for pid in _all_pids():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"dnsmasq") and any(word.startswith(prefix) for word in words):
+                found.append(pid)
+    return found
+
+
+def _all_pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+async def stop_processes(run_dir: Path) -> None:
+    """End all DHCP servers of the cloud whose files are below `run_dir`."""
+    for pid in await asyncio.to_thread(dhcp_processes, run_dir):
+        await _stop(pid)
+
+
+async def _stop(pid: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        for _ in range(int(STOP_MAX_S / POLL_S)):
+            if not await asyncio.to_thread(_alive, pid):
+                return
+            await asyncio.sleep(POLL_S)
+    raise HypervisorError(reason="a DHCP server on the host cannot be stopped")
+
+
+def _alive(pid: int) -> bool:
+    """Whether it runs; reaps it when it is a child of ours (we may be the subreaper of its orphaned parent)."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False

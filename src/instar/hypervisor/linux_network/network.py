@@ -1,0 +1,228 @@
+"""LinuxNetwork: the networks of one cloud on one Linux host. Made by the libvirt driver, which calls nothing else here.
+
+What should be is in memory and in `records`; each call brings the host to it. One lock for each network, one for the
+packet filter; calls that wait for the filter share one load."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import structlog
+
+from instar.errors import HypervisorError, InstarError
+from instar.hypervisor.linux_network.dhcp import DhcpServer, stop_processes
+from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run
+from instar.hypervisor.linux_network.links import Link, choose_link, host_routes, turn_to_choose
+from instar.hypervisor.linux_network.names import NETNS_DIR, RUN_DIR, CloudNames, validate_id, validate_ports
+from instar.hypervisor.linux_network.plumbing import SYS_NET, Plumbing, master_of
+from instar.hypervisor.linux_network.records import NetworkRecord, Records
+from instar.hypervisor.linux_network.ruleset import GroupNumbers, empty_ruleset, render_ruleset
+from instar.model.network import NetworkDefinition, PortDefinition
+
+log = structlog.get_logger(__name__)
+
+PROGRAMS = ("ip", "nft", "dnsmasq", "sysctl")
+BRIDGE_FILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+REPAIRS_AT_ONCE = 4
+
+
+class LinuxNetwork:
+    """Implements HostNetwork. `state_dir` is this cloud's own; `cloud_id` is 4 to 32 hexadecimal digits, unique on the
+    host; `outside` False keeps guests from leaving the host even where a network has NAT."""
+
+    def __init__(self, *, state_dir: Path, cloud_id: str, outside: bool = True) -> None:
+        self._names = CloudNames(cloud_id)
+        self._records = Records(state_dir)
+        self._outside = outside
+        self._instances: dict[str, tuple[PortDefinition, ...]] = {}
+        self._networks: dict[str, NetworkRecord] = {}
+        self._network_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._filter_lock = asyncio.Lock()
+        self._filter_wanted = self._filter_loaded = 0
+        self._groups = GroupNumbers()
+
+    async def open(self) -> None:
+        """Check what the host can do, then adopt and repair what an earlier process left. Raises HypervisorError when a
+        program or the kernel's bridge filter is missing; one network that cannot be repaired is only logged."""
+        for program in PROGRAMS:
+            if shutil.which(program) is None:
+                raise HypervisorError(reason=f"the program {program} is not installed on the host")
+        await _ensure_bridge_filter()
+        await asyncio.to_thread(self._records.prepare)
+        self._instances, self._networks = await asyncio.to_thread(self._records.load)
+        known = set(self._networks) | {port.network.id for port in self._all_ports()}
+        await self._load_filter()  # before the rest: running guests must not be without it
+        repairs = asyncio.Semaphore(REPAIRS_AT_ONCE)
+
+        async def repair(network_id: str) -> None:
+            async with repairs:
+                try:
+                    await self._settle(network_id)
+                except InstarError as error:
+                    log.error("network.repair_failed", network_id=network_id, error=error.message)
+
+        await asyncio.gather(*(repair(network_id) for network_id in sorted(known)))
+        await self._load_filter()
+
+    async def close(self) -> None:
+        """Networks, DHCP servers and filters stay; nothing of ours runs in this process between calls."""
+
+    async def ensure_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
+        """`ports` are all ports of the instance on this host; one that it had and that is not among them goes.
+        Raises HypervisorError."""
+        validate_ports(instance_id, ports)
+        before = self._instances.get(instance_id, ())
+        await asyncio.to_thread(self._records.save_instance, instance_id, ports)
+        self._instances[instance_id] = ports
+        definitions = {port.network.id: port.network for port in ports}
+        for network_id in sorted(definitions.keys() | {port.network.id for port in before}):
+            await self._settle(network_id, definitions.get(network_id))
+        await self._load_filter()
+
+    async def ensure_no_ports(self, instance_id: str) -> None:
+        """The instance's guest must not run any more: taps that it left are deleted. Raises HypervisorError."""
+        validate_id("instance", instance_id)
+        ports = self._instances.get(instance_id, ())
+        if ports:
+            there = [port.tap_name for port in ports if (SYS_NET / port.tap_name).exists()]
+            await ip_batch([f"link del dev {tap}" for tap in there], force=True)
+            self._instances.pop(instance_id)
+            try:
+                for network_id in sorted({port.network.id for port in ports}):
+                    await self._settle(network_id)
+                await self._load_filter()
+            except BaseException:
+                # Not yet gone: the record stays, and so must our knowledge of it, for whoever tries again.
+                self._instances.setdefault(instance_id, ports)
+                raise
+        await asyncio.to_thread(self._records.forget_instance, instance_id)
+
+    def bridge_name(self, network_id: str) -> str:
+        return self._names.bridge(network_id)
+
+    async def census(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Taps are those that exist, known or plugged into a bridge of ours; networks those of which anything stands."""
+        return await asyncio.to_thread(self._look_around)
+
+    async def remove_everything(self) -> None:
+        """Also what no record tells of: whatever bears this cloud's tag. Needs no `open`. Guests must not run."""
+        async with self._filter_lock:
+            await stop_processes(self._names.run_dir)
+            lines = [f"link del dev {name}" for name in await asyncio.to_thread(self._own_interfaces)]
+            lines += [f"netns del {name}" for name in await asyncio.to_thread(self._own_namespaces)]
+            await ip_batch(lines, force=True)
+            await nft_load(empty_ruleset(self._names))
+            await asyncio.to_thread(self._forget_everything)
+            self._instances.clear()
+            self._networks.clear()
+        left = [*await asyncio.to_thread(self._own_interfaces), *await asyncio.to_thread(self._own_namespaces)]
+        if left:
+            raise HypervisorError(reason=f"{len(left)} interfaces or namespaces of the cloud cannot be removed")
+
+    # --- bringing the host to what should be ---
+
+    def _all_ports(self) -> list[PortDefinition]:
+        return [port for ports in self._instances.values() for port in ports]
+
+    def _ports_of(self, network_id: str) -> list[PortDefinition]:
+        return [port for port in self._all_ports() if port.network.id == network_id]
+
+    async def _settle(self, network_id: str, definition: NetworkDefinition | None = None) -> None:
+        """The network stands, as `definition` or the record says, when it has ports, else nothing of it is left."""
+        async with self._network_locks[network_id]:
+            ports = self._ports_of(network_id)
+            if not ports:
+                await self._take_down(network_id)
+                return
+            record = await self._recorded(network_id, definition or self._known_definition(network_id, ports))
+            plumbing = Plumbing(self._names, network_id, outside=self._outside)
+            taps = tuple(port.tap_name for port in ports)
+            is_new = await plumbing.ensure(record.network, Link(record.link_index), taps)
+            # Read again: ports may have come while we worked, and their callers wait for this lock.
+            ports = self._ports_of(network_id)
+            await DhcpServer(self._names, network_id).ensure(record.network, ports, restart=is_new)
+
+    def _known_definition(self, network_id: str, ports: list[PortDefinition]) -> NetworkDefinition:
+        record = self._networks.get(network_id)
+        return record.network if record is not None else ports[-1].network
+
+    async def _recorded(self, network_id: str, definition: NetworkDefinition) -> NetworkRecord:
+        """The network's record, written before anything of it is made, with a link that is free on this host."""
+        known = self._networks.get(network_id)
+        if known is not None and known.network == definition:
+            return known
+        if known is None:
+            async with turn_to_choose():
+                uplink = self._names.uplink(network_id)
+                routes = [route for route in await host_routes() if route.device != uplink]
+                taken = [record.link_index for record in self._networks.values()]
+                link = choose_link(self._names.link_seed(network_id), routes, taken)
+                known = NetworkRecord(definition, link.index)
+                self._networks[network_id] = known
+                await asyncio.to_thread(self._records.save_network, known)
+                if definition.nat:
+                    # Its route appears while the turn is ours, so that the next to choose sees that it is taken.
+                    await Plumbing(self._names, network_id, outside=self._outside).ensure(definition, link, ())
+            return known
+        self._networks[network_id] = NetworkRecord(definition, known.link_index)
+        await asyncio.to_thread(self._records.save_network, self._networks[network_id])
+        return self._networks[network_id]
+
+    async def _take_down(self, network_id: str) -> None:
+        await DhcpServer(self._names, network_id).ensure_stopped()
+        await Plumbing(self._names, network_id, outside=self._outside).remove()
+        await asyncio.to_thread(self._records.forget_network, network_id)
+        self._networks.pop(network_id, None)
+
+    async def _load_filter(self) -> None:
+        """The packet filter is what memory says at this moment or later. Loads that wait are done by one."""
+        self._filter_wanted += 1
+        ticket = self._filter_wanted
+        async with self._filter_lock:
+            if self._filter_loaded >= ticket:
+                return
+            upto = self._filter_wanted
+            links = {network_id: Link(record.link_index) for network_id, record in self._networks.items()}
+            await nft_load(render_ruleset(self._names, self._all_ports(), links, self._groups, outside=self._outside))
+            self._filter_loaded = upto
+
+    # --- what is there ---
+
+    def _own_namespaces(self) -> list[str]:
+        names = [path.name for path in NETNS_DIR.glob("instar-*")]
+        return [name for name in names if self._names.network_of_namespace(name) is not None]
+
+    def _own_interfaces(self) -> list[str]:
+        """Taps in our bridges first, then our own interfaces."""
+        everything = [path.name for path in SYS_NET.iterdir()]
+        own = [name for name in everything if self._names.owns_interface(name)]
+        return [name for name in everything if name not in own and master_of(name) in own] + own
+
+    def _look_around(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        interfaces = self._own_interfaces()
+        taps = {name for name in interfaces if not self._names.owns_interface(name)}
+        taps |= {port.tap_name for port in self._all_ports() if (SYS_NET / port.tap_name).exists()}
+        networks = {self._names.network_of_namespace(name) or "" for name in self._own_namespaces()}
+        for name in interfaces:
+            alias = SYS_NET / name / "ifalias"
+            if name not in taps and alias.exists():
+                networks.add(alias.read_text().strip())  # bridges are labelled with their network
+        return tuple(sorted(taps)), tuple(sorted(networks - {""}))
+
+    def _forget_everything(self) -> None:
+        self._records.forget_everything()
+        shutil.rmtree(self._names.run_dir, ignore_errors=True)
+        if RUN_DIR.exists() and not any(RUN_DIR.iterdir()):
+            RUN_DIR.rmdir()
+
+
+async def _ensure_bridge_filter() -> None:
+    """The kernel passes bridged packets to the filter where a bridge asks for it; without that security groups would
+    silently let everything through."""
+    if not await asyncio.to_thread(BRIDGE_FILTER.exists) and shutil.which("modprobe"):
+        await run("modprobe", "br_netfilter")
+    if not await asyncio.to_thread(BRIDGE_FILTER.exists):
+        raise HypervisorError(reason="the kernel has no br_netfilter, which security groups need")
