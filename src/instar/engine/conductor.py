@@ -20,7 +20,7 @@ from instar.clock import now_us
 from instar.config import EngineSettings
 from instar.engine.notifications import Outbox
 from instar.engine.run import Run
-from instar.errors import LeaseLost, NotFound
+from instar.errors import LeaseLost
 from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_QUEUE
 from instar.model.operation import Operation, OperationAccepted, operation_from_row
 from instar.store.contract import Store, WriteConflict
@@ -125,7 +125,7 @@ class Conductor:
         taken = operation_from_row(results[-1].rows[0])  # type: ignore[arg-type]
         if from_owner is not None:
             log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
-        task = asyncio.create_task(self._run(taken), name=f"{taken.action} {taken.instance_id}")
+        task = asyncio.create_task(self._run(taken, fresh=operation.epoch == 0), name=f"{taken.action} {taken.instance_id}")
         self._running[operation_id] = (None, task)
 
     async def _tell_to_cancel(self, instance_id: str, by: str) -> None:
@@ -144,11 +144,11 @@ class Conductor:
 
     # --- running one ------------------------------------------------------------------------------------------------
 
-    async def _run(self, operation: Operation) -> None:
+    async def _run(self, operation: Operation, *, fresh: bool) -> None:
         following: str | None = None
         try:
             async with self._slots:
-                following = await self._run_to_its_end(operation)
+                following = await self._run_to_its_end(operation, fresh=fresh)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -159,15 +159,11 @@ class Conductor:
         if following:
             await self._take(following, None)
 
-    async def _run_to_its_end(self, operation: Operation) -> str | None:
+    async def _run_to_its_end(self, operation: Operation, *, fresh: bool) -> str | None:
         started = time.monotonic()
-        try:
-            instance = await instance_fetch(self._store, operation.instance_id)
-        except NotFound:
-            log.error("operation.without_instance", action=operation.action, instance=operation.instance_id)
-            return None
-        # A first run has no journal to read: epochs and turns grow together until somebody takes over.
-        steps = await steps_fetch(self._store, operation.id)
+        instance = await instance_fetch(self._store, operation.instance_id)
+        # Nobody has run it before: there is no journal to read.
+        steps = [] if fresh else await steps_fetch(self._store, operation.id)
         run = Run(
             operation, instance, steps,
             store=self._store, bus=self._bus, step_deadline_s=self._settings.step_deadline_s,

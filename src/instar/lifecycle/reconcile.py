@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from instar.bus.contract import Message, Subscription
+from instar.clock import now_us
 from instar.engine.hosts import HostClient
 from instar.errors import InstarError, NotFound
 from instar.http.context import RequestContext
@@ -28,12 +29,15 @@ from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from instar.store.audit import audit_instances, host_boot_fetch, host_boot_save, host_totals_recount, usage_recount
 from instar.store.instances import instance_fetch, instances_of_host
+from instar.store.operations import operations_prune
 
 log = structlog.get_logger()
 
 BUSY_RETRY_S = 1.0
 HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 4
+PRUNE_EVERY_S = 3600.0
+DAY_US = 86_400_000_000
 
 
 class Reconciler:
@@ -45,6 +49,7 @@ class Reconciler:
         self._settings = cloud.settings.host
         self._seen: dict[str, tuple[str, str, bool]] = {}  # host → (boot_id, agent_id, hypervisor_ok)
         self._checked: dict[str, float] = {}
+        self._pruned = float("-inf")
         self._due: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._nudged: asyncio.Queue[HostEvent] = asyncio.Queue(10_000)
@@ -87,6 +92,7 @@ class Reconciler:
         while True:
             try:
                 await self.settle_database()
+                await self._prune()
             except Exception:
                 log.exception("reconcile.failed")
             await asyncio.sleep(self._settings.power_sync_s)
@@ -204,6 +210,28 @@ class Reconciler:
             elif finding.kind is Kind.USAGE:
                 await self._cloud.store.write(usage_recount(finding.subject))
         return findings
+
+    async def _prune(self) -> None:
+        """Records of instances that were deleted long ago go, so that the database does not grow for ever."""
+        keep_us = self._cloud.settings.engine.journal_keep_days * DAY_US
+        if time.monotonic() - self._pruned >= PRUNE_EVERY_S:
+            self._pruned = time.monotonic()
+            await self._cloud.store.write(*operations_prune(now_us() - keep_us))
+
+    async def refresh_ports(self, instance_ids: set[str]) -> None:
+        """Rules, addresses or members of these instances' ports changed: their hosts get the new definitions."""
+        for instance_id in instance_ids:
+            instance = await instance_fetch(self._cloud.store, instance_id)
+            ports = await self._cloud.networks.ports_of(instance_id)
+            if instance.host is None or not ports:
+                continue
+            client = HostClient(
+                self._cloud.bus, instance_id=instance_id, epoch=instance.epoch, deadline_s=HOST_DEADLINE_S
+            )
+            try:
+                await client.ensure_ports(instance.host, tuple(port.definition for port in ports))
+            except InstarError as error:  # the host gets them with the next operation, or when it comes back
+                log.warning("reconcile.ports_not_refreshed", instance=instance_id, reason=error.message)
 
     def _client(self) -> HostClient:
         return HostClient(self._cloud.bus, deadline_s=HOST_DEADLINE_S)

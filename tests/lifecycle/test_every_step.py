@@ -1,0 +1,138 @@
+"""Every operation, at every step of a clean run's journal: fail there, undo twice, do it twice, kill -9 there.
+
+The steps are read from the journal of a run in which nothing went wrong, so a new step is tested without a line here."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from instar.errors import HypervisorError
+from instar.model.states import VmState
+from tests.lifecycle.harness import Plane, plane
+from tests.lifecycle.scenarios import SCENARIOS, victim
+
+KILL_DEADLINE_S = 60
+
+
+@pytest.fixture(scope="session")
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(1 << 20)
+    return path
+
+
+async def clean_steps(directory: Path, image_file: Path, name: str) -> list[str]:
+    """The forward steps of the operation in a run without trouble."""
+    scenario = SCENARIOS[name]
+    async with plane(directory) as one:
+        await one.prepare(image_file)
+        instance = await scenario.act(one, await victim(one, scenario))
+        await one.settled()
+        ended = await one.fetch(instance.id)
+        assert ended.vm_state is scenario.ends, ended.facts.fault
+        assert ended.power_state is scenario.power
+        assert await one.findings() == []
+        return [step.name for step in await one.journal(instance.id)]
+
+
+class At:
+    """What happens at one step: once, and not again when the step is repeated after a restart."""
+
+    def __init__(self, step: str, how: str) -> None:
+        self.step, self.how, self.happened = step, how, 0
+
+    async def __call__(self, name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if name != self.step:
+            return await call()
+        self.happened += 1
+        if self.how == "fail before":
+            raise HypervisorError(reason="the test wants it so")
+        if self.how == "fail after":
+            await call()
+            raise HypervisorError(reason="the test wants it so")
+        assert self.how == "twice"
+        await call()
+        return await call()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("how", ["fail before", "fail after"])
+@pytest.mark.parametrize("undo_twice", [False, True], ids=["", "undo twice"])
+async def test_a_failure_at_any_step_puts_everything_back(
+    tmp_path: Path, image_file: Path, name: str, how: str, undo_twice: bool
+) -> None:
+    scenario = SCENARIOS[name]
+    steps = await clean_steps(tmp_path / "clean", image_file, name)
+    for number, step in enumerate(steps):
+        async with plane(tmp_path / str(number)) as one:
+            await one.prepare(image_file)
+            instance = await victim(one, scenario)
+            one.around_step, one.undo_twice = At(step, how), undo_twice
+            changed = await scenario.act(one, instance)
+            await one.settled()
+            assert one.around_step.happened >= 1, f"step {step} was not reached"
+            await check_put_back(one, name, changed.id, step)
+
+
+async def check_put_back(one: Plane, name: str, instance_id: str, step: str) -> None:
+    scenario = SCENARIOS[name]
+    ended = await one.fetch(instance_id)
+    assert ended.task_state is None, step
+    assert await one.findings() == [], step
+    guests = await one.guests()
+    if ended.vm_state is scenario.ends:
+        return  # another host, or a later step, made up for it
+    assert ended.vm_state in scenario.failed, f"{name} failed at '{step}' and left {ended.vm_state}"
+    assert ended.facts.fault is not None, step
+    assert (await one.last_operation(instance_id)).result == "Error"
+    if name == "create":
+        assert (guests, ended.host) == ({}, None), f"a failed build left something behind at '{step}'"
+    # The way out is always open: whatever failed, a delete afterwards leaves nothing.
+    one.around_step = None
+    await one.control.lifecycle.delete(one.context(), ended)
+    await one.settled()
+    assert (await one.fetch(instance_id)).vm_state is VmState.DELETED
+    assert await one.guests() == {}
+    assert await one.findings() == []
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Path, name: str) -> None:
+    scenario = SCENARIOS[name]
+    for number, step in enumerate(await clean_steps(tmp_path / "clean", image_file, name)):
+        async with plane(tmp_path / str(number)) as one:
+            await one.prepare(image_file)
+            instance = await victim(one, scenario)
+            one.around_step = At(step, "twice")
+            changed = await scenario.act(one, instance)
+            await one.settled()
+            ended = await one.fetch(changed.id)
+            assert (ended.vm_state, ended.facts.fault) == (scenario.ends, None), step
+            assert await one.findings() == [], step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Path, name: str, when: str) -> None:
+    scenario = SCENARIOS[name]
+    for number, step in enumerate(await clean_steps(tmp_path / "clean", image_file, name)):
+        directory = tmp_path / str(number)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.lifecycle.dying", str(directory), str(image_file), name, step, when,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, errors = await asyncio.wait_for(child.communicate(), KILL_DEADLINE_S)
+        assert child.returncode == -9, f"{step}: {errors.decode()[-3000:]}"
+        instance_id = out.decode().split()[-1]
+        async with plane(directory) as one:
+            await one.settled()
+            ended = await one.fetch(instance_id)
+            assert (ended.vm_state, ended.task_state) == (scenario.ends, None), f"killed {when} '{step}'"
+            assert await one.findings() == [], f"killed {when} '{step}'"
