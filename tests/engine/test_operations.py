@@ -1,4 +1,4 @@
-"""How an operation runs: journal, replay, undo, take-over. On the real store and bus, with small operations of the tests."""
+"""How an operation runs: journal, replay, undo, take-over. On the real store and bus, with small operations."""
 
 from __future__ import annotations
 
@@ -55,14 +55,13 @@ class Bench:
         self._conductors.remove(conductor)
 
     async def instance(self) -> Instance:
-        instance = Instance(
+        return Instance(
             id=str(uuid.uuid4()), project_id="p", user_id="u", name="n", hostname="n", vm_state=VmState.BUILDING,
             task_state=TaskState.SCHEDULING, power_state=PowerState.NOSTATE, host=None, availability_zone=None,
             created_at=now_us(), updated_at=now_us(), launched_at=None, terminated_at=None, locked_by=None,
             reservation_id="r", turn=1, epoch=0, revision=0, facts=InstanceFacts(),
             spec=InstanceSpec(flavor=Flavor("1", "nano", 1, 128, 1)),
         )  # fmt: skip
-        return instance
 
     async def accept_build(self) -> Operation:
         instance = await self.instance()

@@ -1,4 +1,4 @@
-"""A process that does one operation and kills itself at one step: `python -m tests.lifecycle.dying DIR IMAGE NAME STEP WHEN`.
+"""A process that does one operation and kills itself at a step: `python -m tests.lifecycle.dying DIR IMAGE NAME STEP WHEN`.
 
 Prints the id of the instance before. WHEN is before (the step is recorded as begun, nothing is done) or after (its work
 is done, its result is not recorded)."""
