@@ -14,13 +14,13 @@ import os
 import pwd
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
 from instar.errors import HypervisorError
-from instar.hypervisor.linux_network.host_commands import run
 from instar.hypervisor.linux_network.names import CloudNames, dhcp_hostname
 from instar.hypervisor.linux_network.records import write_whole
 from instar.model.network import NetworkDefinition, PortDefinition, SubnetDefinition
@@ -29,9 +29,12 @@ log = structlog.get_logger(__name__)
 
 LEASE_S = 86_400
 STOP_MAX_S = 2.0
+START_MAX_S = 10.0
 POLL_S = 0.002
 LEASES_MAX = 65_536
 INNER_INTERFACE = "int"
+
+_children: dict[int, subprocess.Popen[bytes]] = {}  # those that this process started, to be reaped
 
 
 def gateway_is_ours(network: NetworkDefinition, subnet: SubnetDefinition) -> bool:
@@ -108,6 +111,7 @@ class DhcpServer:
     def __init__(self, names: CloudNames, network_id: str) -> None:
         self._directory = names.run_dir / network_id
         self._namespace = names.namespace(network_id)
+        self._errors = self._directory / "errors"
         self._config, self._hosts, self._pid_file = (self._directory / file for file in ("dnsmasq.conf", "hosts", "pid"))
 
     async def ensure(self, network: NetworkDefinition, ports: Iterable[PortDefinition], *, restart: bool) -> None:
@@ -153,9 +157,33 @@ class DhcpServer:
         for pid in others:
             await _stop(pid)
         await asyncio.to_thread(self._pid_file.unlink, missing_ok=True)
-        # It goes into the background by itself once its sockets are open and its pid file is written.
-        await run("ip", "netns", "exec", self._namespace, "dnsmasq", f"--conf-file={self._config}")
+        await self._wait_for_pid_file(await asyncio.to_thread(self._spawn))
         log.info("network.dhcp_started", namespace=self._namespace)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """Our own child, so that we reap it, but in a session of its own, so that it stays when we go. (An asyncio
+        subprocess would be killed with its event loop; one that daemonises leaves zombies to a slow PID 1.)"""
+        with self._errors.open("wb") as errors:
+            child = subprocess.Popen(
+                ["ip", "netns", "exec", self._namespace, "dnsmasq", "--keep-in-foreground", f"--conf-file={self._config}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+        _children[child.pid] = child
+        return child
+
+    async def _wait_for_pid_file(self, child: subprocess.Popen[bytes]) -> None:
+        """It is written once the sockets are open."""
+        for _ in range(int(START_MAX_S / POLL_S)):
+            if await asyncio.to_thread(self._running_pid) is not None:
+                return
+            if child.poll() is not None:
+                break
+            await asyncio.sleep(POLL_S)
+        log.error("network.dhcp_failed", namespace=self._namespace, errors=_read(self._errors)[:2000])
+        raise HypervisorError(reason="the DHCP server of a network did not start")
 
 
 def _read(path: Path) -> str:
@@ -214,8 +242,12 @@ async def _stop(pid: int) -> None:
 
 def _alive(pid: int) -> bool:
     """Whether it runs; reaps it when it is a child of ours (we may be the subreaper of its orphaned parent)."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        del _children[pid]
+    elif child is None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:

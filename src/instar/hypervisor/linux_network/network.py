@@ -19,7 +19,7 @@ from instar.hypervisor.linux_network.links import Link, choose_link, host_routes
 from instar.hypervisor.linux_network.names import NETNS_DIR, RUN_DIR, CloudNames, validate_id, validate_ports
 from instar.hypervisor.linux_network.plumbing import SYS_NET, Plumbing, master_of
 from instar.hypervisor.linux_network.records import NetworkRecord, Records
-from instar.hypervisor.linux_network.ruleset import GroupNumbers, empty_ruleset, render_ruleset
+from instar.hypervisor.linux_network.ruleset import PortFilters, Ruleset, empty_ruleset, render_ruleset
 from instar.model.network import NetworkDefinition, PortDefinition
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,8 @@ class LinuxNetwork:
         self._network_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._filter_lock = asyncio.Lock()
         self._filter_wanted = self._filter_loaded = 0
-        self._groups = GroupNumbers()
+        self._filters = PortFilters()
+        self._in_kernel: Ruleset | None = None
 
     async def open(self) -> None:
         """Check what the host can do, then adopt and repair what an earlier process left. Raises HypervisorError when a
@@ -60,7 +61,7 @@ class LinuxNetwork:
         async def repair(network_id: str) -> None:
             async with repairs:
                 try:
-                    await self._settle(network_id)
+                    await self._settle(network_id, thorough=True)
                 except InstarError as error:
                     log.error("network.repair_failed", network_id=network_id, error=error.message)
 
@@ -75,11 +76,12 @@ class LinuxNetwork:
         Raises HypervisorError."""
         validate_ports(instance_id, ports)
         before = self._instances.get(instance_id, ())
+        again = before == ports  # asked for what was done already: look closer, somebody may have damaged it
         await asyncio.to_thread(self._records.save_instance, instance_id, ports)
         self._instances[instance_id] = ports
         definitions = {port.network.id: port.network for port in ports}
         for network_id in sorted(definitions.keys() | {port.network.id for port in before}):
-            await self._settle(network_id, definitions.get(network_id))
+            await self._settle(network_id, definitions.get(network_id), thorough=again)
         await self._load_filter()
 
     async def ensure_no_ports(self, instance_id: str) -> None:
@@ -114,10 +116,11 @@ class LinuxNetwork:
             lines = [f"link del dev {name}" for name in await asyncio.to_thread(self._own_interfaces)]
             lines += [f"netns del {name}" for name in await asyncio.to_thread(self._own_namespaces)]
             await ip_batch(lines, force=True)
-            await nft_load(empty_ruleset(self._names))
+            await nft_load(empty_ruleset(self._names.table))
             await asyncio.to_thread(self._forget_everything)
             self._instances.clear()
             self._networks.clear()
+            self._in_kernel = None
         left = [*await asyncio.to_thread(self._own_interfaces), *await asyncio.to_thread(self._own_namespaces)]
         if left:
             raise HypervisorError(reason=f"{len(left)} interfaces or namespaces of the cloud cannot be removed")
@@ -130,17 +133,22 @@ class LinuxNetwork:
     def _ports_of(self, network_id: str) -> list[PortDefinition]:
         return [port for port in self._all_ports() if port.network.id == network_id]
 
-    async def _settle(self, network_id: str, definition: NetworkDefinition | None = None) -> None:
-        """The network stands, as `definition` or the record says, when it has ports, else nothing of it is left."""
+    async def _settle(
+        self, network_id: str, definition: NetworkDefinition | None = None, *, thorough: bool = False
+    ) -> None:
+        """The network stands, as `definition` or the record says, when it has ports, else nothing of it is left.
+        `thorough` also looks inside its namespace."""
         async with self._network_locks[network_id]:
             ports = self._ports_of(network_id)
             if not ports:
                 await self._take_down(network_id)
                 return
+            known = self._networks.get(network_id)
             record = await self._recorded(network_id, definition or self._known_definition(network_id, ports))
             plumbing = Plumbing(self._names, network_id, outside=self._outside)
             taps = tuple(port.tap_name for port in ports)
-            is_new = await plumbing.ensure(record.network, Link(record.link_index), taps)
+            changed = known is None or known.network != record.network
+            is_new = await plumbing.ensure(record.network, Link(record.link_index), taps, thorough=thorough or changed)
             # Read again: ports may have come while we worked, and their callers wait for this lock.
             ports = self._ports_of(network_id)
             await DhcpServer(self._names, network_id).ensure(record.network, ports, restart=is_new)
@@ -165,7 +173,9 @@ class LinuxNetwork:
                 await asyncio.to_thread(self._records.save_network, known)
                 if definition.nat:
                     # Its route appears while the turn is ours, so that the next to choose sees that it is taken.
-                    await Plumbing(self._names, network_id, outside=self._outside).ensure(definition, link, ())
+                    await Plumbing(self._names, network_id, outside=self._outside).ensure(
+                        definition, link, (), thorough=True
+                    )
             return known
         self._networks[network_id] = NetworkRecord(definition, known.link_index)
         await asyncio.to_thread(self._records.save_network, self._networks[network_id])
@@ -178,7 +188,9 @@ class LinuxNetwork:
         self._networks.pop(network_id, None)
 
     async def _load_filter(self) -> None:
-        """The packet filter is what memory says at this moment or later. Loads that wait are done by one."""
+        """The packet filter is what memory says at this moment or later. Loads that wait are done by one.
+
+        When nothing is new it is loaded whole: whoever asks again for what was done wants it repaired."""
         self._filter_wanted += 1
         ticket = self._filter_wanted
         async with self._filter_lock:
@@ -186,7 +198,13 @@ class LinuxNetwork:
                 return
             upto = self._filter_wanted
             links = {network_id: Link(record.link_index) for network_id, record in self._networks.items()}
-            await nft_load(render_ruleset(self._names, self._all_ports(), links, self._groups, outside=self._outside))
+            parts = self._filters.of(self._all_ports())
+            wanted = render_ruleset(self._names, parts, links, outside=self._outside)
+            change = wanted.change(self._in_kernel) if self._in_kernel is not None else None
+            self._in_kernel = None  # unknown until the load is done
+            if not change or not await _try_change(change):
+                await nft_load(wanted.whole())
+            self._in_kernel = wanted
             self._filter_loaded = upto
 
     # --- what is there ---
@@ -226,3 +244,13 @@ async def _ensure_bridge_filter() -> None:
         await run("modprobe", "br_netfilter")
     if not await asyncio.to_thread(BRIDGE_FILTER.exists):
         raise HypervisorError(reason="the kernel has no br_netfilter, which security groups need")
+
+
+async def _try_change(text: str) -> bool:
+    """False when the kernel holds something else than we thought: somebody has removed what the change builds on."""
+    try:
+        await nft_load(text)
+    except HypervisorError:
+        log.warning("network.filter_damaged", repair="loading it whole")
+        return False
+    return True

@@ -76,19 +76,20 @@ class Plumbing:
         self._bridge, self._server = names.bridge(network_id), names.server(network_id)
         self._uplink, self._namespace = names.uplink(network_id), names.namespace(network_id)
 
-    async def ensure(self, network: NetworkDefinition, link: Link, taps: tuple[str, ...]) -> bool:
-        """All of the network is there, and its existing taps are plugged. True when the namespace is new."""
+    async def ensure(self, network: NetworkDefinition, link: Link, taps: tuple[str, ...], *, thorough: bool) -> bool:
+        """All of the network is there, and its existing taps are plugged. True when the namespace is new. Without
+        `thorough` only the host's side is looked at, which costs no process."""
         standing = await asyncio.to_thread(self._look, network, taps)
         addresses = self._addresses(network, link)
         well = standing.well
-        if well:
+        if well and thorough:
             found, _ = await asyncio.gather(self._found_addresses(), nft_load(_NAMESPACE_RULES, namespace=self._namespace))
             well = found == addresses
         if not well:
             await self._build(network, link, standing, addresses)
         if standing.strays or not standing.bridge:
             await self._plug(network, taps)
-        if network.nat:
+        if network.nat and (thorough or not well):
             await self._ensure_routes(network, link)
         return not standing.namespace
 

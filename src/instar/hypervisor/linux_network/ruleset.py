@@ -3,14 +3,14 @@
 Table `bridge instar_TAG`: nobody spoofs (by tap name, so it holds before the tap exists), and each frame gets a mark:
 upper half the security group chain of the port it comes from, lower half that of the port it goes to. Table
 `inet instar_TAG`: the stateful half; bridged IP packets come through it because our bridges have nf_call_iptables on.
-Ports are elements of sets and maps and chains are shared, so that a hundred ports load in milliseconds."""
+Ports are elements of sets and maps and chains are shared. So what a change of one port costs hardly depends on how many
+ports there are: `change` writes only the difference to what was loaded, `whole` everything; both are one transaction."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-
-import msgspec
+from typing import NamedTuple
 
 from instar.hypervisor.linux_network.links import Link
 from instar.hypervisor.linux_network.names import ANY_BRIDGE, ANY_UPLINK, CloudNames
@@ -28,52 +28,129 @@ GROUPS_MAX = 0xFFFF
 NOT_FOR_GUESTS = "169.254.0.0/16"
 
 
-class GroupNumbers:
-    """A number for each distinct tuple of rules. Numbers are never used again while the process lives, so that a packet
-    marked under the old ruleset is not judged by the chain of another group under the new one."""
+Elements = dict[str, dict[str, str]]  # by set or map: key -> value, empty for the elements of a set
+
+
+class Table(NamedTuple):
+    """One nft table: `sets` by name with their type, `leaves` the chains that come and go with security groups."""
+
+    family: str
+    sets: Mapping[str, str]
+    elements: Elements
+    leaves: Mapping[str, tuple[str, ...]]
+    fixed: str
+
+
+class Ruleset(NamedTuple):
+    """The filter of a cloud, as it should be in the kernel."""
+
+    name: str
+    tables: tuple[Table, ...]
+
+    def whole(self) -> str:
+        """Text for nft that replaces whatever there is."""
+        return empty_ruleset(self.name) + "".join(self._table(table) for table in self.tables)
+
+    def change(self, old: Ruleset) -> str | None:
+        """Text for nft that makes this of `old`: empty when they are the same, None when only `whole` can."""
+        if [(t.family, t.sets, t.fixed) for t in self.tables] != [(t.family, t.sets, t.fixed) for t in old.tables]:
+            return None
+        return "".join(self._table_change(now, before) for now, before in zip(self.tables, old.tables, strict=True))
+
+    def _table(self, table: Table) -> str:
+        lines = [f"table {table.family} {self.name} {{", *_chains(table.leaves)]
+        lines += [_declared(name, kind, table.elements.get(name, {})) for name, kind in table.sets.items()]
+        return "\n".join([*lines, table.fixed, "}"]) + "\n"
+
+    def _table_change(self, now: Table, before: Table) -> str:
+        where = f"{now.family} {self.name}"
+        fresh = {name: body for name, body in now.leaves.items() if name not in before.leaves}
+        lines = [f"table {where} {{", *_chains(fresh), "}"] if fresh else []
+        for name in now.sets:
+            held, wanted = before.elements.get(name, {}), now.elements.get(name, {})
+            gone = [key for key, value in held.items() if wanted.get(key) != value]
+            new = [(key, value) for key, value in wanted.items() if held.get(key) != value]
+            if gone:
+                lines.append(f"delete element {where} {name} {{ {', '.join(gone)} }}")
+            if new:
+                lines.append(f"add element {where} {name} {{ {_listed(new)} }}")
+        for name in before.leaves.keys() - now.leaves.keys():
+            lines.append(f"flush chain {where} {name}\ndelete chain {where} {name}")
+        return "".join(line + "\n" for line in lines)
+
+
+def _chains(leaves: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return ["\n".join([f"chain {name} {{", *body, "}"]) for name, body in leaves.items()]
+
+
+def _listed(elements: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{key} : {value}" if value else key for key, value in elements)
+
+
+def _declared(name: str, kind: str, elements: Mapping[str, str]) -> str:
+    """A set or a map with its elements; nft refuses an empty list of them."""
+    word = "map" if kind.partition(";")[0].count(" : ") else "set"
+    return f"{word} {name} {{ {kind};" + (f" elements = {{ {_listed(elements.items())} }};" if elements else "") + " }"
+
+
+def empty_ruleset(table: str) -> str:
+    """Removes what there is; no error when there is nothing."""
+    return "".join(f"add table {family} {table}\ndelete table {family} {table}\n" for family in ("bridge", "inet"))
+
+
+class PortFilter(NamedTuple):
+    """What one port adds to the ruleset. `group` is its number in the marks."""
+
+    port: PortDefinition
+    group: int
+    elements: Elements
+
+
+class PortFilters:
+    """Knows each port's part of the ruleset, made once per definition, and a number for each distinct tuple of rules.
+
+    Numbers are not used again while the process lives, so that a packet marked under the old ruleset is not judged by
+    the chain of another group under the new one."""
 
     def __init__(self) -> None:
-        self._numbers: dict[bytes, int] = {}
+        self._made: dict[str, PortFilter] = {}
+        self._numbers: dict[tuple[SecurityRule, ...], int] = {}
         self._next = UNFILTERED + 1
 
-    def number(self, port: PortDefinition) -> int:
+    def of(self, ports: Iterable[PortDefinition]) -> list[PortFilter]:
+        """The parts of these ports; what is known of others is forgotten."""
+        made = {}
+        for port in ports:
+            known = self._made.get(port.id)
+            if known is None or known.port is not port:
+                group = self._number(port)
+                known = PortFilter(port, group, _port_elements(port, group))
+            made[port.id] = known
+        self._made = made
+        used = {known.port.rules for known in made.values()}
+        self._numbers = {rules: number for rules, number in self._numbers.items() if rules in used}
+        return list(made.values())
+
+    def _number(self, port: PortDefinition) -> int:
         if not port.port_security:
             return UNFILTERED
-        key = msgspec.json.encode(port.rules)
-        known = self._numbers.get(key)
-        if known is None:
-            if self._next > GROUPS_MAX:  # after 65,000 changes of rules: begin again
-                self._numbers.clear()
-                self._next = UNFILTERED + 1
-            known = self._numbers[key] = self._next
+        if port.rules not in self._numbers:
+            used = set(self._numbers.values()) | {known.group for known in self._made.values()}
+            while self._next in used or self._next > GROUPS_MAX:  # round again after 65,000 changes of rules
+                self._next = self._next + 1 if self._next < GROUPS_MAX else UNFILTERED + 1
+            self._numbers[port.rules] = self._next
             self._next += 1
-        return known
-
-
-def empty_ruleset(names: CloudNames) -> str:
-    """Removes what there is; no error when there is nothing."""
-    return "".join(
-        f"add table {family} {names.table}\ndelete table {family} {names.table}\n" for family in ("bridge", "inet")
-    )
+        return self._numbers[port.rules]
 
 
 def render_ruleset(
-    names: CloudNames,
-    ports: Iterable[PortDefinition],
-    links: Mapping[str, Link],
-    groups: GroupNumbers,
-    *,
-    outside: bool,
-) -> str:
+    names: CloudNames, filters: Iterable[PortFilter], links: Mapping[str, Link], *, outside: bool
+) -> Ruleset:
     """The whole filter of the cloud. `links` holds each network that stands on this host, by its id."""
-    ports = sorted(ports, key=lambda port: port.id)
-    if not ports and not links:
-        return empty_ruleset(names)
-    numbers = {port.id: groups.number(port) for port in ports}
-    rules = {numbers[port.id]: port.rules for port in ports if port.port_security}
-    bridge = _bridge_table(names, ports, numbers, sorted(links))
-    inet = _inet_table(names, rules, links, outside=outside)
-    return empty_ruleset(names) + "\n".join([*bridge, *inet]) + "\n"
+    filters = list(filters)
+    if not filters and not links:
+        return Ruleset(names.table, ())
+    return Ruleset(names.table, (_bridge_table(names, filters, links), _inet_table(names, filters, links, outside)))
 
 
 # --- family bridge: who may say what, and the marks -----------------------------------------------------------------
@@ -113,40 +190,66 @@ drop
 """
 
 
-class _Elements:
-    """The elements of the sets against spoofing, collected port by port."""
+_BRIDGE_SETS = {
+    "ports": "type ifname",
+    "secured": "type ifname",
+    "macs": "type ifname . ether_addr",
+    "clients": "typeof iifname . @th,288,48",
+    "own4": "type ifname . ether_addr . ipv4_addr",
+    "own6": "type ifname . ether_addr . ipv6_addr",
+    "pairs4": "type ifname . ether_addr . ipv4_addr; flags interval",
+    "pairs6": "type ifname . ether_addr . ipv6_addr; flags interval",
+    "targets6": "typeof iifname . @th,64,128",
+    "pair_targets6": "typeof iifname . @th,64,128; flags interval",
+    "sources": "type ifname : mark",
+    "targets": "type ifname : verdict",
+}
+_BRIDGE_HOOKS = """
+chain prerouting {
+type filter hook prerouting priority -200; policy accept;
+meta mark set iifname map @sources
+iifname @secured jump spoof
+}
+chain forward {
+type filter hook forward priority -200; policy accept;
+oifname vmap @targets
+}
+chain input {
+type filter hook input priority -200; policy accept;
+iifname @ports drop
+}
+"""
 
-    def __init__(self) -> None:
-        self.macs: list[str] = []
-        self.clients: list[str] = []
-        self.own4: list[str] = []
-        self.own6: list[str] = []
-        self.pairs4: list[str] = []
-        self.pairs6: list[str] = []
-        self.targets6: list[str] = []
-        self.pair_targets6: list[str] = []
 
-    def add(self, port: PortDefinition) -> None:
-        tap, mac = f'"{port.tap_name}"', port.mac_address.lower()
-        pairs = [(ipaddress.ip_network(cidr, strict=False), pair_mac.lower()) for cidr, pair_mac in port.allowed_pairs]
-        for each in dict.fromkeys([mac, *(pair_mac for _, pair_mac in pairs)]):
-            self.macs.append(f"{tap} . {each}")
-            self.clients.append(f"{tap} . 0x{each.replace(':', '')}")
-        addresses = [ipaddress.ip_address(fixed.ip_address) for fixed in port.fixed_ips]
-        for address in dict.fromkeys([*addresses, link_local(mac)]):
-            if address.version == 4:
-                self.own4.append(f"{tap} . {mac} . {address}")
-            else:
-                self.own6.append(f"{tap} . {mac} . {address}")
-                self.targets6.append(f"{tap} . {int(address):#034x}")
-        for version, into in ((4, self.pairs4), (6, self.pairs6)):
-            for pair_mac in dict.fromkeys(pair_mac for _, pair_mac in pairs):
-                for cidr in collapse(network for network, owner in pairs if owner == pair_mac):
-                    if cidr.version == version:
-                        into.append(f"{tap} . {pair_mac} . {cidr}")
-        for cidr in collapse(network for network, _ in pairs if network.version == 6):
-            first, last = int(cidr.network_address), int(cidr.broadcast_address)
-            self.pair_targets6.append(f"{tap} . {first:#034x}-{last:#034x}")
+def _interface_elements(interface: str, group: int) -> Elements:
+    key = f'"{interface}"'
+    sources, targets = f"{group << SOURCE_SHIFT:#x}", f"jump to_{group}"
+    return {"ports": {key: ""}, "sources": {key: sources}, "targets": {key: targets}}
+
+
+def _port_elements(port: PortDefinition, group: int) -> Elements:
+    """A port in the sets of the bridge table."""
+    made = _interface_elements(port.tap_name, group)
+    if not port.port_security:
+        return made
+    tap, mac = f'"{port.tap_name}"', port.mac_address.lower()
+    pairs = [(ipaddress.ip_network(cidr, strict=False), pair_mac.lower()) for cidr, pair_mac in port.allowed_pairs]
+    made["secured"] = {tap: ""}
+    macs = dict.fromkeys([mac, *(pair_mac for _, pair_mac in pairs)])
+    made["macs"] = {f"{tap} . {each}": "" for each in macs}
+    made["clients"] = {f"{tap} . 0x{each.replace(':', '')}": "" for each in macs}
+    addresses = [ipaddress.ip_address(fixed.ip_address) for fixed in port.fixed_ips]
+    six = [address for address in (*addresses, link_local(mac)) if address.version == 6]
+    made["own4"] = {f"{tap} . {mac} . {address}": "" for address in addresses if address.version == 4}
+    made["own6"] = {f"{tap} . {mac} . {address}": "" for address in six}
+    made["targets6"] = {f"{tap} . {int(address):#034x}": "" for address in six}
+    for each in macs:
+        for cidr in collapse(network for network, owner in pairs if owner == each):
+            made.setdefault(f"pairs{cidr.version}", {})[f"{tap} . {each} . {cidr}"] = ""
+    for cidr in collapse(network for network, _ in pairs if network.version == 6):
+        first, last = int(cidr.network_address), int(cidr.broadcast_address)
+        made.setdefault("pair_targets6", {})[f"{tap} . {first:#034x}-{last:#034x}"] = ""
+    return made
 
 
 def link_local(mac: str) -> ipaddress.IPv6Address:
@@ -166,77 +269,46 @@ def collapse(
     return [*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six)]
 
 
-def _set(name: str, kind: str, elements: Iterable[str]) -> str:
-    """A set or a map; nft refuses an empty list of elements."""
-    listed = ", ".join(elements)
-    return f"{name} {{ {kind};" + (f" elements = {{ {listed} }};" if listed else "") + " }"
-
-
-def _bridge_table(
-    names: CloudNames, ports: list[PortDefinition], numbers: Mapping[str, int], network_ids: list[str]
-) -> list[str]:
-    secured = [port for port in ports if port.port_security]
-    elements = _Elements()
-    for port in secured:
-        elements.add(port)
-    of_port = [(port.tap_name, numbers[port.id]) for port in ports]
-    of_port += [(names.server(network_id), UNFILTERED) for network_id in network_ids]
-    lines = [f"table bridge {names.table} {{"]
-    lines += [f"chain to_{number} {{\nmeta mark set meta mark or {number:#x}\n}}" for number in _used(of_port)]
-    lines += [
-        _set("set ports", "type ifname", (f'"{interface}"' for interface, _ in of_port)),
-        _set("set secured", "type ifname", (f'"{port.tap_name}"' for port in secured)),
-        _set("set macs", "type ifname . ether_addr", elements.macs),
-        _set("set clients", "typeof iifname . @th,288,48", elements.clients),
-        _set("set own4", "type ifname . ether_addr . ipv4_addr", elements.own4),
-        _set("set own6", "type ifname . ether_addr . ipv6_addr", elements.own6),
-        _set("set pairs4", "type ifname . ether_addr . ipv4_addr; flags interval", elements.pairs4),
-        _set("set pairs6", "type ifname . ether_addr . ipv6_addr; flags interval", elements.pairs6),
-        _set("set targets6", "typeof iifname . @th,64,128", elements.targets6),
-        _set("set pair_targets6", "typeof iifname . @th,64,128; flags interval", elements.pair_targets6),
-        _set("map sources", "type ifname : mark", (f'"{name}" : {n << SOURCE_SHIFT:#x}' for name, n in of_port)),
-        _set("map targets", "type ifname : verdict", (f'"{name}" : jump to_{n}' for name, n in of_port)),
-        _SPOOF_CHAINS.strip(),
-        "chain prerouting {\ntype filter hook prerouting priority -200; policy accept;",
-        "meta mark set iifname map @sources\niifname @secured jump spoof\n}",
-        "chain forward {\ntype filter hook forward priority -200; policy accept;\noifname vmap @targets\n}",
-        # Guests have no business with the host itself, by whatever protocol: the bridge is not an address of the host.
-        "chain input {\ntype filter hook input priority -200; policy accept;\niifname @ports drop\n}",
-        "}",
-    ]
-    return lines
-
-
-def _used(of_port: list[tuple[str, int]]) -> list[int]:
-    return sorted({number for _, number in of_port})
+def _bridge_table(names: CloudNames, filters: list[PortFilter], links: Mapping[str, Link]) -> Table:
+    # Hook input: guests have no business with the host itself, by whatever protocol; a bridge is no address of the host.
+    elements: Elements = {name: {} for name in _BRIDGE_SETS}
+    servers = [_interface_elements(names.server(network_id), UNFILTERED) for network_id in sorted(links)]
+    for part in (*(known.elements for known in filters), *servers):
+        for name, held in part.items():
+            elements[name].update(held)
+    groups = dict.fromkeys([UNFILTERED, *(known.group for known in filters)])
+    leaves = {f"to_{group}": (f"meta mark set meta mark or {group:#x}",) for group in groups}
+    return Table("bridge", _BRIDGE_SETS, elements, leaves, _SPOOF_CHAINS + _BRIDGE_HOOKS)
 
 
 # --- family inet: security groups, the host, the outside ------------------------------------------------------------
 
 
-def _inet_table(
-    names: CloudNames, rules: Mapping[int, tuple[SecurityRule, ...]], links: Mapping[str, Link], *, outside: bool
-) -> list[str]:
-    lines = [f"table inet {names.table} {{"]
-    for number, group in sorted(rules.items()):
-        for direction in ("egress", "ingress"):
-            lines += [f"chain {direction}_{number} {{", *chain_lines(group, direction), "}"]
-    egress = (f"{number << SOURCE_SHIFT:#x} : jump egress_{number}" for number in sorted(rules))
-    ingress = (f"{number:#x} : jump ingress_{number}" for number in sorted(rules))
-    zones = (f'"{names.bridge(network_id)}" : {link.zone}' for network_id, link in sorted(links.items()))
-    own_links = (str(link.inner_address) for _, link in sorted(links.items()))
-    lines += [
-        _set("map egress", "type mark : verdict", egress),
-        _set("map ingress", "type mark : verdict", ingress),
-        _set("map zones", "typeof iifname : ct zone", zones),
-        _set("set links", "type ipv4_addr", own_links),
-        # A zone for each network: two networks may use the same addresses.
-        "chain zone {\ntype filter hook prerouting priority -300; policy accept;\nct zone set iifname map @zones\n}",
-        *_bridged_chain(),
-        *_host_chains(names, outside=outside),
-        "}",
-    ]
-    return lines
+_INET_SETS = {
+    "egress": "type mark : verdict",
+    "ingress": "type mark : verdict",
+    "zones": "typeof iifname : ct zone",
+    "links": "type ipv4_addr",
+}
+# A conntrack zone for each network: two networks may use the same addresses.
+_ZONE_CHAIN = "chain zone {\ntype filter hook prerouting priority -300; policy accept;\nct zone set iifname map @zones\n}"
+
+
+def _inet_table(names: CloudNames, filters: list[PortFilter], links: Mapping[str, Link], outside: bool) -> Table:
+    rules = {known.group: known.port.rules for known in filters if known.port.port_security}
+    elements: Elements = {
+        "egress": {f"{group << SOURCE_SHIFT:#x}": f"jump egress_{group}" for group in rules},
+        "ingress": {f"{group:#x}": f"jump ingress_{group}" for group in rules},
+        "zones": {f'"{names.bridge(network_id)}"': str(link.zone) for network_id, link in links.items()},
+        "links": {str(link.inner_address): "" for link in links.values()},
+    }
+    leaves = {
+        f"{direction}_{group}": tuple(chain_lines(wanted, direction))
+        for group, wanted in rules.items()
+        for direction in ("egress", "ingress")
+    }
+    fixed = [_ZONE_CHAIN, *_bridged_chain(), *_host_chains(names, outside=outside)]
+    return Table("inet", _INET_SETS, elements, leaves, "\n".join(fixed))
 
 
 def _bridged_chain() -> list[str]:

@@ -4,6 +4,7 @@ A chain returns what a rule lets through and drops the rest; replies never get h
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from instar.hypervisor.linux_network.names import protocol_number
@@ -28,11 +29,12 @@ _ALWAYS_IN = (
 )
 
 
-def chain_lines(rules: tuple[SecurityRule, ...], direction: str) -> list[str]:
+@functools.lru_cache(maxsize=1024)
+def chain_lines(rules: tuple[SecurityRule, ...], direction: str) -> tuple[str, ...]:
     """The body of the chain for one direction: ingress or egress."""
     always = _ALWAYS_IN if direction == "ingress" else _ALWAYS_OUT
     chosen = [rule_line(rule) for rule in rules if rule.direction == direction and not rule.remote_nobody]
-    return [*always, *dict.fromkeys(chosen), "drop"]
+    return (*always, *dict.fromkeys(chosen), "drop")
 
 
 def rule_line(rule: SecurityRule) -> str:
