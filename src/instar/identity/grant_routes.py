@@ -154,7 +154,9 @@ class GrantRoutes:
             return await self._records.list(USERS, equals, limit=1)
         if kind == "group":
             return await self._records.list(GROUPS, equals, limit=1)
-        return await self._records.list(PROJECTS, equals, limit=1) if kind == "project" else []
+        if kind == "project":
+            return await self._records.list(PROJECTS, equals, limit=1)
+        return []
 
 
 def _named(request: Request, role_id: str) -> Assignment:
