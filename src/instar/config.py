@@ -59,8 +59,8 @@ class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 class SchedulingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     filters: Annotated[tuple[str, ...], _setting("filters in the order they are asked")] = (
-        "enabled", "hint_host", "capacity", "image_properties", "availability_zone", "aggregate_extra_specs",
-        "server_group_affinity", "server_group_anti_affinity",
+        "enabled", "not_tried", "hint_host", "capacity", "image_properties", "availability_zone",
+        "aggregate_extra_specs", "server_group_affinity", "server_group_anti_affinity", "different_host", "same_host",
     )
     cpu_ratio: Annotated[float, _setting("vcpus given out for each one that a host has", "ratio", gt=0)] = 16.0
     memory_ratio: Annotated[float, _setting("memory given out for each MiB that a host has", "ratio", gt=0)] = 1.0

@@ -1,0 +1,270 @@
+"""The host table: every host in memory, kept fresh by heartbeats, so that choosing one needs no query.
+
+Whether a host is up is judged by the receiver's own monotonic clock alone. Amounts are hints, read again every few
+seconds; what may be claimed is decided by the database. Reports reach the database in groups, not one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+
+import msgspec
+import structlog
+
+from instar.bus.contract import Bus, Message, Subscription
+from instar.clock import now_us
+from instar.config import Settings
+from instar.errors import InstarError
+from instar.model.guest import HostInventory
+from instar.model.host import HOST_REPORTS, HostReport
+from instar.scheduling.host_view import HostView, capacity_of, groupings
+from instar.scheduling.ranking import Ranking
+from instar.store.aggregates import DEFAULT_ZONE, aggregate_list
+from instar.store.contract import Row, Statement, Store
+from instar.store.hosts import host_busy_list, host_list, host_report, host_totals_list, host_touch
+
+log = structlog.get_logger()
+
+PERSIST_EVERY_S = 2.0  # reports that bring nothing new are written no more often
+PERSIST_AT_ONCE = 500  # new or changed hosts in one transaction
+REFRESH_EVERY_S = 2.0  # what others claimed and admins said is read again
+SWEEP_EVERY_S = 0.5  # silence is noticed so late at most
+SLICE = 500  # hosts that are worked on before others have the event loop
+
+_decode_report = msgspec.msgpack.Decoder(HostReport).decode
+_decode_inventory = msgspec.msgpack.Decoder(HostInventory).decode
+Clock = Callable[[], float]
+
+
+class HostChange(msgspec.Struct, frozen=True):
+    """`change`: up, down, restarted (the machine was started anew since its report before)."""
+
+    host: str
+    change: str
+
+
+class HostTable:
+    """All hosts. `open` loads them and follows the reports; `watch` tells of hosts that come and go."""
+
+    def __init__(self, store: Store, settings: Settings, *, clock: Clock = time.monotonic) -> None:
+        self.ranking = Ranking(settings.scheduling, settings.host.commands_max)
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._hosts: dict[str, HostView] = {}
+        self._stored: set[str] = set()  # hosts that have their row, without which nothing can be claimed on them
+        self._changed: dict[str, HostInventory] = {}  # not yet written
+        self._heard: set[str] = set()  # reported since the last writing
+        self._watchers: list[Callable[[HostChange], None]] = []
+        self._new_host = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writing = asyncio.Lock()
+
+    async def open(self, bus: Bus) -> None:
+        """Load every known host (none is up before it has reported), then follow reports until `close`."""
+        await self.load()
+        self._subscription = await bus.subscribe(HOST_REPORTS, self._on_report)
+        self._tasks = [
+            asyncio.create_task(self._persist_for_ever(), name="host reports"),
+            asyncio.create_task(self._every(REFRESH_EVERY_S, self.refresh), name="host refresh"),
+            asyncio.create_task(self._every(SWEEP_EVERY_S, self._sweep_soon), name="host sweep"),
+        ]
+
+    async def close(self) -> None:
+        """Stop following; what was reported is written."""
+        if self._subscription is not None:
+            await self._subscription.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(InstarError):  # the database is away: the hosts will report again
+            await self.persist()
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._clock()
+
+    def get(self, name: str) -> HostView | None:
+        return self._hosts.get(name)
+
+    def names(self) -> list[str]:
+        return sorted(self._hosts)
+
+    def is_up(self, name: str) -> bool:
+        """Up by this moment's clock."""
+        host = self._hosts.get(name)
+        return host is not None and host.hears(self._clock(), self._settings.host.down_after_s)
+
+    def watch(self, callback: Callable[[HostChange], None]) -> None:
+        """Call on the event loop for each host that comes up, goes down, or was restarted."""
+        self._watchers.append(callback)
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Every host that the database knows, with what is claimed on it."""
+        for number, row in enumerate(await host_list(self._store)):
+            host = self._hosts.setdefault(row["name"], HostView(row["name"]))
+            host.inventory = _decode_inventory(row["inventory"])
+            capacity = capacity_of(host.inventory, self._settings.host, self._settings.scheduling)
+            host.set_amounts(capacity, _totals(row))
+            self._stored.add(host.name)
+            self._take_row(host, row)
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+        await self.refresh()
+
+    async def _on_report(self, message: Message) -> None:
+        self.hear(_decode_report(message.body))
+
+    def hear(self, report: HostReport) -> None:
+        """A host says that it lives. Its own clock has no part in this."""
+        host = self._hosts.get(report.host)
+        if host is None:
+            if report.inventory is None:
+                return  # nothing to schedule on, and no row to make of it: wait until its hypervisor answers
+            host = self._hosts[report.host] = HostView(report.host)
+        if report.inventory is not None and report.inventory != host.inventory:
+            self._take_inventory(host, report.inventory)
+        host.hypervisor_ok = report.hypervisor_ok
+        if report.hypervisor_ok:
+            host.heard_at = self._clock()
+            self._heard.add(host.name)
+        restarted = bool(host.boot_id) and host.boot_id != report.boot_id
+        host.boot_id, host.agent_id = report.boot_id, report.agent_id
+        if restarted:
+            self._tell(host, "restarted")
+        self._judge(host, self._clock())
+
+    def _take_inventory(self, host: HostView, inventory: HostInventory) -> None:
+        host.inventory = inventory
+        host.set_amounts(capacity_of(inventory, self._settings.host, self._settings.scheduling), host.totals)
+        self._changed[host.name] = inventory
+        if host.name not in self._stored:
+            self._new_host.set()
+        else:
+            self.ranking.put(host)
+
+    def note_claim(self, name: str, amounts: tuple[int, int, int], *, count: int = 1) -> None:
+        """Our own claim (count 1) or release (-1) of vcpus, MiB and GiB: seen at once, without a query."""
+        host = self._hosts.get(name)
+        if host is None:
+            return
+        before = host.totals
+        totals = (before[0] + count * amounts[0], before[1] + count * amounts[1], before[2] + count * amounts[2])
+        host.set_amounts(host.capacity, totals)
+        host.instances += count
+        host.busy = max(0, host.busy + count)
+        self.ranking.put(host)
+
+    async def refresh(self) -> None:
+        """Read again what others may have changed: claims, what admins said, aggregates, operations in flight."""
+        stored = set(self._stored)
+        rows = await host_totals_list(self._store)
+        busy = await host_busy_list(self._store)
+        grouped = groupings(await aggregate_list(self._store))
+        names = set()
+        for number, row in enumerate(rows):
+            name = row["name"]
+            names.add(name)
+            host = self._hosts.get(name)
+            if host is not None and host.inventory is not None:
+                host.busy = busy.get(name, 0)
+                grouping = grouped.get(name)
+                host.zone = grouping.zone if grouping else DEFAULT_ZONE
+                host.metadata = grouping.metadata if grouping else {}
+                self._take_row(host, row)
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+        for name in stored - names:  # forgotten by an admin: it comes back as a new one if it still reports
+            self._stored.discard(name)
+            self.ranking.remove(self._hosts.pop(name))
+
+    def _take_row(self, host: HostView, row: Row) -> None:
+        host.set_amounts(host.capacity, _totals(row))
+        host.instances = row["instances_claimed"]
+        host.disabled = bool(row["disabled"])
+        host.disabled_reason = row["disabled_reason"]
+        host.forced_down = bool(row["forced_down"])
+        self.ranking.put(host)
+
+    # --- up and down ------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Notice hosts that fell silent."""
+        now = self._clock()
+        for host in self._hosts.values():
+            if host.is_up:
+                self._judge(host, now)
+
+    async def _sweep_soon(self) -> None:
+        self.sweep()
+
+    def _judge(self, host: HostView, now: float) -> None:
+        up = host.hears(now, self._settings.host.down_after_s)
+        if up is not host.is_up:
+            host.is_up = up
+            self._tell(host, "up" if up else "down")
+
+    def _tell(self, host: HostView, change: str) -> None:
+        log.info(f"host.{change}", host=host.name)
+        for watcher in self._watchers:
+            watcher(HostChange(host.name, change))
+
+    # --- to the database --------------------------------------------------------------------------------------------
+
+    async def persist(self) -> None:
+        """Write what reports brought: new and changed hosts with their inventory, of all others only that they live."""
+        async with self._writing:
+            changed, self._changed = self._changed, {}
+            heard, self._heard = self._heard, set()
+            try:
+                for start in range(0, len(changed), PERSIST_AT_ONCE):
+                    await self._write_changed(dict(list(changed.items())[start : start + PERSIST_AT_ONCE]))
+                if touched := host_touch(sorted((heard & self._stored) - changed.keys()), now_us()):
+                    await self._store.write(*touched)
+            except Exception:
+                self._changed = changed | self._changed  # what came meanwhile is newer
+                self._heard |= heard
+                raise
+
+    async def _write_changed(self, changed: dict[str, HostInventory]) -> None:
+        now = now_us()
+        statements: list[Statement] = []
+        for name, inventory in changed.items():
+            capacity = capacity_of(inventory, self._settings.host, self._settings.scheduling)
+            statements.append(host_report(name, inventory, capacity, now))
+        await self._store.write(*statements)
+        for name in changed:
+            self._stored.add(name)
+            self.ranking.put(self._hosts[name])
+
+    async def _persist_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PERSIST_EVERY_S):
+                    await self._new_host.wait()
+            self._new_host.clear()
+            await self._safely(self.persist)
+
+    async def _every(self, pause_s: float, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            await self._safely(work)
+
+    async def _safely(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """The edge of a loop: what fails now is tried again the next time."""
+        try:
+            await work()
+        except Exception:
+            log.exception("host_table.failed")
+            await asyncio.sleep(1)
+
+
+def _totals(row: Row) -> tuple[int, int, int]:
+    return row["vcpus_claimed"], row["memory_claimed_mib"], row["disk_claimed_gib"]

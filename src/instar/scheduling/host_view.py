@@ -1,0 +1,89 @@
+"""A host as the scheduler sees it: one mutable record in memory, kept up to date by the host table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from instar.config import HostSettings, SchedulingSettings
+from instar.model.guest import HostInventory
+from instar.store.aggregates import DEFAULT_ZONE, Aggregate
+from instar.store.hosts import Capacity
+
+NO_CAPACITY = Capacity(0, 0, 0)
+
+
+class HostView:
+    """Free amounts are hints: what may be claimed is decided by the database. `heard_at` is when the receiver's own clock
+    last showed a report of a working hypervisor, None when there was none since the start of this process."""
+
+    __slots__ = (
+        "agent_id", "boot_id", "busy", "capacity", "disabled", "disabled_reason", "disk_free_gib", "forced_down",
+        "heard_at", "hypervisor_ok", "instances", "inventory", "is_up", "memory_free_mib", "metadata", "name",
+        "rank", "totals", "vcpus_free", "zone",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inventory: HostInventory | None = None
+        self.capacity = NO_CAPACITY
+        self.totals = (0, 0, 0)  # claimed: vcpus, memory_mib, disk_gib
+        self.vcpus_free = self.memory_free_mib = self.disk_free_gib = 0
+        self.instances = 0
+        self.busy = 0  # instances with an operation in flight
+        self.disabled = False
+        self.disabled_reason: str | None = None
+        self.forced_down = False
+        self.heard_at: float | None = None
+        self.hypervisor_ok = False
+        self.is_up = False  # as it was told last
+        self.boot_id = self.agent_id = ""
+        self.zone = DEFAULT_ZONE
+        self.metadata: Mapping[str, tuple[str, ...]] = {}  # of its aggregates: each key with all its values
+        self.rank: tuple[float, str] | None = None  # its place in the order, None: in none
+
+    def set_amounts(self, capacity: Capacity, totals: tuple[int, int, int]) -> None:
+        self.capacity, self.totals = capacity, totals
+        self.vcpus_free = capacity.vcpus - totals[0]
+        self.memory_free_mib = capacity.memory_mib - totals[1]
+        self.disk_free_gib = capacity.disk_gib - totals[2]
+
+    def hears(self, now: float, down_after_s: float) -> bool:
+        """Up: reported lately by a working hypervisor, and no admin says otherwise."""
+        return (
+            self.heard_at is not None
+            and self.hypervisor_ok
+            and not self.forced_down
+            and now - self.heard_at <= down_after_s
+        )
+
+
+def capacity_of(inventory: HostInventory, host: HostSettings, scheduling: SchedulingSettings) -> Capacity:
+    """What may be claimed of an inventory: less the reserve, times the allocation ratios."""
+    return Capacity(
+        int(inventory.vcpus * scheduling.cpu_ratio),
+        int(max(0, inventory.memory_mib - host.memory_reserved_mib) * scheduling.memory_ratio),
+        int(max(0, inventory.disk_gib - host.disk_reserved_gib) * scheduling.disk_ratio),
+    )
+
+
+class Grouping(msgspec.Struct, frozen=True):
+    """What aggregates say of one host."""
+
+    zone: str
+    metadata: dict[str, tuple[str, ...]]
+
+
+def groupings(aggregates: list[Aggregate]) -> dict[str, Grouping]:
+    """Host → its zone, and every value that its aggregates give to each key."""
+    zones: dict[str, str] = {}
+    values: dict[str, dict[str, tuple[str, ...]]] = {}
+    for aggregate in aggregates:
+        for host in aggregate.hosts:
+            if aggregate.availability_zone:
+                zones.setdefault(host, aggregate.availability_zone)
+            of_host = values.setdefault(host, {})
+            for key, value in aggregate.metadata.items():
+                of_host[key] = (*of_host.get(key, ()), value)
+    return {host: Grouping(zones.get(host, DEFAULT_ZONE), metadata) for host, metadata in values.items()}
