@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from instar.errors import ImageUnusable, InstarError, UnsupportedMedia
 from instar.images.inspect import inspect_image
+from instar.images.qcow2_header import check_qcow2_header
 
 TIB = 1 << 40
 
@@ -156,3 +160,24 @@ async def test_refusals_name_no_path(tmp_path, qemu_img):
     with pytest.raises(ImageUnusable) as refused:
         await inspect(path, "qcow2")
     assert str(tmp_path) not in refused.value.message
+
+
+@given(st.binary(max_size=400), st.integers(0, 1 << 30))
+def test_no_header_makes_the_check_fail_otherwise(rest, size):
+    """Whatever stands behind the magic: a virtual size, or a refusal."""
+    for version in (b"\0\0\0\2", b"\0\0\0\3"):
+        with contextlib.suppress(ImageUnusable):
+            assert check_qcow2_header(b"QFI\xfb" + version + rest, file_size_bytes=size) >= 0
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, 130), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
+async def test_damaged_headers_are_refused_or_read(edits, tmp_path, qemu_img):
+    """The whole inspection, qemu-img included, on real headers with a few bytes changed."""
+    path = qemu_img("damaged.qcow2", "1M", "-f", "qcow2")
+    for offset, data in edits:
+        edited(path, offset, data)
+    try:
+        assert await inspect(path, "qcow2") >= 0
+    except (ImageUnusable, UnsupportedMedia) as refused:
+        assert str(tmp_path) not in refused.message

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
+from image_client import Client
 from image_cloud import ImageCloud
 
 PROGRAM = Path(__file__).parent / "image_cloud.py"
@@ -38,7 +40,7 @@ async def test_killed_upload_is_cleaned_at_the_next_start(tmp_path):
             upload = asyncio.create_task(client.put(f"{images}/{lost}/file", content=endless(), headers=data))
             incoming = tmp_path / "images" / "incoming"
             async with asyncio.timeout(30):
-                while not any(path.stat().st_size > 4 << 20 for path in incoming.iterdir()):  # noqa: ASYNC110
+                while not any(path.stat().st_size > 4 << 20 for path in incoming.iterdir()):
                     await asyncio.sleep(0.01)
             process.kill()
             await process.wait()
@@ -77,3 +79,28 @@ async def test_client_that_goes_away_leaves_the_image_queued(cloud, member):
     writer.close()
     await member.wait_for_status(image["id"], "queued")
     assert cloud.files() == []
+
+
+@pytest.mark.host
+async def test_full_disk_refuses_the_upload_and_leaves_the_image_queued(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    mount = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(images))
+    assert await mount.wait() == 0
+    try:
+        cloud = ImageCloud(tmp_path)
+        await cloud.start()
+        member = Client(cloud.url, "member@p1")
+        try:
+            image = await member.create()
+            answer = await member.upload(image["id"], b"x" * (4 << 20), expect=413)
+            assert "not enough space" in answer.text
+            assert (await member.show(image["id"]))["status"] == "queued"
+            assert cloud.files() == []
+            await member.upload(image["id"], b"x" * (1 << 20))
+        finally:
+            await member.close()
+            await cloud.stop()
+    finally:
+        unmount = await asyncio.create_subprocess_exec("umount", str(images))
+        assert await unmount.wait() == 0

@@ -23,6 +23,7 @@ _T = TypeVar("_T")
 BUFFER_BYTES = 1 << 20
 FILE_THREADS = 4
 _FILE_MODE = 0o444
+_DIRECTORY_MODE = 0o711
 _ZEROS = bytes(BUFFER_BYTES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -113,7 +114,10 @@ class Blobs:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
     def _prepare(self, keep: set[str]) -> int:
-        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Other users of this machine may open a file whose hash they know, as QEMU does, and not look around.
+        self._directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        self._directory.chmod(_DIRECTORY_MODE)
+        self._incoming.mkdir(mode=0o700, exist_ok=True)
         leftovers = list(self._incoming.iterdir())
         leftovers += [path for path in self._directory.iterdir() if path.is_file() and path.name not in keep]
         for path in leftovers:

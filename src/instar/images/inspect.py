@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
 import structlog
 
-from instar.errors import ImageUnusable, UnsupportedMedia
+from instar.errors import HypervisorError, ImageUnusable, UnsupportedMedia
 from instar.images.qcow2_header import HEADER_READ_BYTES, check_qcow2_header
 
 log = structlog.get_logger()
@@ -122,12 +123,14 @@ async def _ask_qemu_img(path: Path, disk_format: str, virtual_size: int, deadlin
     limits = [
         f"--cpu={max(1, round(deadline_s))}", f"--as={_QEMU_IMG_MEMORY_BYTES}", "--fsize=0", "--core=0", "--nofile=64",
     ]
+    if shutil.which("qemu-img") is None:
+        raise HypervisorError(reason="qemu-img is not installed where the image service runs")
     process = await asyncio.create_subprocess_exec(
         "prlimit", *limits, "--", "qemu-img", "info", "--output=json", "-f", disk_format, str(path),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-    )
+    )  # fmt: skip
     try:
         async with asyncio.timeout(deadline_s):
             output, trouble = await process.communicate()
@@ -142,7 +145,11 @@ async def _ask_qemu_img(path: Path, disk_format: str, virtual_size: int, deadlin
         # Its words hold the path of the file: they are for the log, not for the user.
         log.warning("image.qemu_img_refused", exit_code=process.returncode, says=trouble[:500].decode(errors="replace"))
         raise ImageUnusable(f"QEMU cannot open the image as {disk_format}.")
-    _check_info(msgspec.json.decode(output, type=_Info), disk_format, virtual_size)
+    try:
+        info = msgspec.json.decode(output, type=_Info)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # names in a header need not be text
+        raise ImageUnusable(f"QEMU cannot describe the image as {disk_format}.") from error
+    _check_info(info, disk_format, virtual_size)
 
 
 def _check_info(info: _Info, disk_format: str, virtual_size: int) -> None:

@@ -322,7 +322,8 @@ async def image_member_insert(store: Store, member: MemberRecord) -> bool:
     [result] = await store.write(
         Statement(
             "INSERT INTO image_members (image_id, project_id, status, created_at, updated_at) "
-            "SELECT id, :project_id, :status, :created_at, :updated_at FROM images WHERE id = :image_id "
+            "SELECT id, :project_id, :status, CAST(:created_at AS BIGINT), CAST(:updated_at AS BIGINT) "
+            "FROM images WHERE id = :image_id "
             "AND deleted_at IS NULL AND (SELECT COUNT(*) FROM image_members WHERE image_id = :image_id) < :most",
             {**msgspec.structs.asdict(member), "most": MEMBERS_MAX},
             duplicate=Conflict(f"Project {member.project_id} is already a member of image {member.image_id}."),
