@@ -1,0 +1,69 @@
+"""The directory that holds everything of one cloud, and the lock that keeps a second process out of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from instar.errors import StartupError
+
+MODE = 0o711  # the hypervisor's processes pass through; what is secret has 0600 of its own
+
+
+class StateDir:
+    """`path` is made when it is not there. `cloud_id` tells this cloud's things on a host from another's.
+
+    Raises StartupError when the directory cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        try:
+            self.path.mkdir(mode=MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartupError(f"The directory {path} cannot be used: {error.strerror}.") from error
+        self.database = self.path / "instar.db"
+        self.fences = self.path / "fences"
+        self.simulated_log = self.path / "simulated.log"
+        self.clouds_yaml = self.path / "clouds.yaml"
+        self._lock_path = self.path / "lock"
+        self._lock: int | None = None
+
+    @property
+    def cloud_id(self) -> str:
+        """8 hexadecimal digits, made at the first start."""
+        path = self.path / "cloud-id"
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            made = secrets.token_hex(4)
+            new = path.with_suffix(".new")
+            new.write_text(made + "\n", encoding="ascii")
+            new.replace(path)
+            return made
+        except OSError as error:
+            raise StartupError(f"The directory {self.path} cannot be used: {error.strerror}.") from error
+
+    def lock(self) -> None:
+        """This process alone uses the directory until it ends. Raises StartupError that names who has it."""
+        try:
+            file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartupError(f"The directory {self.path} cannot be used: {error.strerror}.") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = os.pread(file, 32, 0).decode("ascii", errors="ignore").strip() or "?"
+            os.close(file)
+            raise StartupError(
+                f"Another instar (pid {pid}) runs on {self.path}: stop it, or choose another --dir."
+            ) from error
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode("ascii"), 0)
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
