@@ -1,1 +1,1 @@
-"""The OpenStack Compute API."""
+"""The Compute API: routes, request schemas per microversion, views, policy. `app.py` makes the ASGI application."""

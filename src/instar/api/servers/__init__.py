@@ -1,0 +1,1 @@
+"""Servers: everything below `/servers`."""

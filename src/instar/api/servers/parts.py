@@ -1,0 +1,158 @@
+"""What can be read below a server besides itself: addresses, interfaces, security groups, diagnostics, topology …"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instar.api.resource import ApiRoute, Compute, page_of
+from instar.api.servers.listing import visible_instance
+from instar.api.servers.view import addresses
+from instar.errors import NotFound, WrongState
+from instar.http.answer import Answer, empty_answer, json_answer
+from instar.http.request import Request
+from instar.model.instance import Instance
+from instar.model.network import InstancePort
+from instar.model.states import PowerState, VmState
+
+PORT_TAG_SINCE = 70
+DIAGNOSTICS_STANDARD_SINCE = 48
+_POWER_NAMES = {
+    PowerState.NOSTATE: "pending", PowerState.RUNNING: "running", PowerState.PAUSED: "paused",
+    PowerState.SHUTDOWN: "shutdown", PowerState.CRASHED: "crashed", PowerState.SUSPENDED: "suspended",
+}  # fmt: skip
+
+
+class ServerParts:
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+
+    def routes(self) -> list[ApiRoute]:
+        path, name = "/servers/{server_id}", "os_compute_api:"
+        return [
+            ApiRoute("GET", path + "/ips", name + "ips:index", self.ips),
+            ApiRoute("GET", path + "/ips/{network}", name + "ips:show", self.ips_of_network),
+            ApiRoute("GET", path + "/os-interface", name + "os-attach-interfaces:list", self.interfaces),
+            ApiRoute("GET", path + "/os-interface/{port_id}", name + "os-attach-interfaces:show", self.interface),
+            ApiRoute("GET", path + "/os-security-groups", name + "os-security-groups:list", self.security_groups),
+            ApiRoute("GET", path + "/diagnostics", name + "os-server-diagnostics", self.diagnostics),
+            ApiRoute("GET", path + "/os-server-password", name + "os-server-password:show", self.password),
+            ApiRoute("DELETE", path + "/os-server-password", name + "os-server-password:clear", self.no_password),
+            ApiRoute("GET", path + "/os-volume_attachments", name + "os-volumes-attachments:index", self.volumes),
+            ApiRoute("GET", path + "/os-volume_attachments/{id}", name + "os-volumes-attachments:show", self.volume),
+            ApiRoute("GET", path + "/topology", name + "server:topology:index", self.topology, since=78),
+            ApiRoute("GET", path + "/migrations", name + "servers:migrations:index", self.migrations, since=23),
+        ]
+
+    async def _server(self, request: Request) -> Instance:
+        return await visible_instance(self._compute, request.context, request.params["server_id"])
+
+    async def ips(self, request: Request) -> Answer:
+        shown = {name: _plain(found) for name, found in addresses(await self._server(request)).items()}
+        return json_answer({"addresses": shown})
+
+    async def ips_of_network(self, request: Request) -> Answer:
+        found = addresses(await self._server(request))
+        network = request.params["network"]
+        if network not in found:
+            raise NotFound("Instance is not a member of specified network")
+        return json_answer({network: _plain(found[network])})
+
+    async def interfaces(self, request: Request) -> Answer:
+        instance = await self._server(request)
+        found = [_interface(instance, port, request.microversion) for port in instance.facts.ports]
+        return json_answer({"interfaceAttachments": found})
+
+    async def interface(self, request: Request) -> Answer:
+        instance = await self._server(request)
+        for port in instance.facts.ports:
+            if port.definition.id == request.params["port_id"]:
+                return json_answer({"interfaceAttachment": _interface(instance, port, request.microversion)})
+        raise NotFound(f"No interface with port {request.params['port_id'][:80]} is attached to {instance.id}.")
+
+    async def security_groups(self, request: Request) -> Answer:
+        instance = await self._server(request)
+        groups = [
+            {"id": name, "name": name, "description": "", "tenant_id": instance.project_id, "rules": []}
+            for name in instance.spec.security_groups
+        ]
+        return json_answer({"security_groups": groups})
+
+    async def diagnostics(self, request: Request) -> Answer:
+        """What the record says of the guest. Counters of devices are not measured, so they are absent or null."""
+        instance = await self._server(request)
+        if instance.host is None or instance.vm_state is VmState.BUILDING:
+            raise WrongState(action="get_diagnostics", id=instance.id, attribute="vm_state", state=instance.vm_state.value)
+        flavor = instance.spec.flavor
+        if request.microversion < DIAGNOSTICS_STANDARD_SINCE:
+            return json_answer({"memory": flavor.memory_mib * 1024, "vda_size": flavor.root_gib << 30})
+        seen = (await self._compute.hosts.seen()).get(instance.host)
+        kind = seen.inventory.virt_type if seen else None
+        traffic = [f"{way}_{what}" for way in ("rx", "tx") for what in ("octets", "errors", "drop", "packets", "rate")]
+        nics = [{"mac_address": port.definition.mac_address, **dict.fromkeys(traffic)} for port in instance.facts.ports]
+        counters = ("read_bytes", "read_requests", "write_bytes", "write_requests", "errors_count")
+        disk = dict.fromkeys(counters)
+        cpus = [{"id": index, "time": None, "utilisation": None} for index in range(flavor.vcpus)]
+        return json_answer(
+            {
+                "state": _POWER_NAMES[instance.power_state],
+                "driver": "libvirt" if kind in ("kvm", "qemu") else kind,
+                "hypervisor": kind,
+                "hypervisor_os": "linux",
+                "uptime": None,
+                "config_drive": instance.spec.config_drive,
+                "num_cpus": flavor.vcpus,
+                "num_disks": 1,
+                "num_nics": len(nics),
+                "memory_details": {"maximum": flavor.memory_mib, "used": None},
+                "cpu_details": cpus,
+                "disk_details": [disk],
+                "nic_details": nics,
+            }
+        )
+
+    async def password(self, request: Request) -> Answer:
+        """Nothing in a guest posts an encrypted password here, so there is none."""
+        await self._server(request)
+        return json_answer({"password": ""})
+
+    async def no_password(self, request: Request) -> Answer:
+        await self._server(request)
+        return empty_answer(204)
+
+    async def volumes(self, request: Request) -> Answer:
+        """Volumes cannot be attached yet: no server has one."""
+        await self._server(request)
+        page_of(request, self._compute)
+        return json_answer({"volumeAttachments": []})
+
+    async def volume(self, request: Request) -> Answer:
+        await self._server(request)
+        raise NotFound(f"volume_id not found: {request.params['id'][:80]}")
+
+    async def topology(self, request: Request) -> Answer:
+        """No guest has a NUMA topology of its own."""
+        await self._server(request)
+        return json_answer({"nodes": [], "pagesize_kb": None})
+
+    async def migrations(self, request: Request) -> Answer:
+        """No server migrates yet."""
+        await self._server(request)
+        return json_answer({"migrations": []})
+
+
+def _plain(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"version": entry["version"], "addr": entry["addr"]} for entry in entries]
+
+
+def _interface(instance: Instance, port: InstancePort, version: int) -> dict[str, Any]:
+    definition = port.definition
+    view: dict[str, Any] = {
+        "port_id": definition.id,
+        "net_id": definition.network.id,
+        "mac_addr": definition.mac_address,
+        "port_state": "ACTIVE" if instance.power_state is PowerState.RUNNING else "DOWN",
+        "fixed_ips": [{"subnet_id": ip.subnet_id, "ip_address": ip.ip_address} for ip in definition.fixed_ips],
+    }
+    if version >= PORT_TAG_SINCE:
+        view["tag"] = port.tag
+    return view
