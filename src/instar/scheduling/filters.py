@@ -84,8 +84,8 @@ def capacity(request: SchedulingRequest, _circumstances: Circumstances) -> Rule:
 
     def passes(host: HostView) -> bool:
         return (
-            host.vcpus_free >= vcpus
-            and host.memory_free_mib >= memory_mib
+            host.memory_free_mib >= memory_mib
+            and host.vcpus_free >= vcpus
             and (host.disk_free_gib >= disk_gib or not disk_gib)
             and host.inventory is not None
             and host.inventory.vcpus >= vcpus

@@ -21,7 +21,7 @@ class HostView:
     __slots__ = (
         "agent_id", "boot_id", "busy", "capacity", "disabled", "disabled_reason", "disk_free_gib", "forced_down",
         "heard_at", "hypervisor_ok", "instances", "inventory", "is_up", "memory_free_mib", "metadata", "name",
-        "rank", "totals", "vcpus_free", "zone",
+        "totals", "vcpus_free", "zone",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -41,7 +41,6 @@ class HostView:
         self.boot_id = self.agent_id = ""
         self.zone = DEFAULT_ZONE
         self.metadata: Mapping[str, tuple[str, ...]] = {}  # of its aggregates: each key with all its values
-        self.rank: tuple[float, str] | None = None  # its place in the order, None: in none
 
     def set_amounts(self, capacity: Capacity, totals: tuple[int, int, int]) -> None:
         self.capacity, self.totals = capacity, totals

@@ -15,6 +15,11 @@ from instar.scheduling.host_view import NO_CAPACITY, HostView
 from instar.store.hosts import Capacity
 from instar.store.server_groups import GroupHosts
 
+BLOCK_FIRST = 16  # hosts that filters are asked of at first, and how much more the next time
+BLOCK_GROWTH = 16
+
+_Rank = tuple[float, str, HostView]  # minus its worth, its name, itself; names differ, so hosts are never compared
+
 
 class Ranking:
     """Hosts, best first; equal ones by name. `operations_max`: operations that one host works on at once."""
@@ -22,7 +27,8 @@ class Ranking:
     def __init__(self, settings: SchedulingSettings, operations_max: int) -> None:
         self._settings = settings
         self._operations_max = operations_max
-        self._order: list[tuple[float, str]] = []  # (minus worth, name)
+        self._order: list[_Rank] = []
+        self._ranks: dict[str, _Rank] = {}  # each host's entry in the order
         self._hosts: dict[str, HostView] = {}
         self._largest = NO_CAPACITY
         self._set_weights(Capacity(1, 1, 1))
@@ -34,20 +40,17 @@ class Ranking:
             self._hosts[host.name] = host
             self._rescale()
             return
-        rank = (-self.worth(host), host.name)
-        if rank == host.rank:
+        rank = (-self.worth(host), host.name, host)
+        if rank == self._ranks.get(host.name):
             return
-        if host.rank is not None:
-            del self._order[bisect_left(self._order, host.rank)]
+        self._leave(host.name)
         self._hosts[host.name] = host
+        self._ranks[host.name] = rank
         insort(self._order, rank)
-        host.rank = rank
 
     def remove(self, host: HostView) -> None:
-        if host.rank is not None:
-            del self._order[bisect_left(self._order, host.rank)]
-            del self._hosts[host.name]
-            host.rank = None
+        self._leave(host.name)
+        self._hosts.pop(host.name, None)
 
     def worth(self, host: HostView) -> float:
         by_cpu, by_memory, by_disk, by_io = self._weights
@@ -63,25 +66,22 @@ class Ranking:
         share = sign * self._settings.affinity_weight / max(group.members.values())
         return {host: share * members for host, members in group.members.items()}
 
-    def best(
-        self, count: int, admit: Callable[[HostView], bool], bonus: dict[str, float]
-    ) -> list[str]:
-        """The best `count` hosts that `admit` lets through; it is asked of each host at most once, best first."""
-        found = [(-self.worth(host) - bonus[host.name], host.name) for host in self._among(bonus) if admit(host)]
-        plain = 0
-        for rank in self._order:
-            if plain == count:
-                break
-            if rank[1] not in bonus and admit(self._hosts[rank[1]]):
-                found.append(rank)
+    def best(self, count: int, sift: Callable[[list[HostView]], list[HostView]], bonus: dict[str, float]) -> list[str]:
+        """The best `count` hosts that `sift` lets through. It is asked of blocks of hosts, best first, that grow: most
+        requests find their hosts in the first, and those that do not soon get through all."""
+        moved = [self._hosts[name] for name in bonus if name in self._hosts]
+        found = [(-self.worth(host) - bonus[host.name], host.name) for host in sift(moved)] if moved else []
+        plain, start, length = 0, 0, max(BLOCK_FIRST, count)
+        while plain < count and start < len(self._order):
+            block = [host for _, name, host in self._order[start : start + length] if name not in bonus]
+            start, length = start + length, length * BLOCK_GROWTH
+            for host in sift(block)[: count - plain]:
+                found.append(self._ranks[host.name][:2])
                 plain += 1
         return [name for _, name in sorted(found)[:count]]
 
     def __iter__(self) -> Iterator[HostView]:
-        return (self._hosts[name] for _, name in self._order)
-
-    def _among(self, names: dict[str, float]) -> list[HostView]:
-        return [self._hosts[name] for name in names if name in self._hosts]
+        return (host for _, _, host in self._order)
 
     def _rescale(self) -> None:
         """A host larger than all before changes what a share is, and so every place."""
@@ -92,9 +92,13 @@ class Ranking:
             max(capacity.disk_gib for capacity in capacities),
         )
         self._set_weights(self._largest)
-        self._order = sorted((-self.worth(host), host.name) for host in self._hosts.values())
-        for rank in self._order:
-            self._hosts[rank[1]].rank = rank
+        self._order = sorted((-self.worth(host), host.name, host) for host in self._hosts.values())
+        self._ranks = {rank[1]: rank for rank in self._order}
+
+    def _leave(self, name: str) -> None:
+        rank = self._ranks.pop(name, None)
+        if rank is not None:
+            del self._order[bisect_left(self._order, rank)]
 
     def _set_weights(self, largest: Capacity) -> None:
         settings = self._settings

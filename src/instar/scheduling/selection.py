@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 from instar.errors import NoValidHost
 from instar.scheduling.filters import Filter, Rule
@@ -16,7 +17,7 @@ DETAILS_MAX = 100  # lines of `host: filter: reason` that are kept of one select
 
 
 class Admission:
-    """Asks each host all filters that have something to say of the request; the first that refuses is counted."""
+    """Sifts hosts through all filters that have something to say of the request; the first that refuses is counted."""
 
     def __init__(
         self, filters: Sequence[tuple[str, Filter]], request: SchedulingRequest, circumstances: Circumstances
@@ -26,28 +27,31 @@ class Admission:
             rule = filter_(request, circumstances)
             if rule is not None:
                 self._rules.append((name, rule))
-        self._passes = [(rule.passes, name) for name, rule in self._rules]
         self.refusals: Counter[str] = Counter()
         self.details: list[str] = []
 
-    def admit(self, host: HostView) -> bool:
-        for passes, name in self._passes:
-            if not passes(host):
-                self.refusals[name] += 1
-                if len(self.details) < DETAILS_MAX:
-                    self.details.append(f"{host.name}: {name}: {self._why(name, host)}")
-                return False
-        return True
+    def sift(self, hosts: list[HostView]) -> list[HostView]:
+        """Those that every filter lets through, in their order."""
+        for name, rule in self._rules:
+            passes = rule.passes
+            left = [host for host in hosts if passes(host)]
+            if len(left) < len(hosts):
+                self._count(name, rule, hosts, len(hosts) - len(left))
+            hosts = left
+        return hosts
 
-    def _why(self, name: str, host: HostView) -> str:
-        return next(rule.why(host) for known, rule in self._rules if known == name)
+    def _count(self, name: str, rule: Rule, hosts: list[HostView], refused: int) -> None:
+        self.refusals[name] += refused
+        wanted = min(refused, DETAILS_MAX - len(self.details))
+        said = (f"{host.name}: {name}: {rule.why(host)}" for host in hosts if not rule.passes(host))
+        self.details += islice(said, wanted)
 
 
 def select(
     ranking: Ranking, admission: Admission, circumstances: Circumstances, *, count: int, spread: int
 ) -> Selection:
     """The best `count` hosts that all filters let through; the first `spread` of them in an order that chance gives."""
-    hosts = ranking.best(max(count, spread), admission.admit, ranking.bonus(circumstances.group))
+    hosts = ranking.best(max(count, spread), admission.sift, ranking.bonus(circumstances.group))
     if spread > 1:
         drawn = hosts[:spread]
         random.shuffle(drawn)

@@ -46,9 +46,10 @@ def claim_take(
         ),
         Statement(
             """INSERT INTO claims (id, instance_id, host, vcpus, memory_mib, disk_gib)
-               VALUES (:id, :instance_id, :host, :vcpus, :memory_mib, :disk_gib)""",
+               SELECT :id, :instance_id, h.name, :vcpus, :memory_mib, :disk_gib FROM hosts h WHERE h.name = :host""",
             params,
             1,
+            full,
             duplicate=taken,
         ),
         Statement(

@@ -1,0 +1,215 @@
+"""Hosts that report, fall silent, restart and change: what the table believes, tells, and writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from instar.bus.contract import Message
+from instar.bus.memory import MemoryBus
+from instar.config import Settings
+from instar.model.host import HOST_REPORTS
+from instar.scheduling.host_table import HostChange, HostTable
+from instar.store.contract import Result, Statement
+from instar.store.hosts import host_delete, host_set_disabled, host_set_forced_down
+from instar.store.sqlite import SqliteStore
+
+from .clouds import SMALL, Clock, SmallCloud, report
+
+
+class CountingStore(SqliteStore):
+    """Counts transactions and statements."""
+
+    transactions = 0
+    statements = 0
+
+    async def write(self, *statements: Statement) -> list[Result]:
+        self.transactions += 1
+        self.statements += len(statements)
+        return await super().write(*statements)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[CountingStore]:
+    opened = CountingStore(tmp_path / "counting.db", durable=False)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def watched(table: HostTable) -> list[HostChange]:
+    changes: list[HostChange] = []
+    table.watch(changes.append)
+    return changes
+
+
+async def rows(store: SqliteStore) -> Sequence[Any]:
+    return await store.read("SELECT * FROM hosts ORDER BY name")
+
+
+async def test_a_host_is_up_from_its_report_until_it_is_silent_too_long(cloud: SmallCloud) -> None:
+    changes = watched(cloud.table)
+    await cloud.report("h1")
+    assert cloud.table.is_up("h1")
+    cloud.clock.now += 8
+    assert cloud.table.is_up("h1")
+    cloud.clock.now += 0.1
+    assert not cloud.table.is_up("h1")
+    cloud.table.sweep()
+    cloud.table.sweep()
+    await cloud.report("h1")
+    assert cloud.table.is_up("h1")
+    assert changes == [HostChange("h1", "up"), HostChange("h1", "down"), HostChange("h1", "up")]
+
+
+async def test_a_host_without_its_hypervisor_is_down_at_once(cloud: SmallCloud) -> None:
+    changes = watched(cloud.table)
+    await cloud.report("h1")
+    await cloud.report("h1", ok=False)
+    assert not cloud.table.is_up("h1")
+    assert changes == [HostChange("h1", "up"), HostChange("h1", "down")]
+
+
+async def test_the_wall_clock_has_no_part_in_it(cloud: SmallCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report carries no time, and a jump of our own wall clock by a year moves only what is written for people."""
+    changes = watched(cloud.table)
+    await cloud.report("h1")
+    before = (await rows(cloud.store))[0]["reported_at"]
+    year_ns = 365 * 86_400 * 10**9
+    real_ns = time.time_ns
+    for jump in (year_ns, -year_ns):
+        monkeypatch.setattr(time, "time_ns", lambda jump=jump: real_ns() + jump)
+        await cloud.report("h1")
+        cloud.table.sweep()
+        assert cloud.table.is_up("h1")
+    monkeypatch.undo()
+    await cloud.report("h1")
+    assert changes == [HostChange("h1", "up")]
+    assert abs((await rows(cloud.store))[0]["reported_at"] - before) < 60_000_000
+
+
+async def test_a_new_boot_id_is_told_as_a_restart(cloud: SmallCloud) -> None:
+    changes = watched(cloud.table)
+    await cloud.report("h1", boot="first")
+    await cloud.report("h1", boot="first")
+    await cloud.report("h1", boot="second")
+    assert changes == [HostChange("h1", "up"), HostChange("h1", "restarted")]
+
+
+async def test_an_admin_forces_a_host_down_and_disables_it(cloud: SmallCloud) -> None:
+    await cloud.report("h1", "h2")
+    await cloud.store.write(host_set_forced_down("h1", True), host_set_disabled("h2", True, "broken fan"))
+    await cloud.table.refresh()
+    view = cloud.table.get("h2")
+    assert view is not None
+    assert (cloud.table.is_up("h1"), view.disabled, view.disabled_reason) == (False, True, "broken fan")
+
+
+async def test_a_host_whose_inventory_is_not_known_yet_is_no_host(cloud: SmallCloud) -> None:
+    await cloud.report("h1", ok=False)
+    assert cloud.table.names() == []
+    assert await rows(cloud.store) == []
+
+
+async def test_a_host_keeps_its_ids_and_claims_when_its_inventory_changes(cloud: SmallCloud) -> None:
+    await cloud.report("h1")
+    before = (await rows(cloud.store))[0]
+    await cloud.scheduler.claim("c", await cloud.instance(), "h1", SMALL)
+    await cloud.report("h1", vcpus=8)
+    after = (await rows(cloud.store))[0]
+    assert (after["service_id"], after["hypervisor_id"]) == (before["service_id"], before["hypervisor_id"])
+    assert (after["vcpus_capacity"], after["vcpus_claimed"]) == (8 * 16, 1)
+    view = cloud.table.get("h1")
+    assert view is not None
+    assert view.vcpus_free == 8 * 16 - 1
+
+
+async def test_capacity_is_less_the_reserve_and_times_the_ratio(cloud: SmallCloud) -> None:
+    await cloud.report("h1", vcpus=4, memory_mib=8704, disk_gib=101)
+    row = (await rows(cloud.store))[0]
+    assert (row["vcpus_capacity"], row["memory_capacity_mib"], row["disk_capacity_gib"]) == (64, 8192, 100)
+
+
+async def test_hosts_of_the_database_are_known_but_not_up_before_they_report(cloud: SmallCloud) -> None:
+    await cloud.report("h1")
+    await cloud.scheduler.claim("c", await cloud.instance(), "h1", SMALL)
+    again = HostTable(cloud.store, cloud.settings, clock=cloud.clock)
+    await again.load()
+    view = again.get("h1")
+    assert view is not None
+    assert (again.is_up("h1"), view.vcpus_free, view.instances) == (False, 63, 1)
+    again.hear(report("h1"))
+    assert again.is_up("h1")
+
+
+async def test_a_deleted_host_that_still_reports_comes_back_as_a_new_one(cloud: SmallCloud) -> None:
+    await cloud.report("h1")
+    before = (await rows(cloud.store))[0]["service_id"]
+    await cloud.store.write(*host_delete("h1"))
+    await cloud.table.refresh()
+    assert cloud.table.get("h1") is None
+    await cloud.report("h1")
+    assert (await rows(cloud.store))[0]["service_id"] != before
+
+
+async def test_a_thousand_reports_are_a_few_writes(store: CountingStore) -> None:
+    table = HostTable(store, Settings(), clock=Clock())
+    for number in range(1000):
+        table.hear(report(f"h{number:04}"))
+    await table.persist()
+    assert (store.transactions, store.statements) == (2, 1000)
+    for _ in range(5):
+        for number in range(1000):
+            table.hear(report(f"h{number:04}"))
+    table.hear(report("h0001", running_vms=7))
+    await table.persist()
+    assert (store.transactions, store.statements) == (4, 1003)
+    await table.persist()
+    assert store.transactions == 4
+
+
+async def test_what_could_not_be_written_is_written_the_next_time(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = HostTable(store, Settings(), clock=Clock())
+    table.hear(report("h1"))
+    with monkeypatch.context() as patch:
+
+        async def away(*_statements: Statement) -> list[Result]:
+            raise OSError("away")
+
+        patch.setattr(store, "write", away)
+        with contextlib.suppress(OSError):
+            await table.persist()
+    await table.persist()
+    assert [row["name"] for row in await rows(store)] == ["h1"]
+
+
+async def test_reports_on_the_bus_make_a_host_that_can_be_chosen_at_once(store: CountingStore) -> None:
+    bus = MemoryBus()
+    table = HostTable(store, Settings())
+    await table.open(bus)
+    try:
+        await bus.publish(HOST_REPORTS, Message("HostReport", msgspec.msgpack.encode(report("h1"))))
+        await eventually(lambda: has_rank(table, "h1"))
+    finally:
+        await table.close()
+        await bus.close()
+    assert [row["name"] for row in await rows(store)] == ["h1"]
+
+
+async def has_rank(table: HostTable, name: str) -> bool:
+    return [host.name for host in table.ranking] == [name]
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.005)
