@@ -92,6 +92,8 @@ class App:
         try:
             answer = await self._answer(request, request_id, service, router, below)
         except InstarError as error:
+            if isinstance(error, TooLarge):
+                await request.discard_body()
             answer = self._fault(request, request_id, service, error)
         except Exception:  # the edge of a request: whatever it is, the client gets an answer and we get a traceback
             # As text: a renderer that shows local variables would write tokens and passwords into the log.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 QUERY_FIELDS_MAX = 200
 CHUNK_DEADLINE_S = 60.0  # a client that sends nothing of its body for so long has gone
+DISCARD_DEADLINE_S = 2.0
+DISCARD_MAX_BYTES = 16 << 20
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
@@ -32,8 +35,8 @@ class Request:
     faults included."""
 
     __slots__ = (
-        "_body_max_bytes", "_headers", "_query", "_receive", "answer_headers", "context", "microversion", "params",
-        "prefix", "scope",
+        "_body_ended", "_body_max_bytes", "_headers", "_query", "_receive", "answer_headers", "context", "microversion",
+        "params", "prefix", "scope",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, prefix: str, body_max_bytes: int) -> None:
@@ -45,6 +48,7 @@ class Request:
         self.context: RequestContext
         self._receive = receive
         self._body_max_bytes = body_max_bytes
+        self._body_ended = False
         self._headers: dict[bytes, bytes] | None = None
         self._query: list[tuple[str, str]] | None = None
 
@@ -143,6 +147,15 @@ class Request:
             if chunk:
                 yield chunk
 
+    async def discard_body(self) -> None:
+        """Reads on for a while after a refusal, so that a client that is still sending gets to see the answer:
+        closing a connection with unread data resets it."""
+        size = 0
+        with contextlib.suppress(TimeoutError, ClientGone):
+            async with asyncio.timeout(DISCARD_DEADLINE_S):
+                while not self._body_ended and size < DISCARD_MAX_BYTES:
+                    size += len((await self._chunk())[0])
+
     async def _chunk(self) -> tuple[bytes, bool]:
         try:
             async with asyncio.timeout(CHUNK_DEADLINE_S):
@@ -151,4 +164,6 @@ class Request:
             raise ClientGone(f"No data came for {CHUNK_DEADLINE_S:g} seconds.") from error
         if message["type"] == "http.disconnect":
             raise ClientGone("The connection was closed before the body was complete.")
-        return message.get("body", b""), message.get("more_body", False)
+        more: bool = message.get("more_body", False)
+        self._body_ended = not more
+        return message.get("body", b""), more

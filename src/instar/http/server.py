@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 HEAD_MAX_BYTES = 65_536  # request line and headers
 HEAD_DEADLINE_S = 20.0
+REFUSED_LINGER_S = 1.0
 KEEP_ALIVE_S = 65
 CONNECTIONS_MAX = 2000
 BACKLOG = 1024
@@ -83,6 +84,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _head_timer: TimerHandle | None = None
     _in_head = True
+    _refused = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -93,6 +95,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -121,9 +125,13 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _refuse(self, status: bytes) -> None:
+        """Answers, then discards what still comes for a moment: an early close would reset the answer away."""
+        self._head_is_complete()
+        self._refused = True
         if not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            self.transport.close()
+            self.transport.write_eof()
+            self.loop.call_later(REFUSED_LINGER_S, self.transport.close)
 
 
 def _listen(host: str, port: int) -> socket.socket:
