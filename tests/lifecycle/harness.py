@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from instar.cli.embedded import ControlPlane
+from instar.cli.control_plane import ControlPlane
 from instar.cli.state_dir import StateDir
 from instar.config import EngineSettings, HostSettings, LifecycleSettings, Settings, SimulatedSettings, StoreSettings
 from instar.engine.run import Run
@@ -169,5 +169,5 @@ async def plane(directory: Path, settings: Settings = SETTINGS, *, boot_id: str 
 
 async def hosts_up(one: Plane) -> None:
     async with asyncio.timeout(SETTLE_DEADLINE_S):
-        while len([state for state in one.control.hosts.states() if state.up]) < len(one.hosts):
+        while not all(one.control.hosts.is_up(host) for host in one.hosts):
             await asyncio.sleep(0.005)

@@ -6,148 +6,156 @@ What is below opens first and closes last; what an earlier process left unfinish
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
-from pathlib import Path
-from typing import Protocol
 
-from instar.agent.agent import Agent
-from instar.agent.fence import Fence
-from instar.bus.memory import MemoryBus
+from instar.api.service import compute_service
+from instar.cli.clouds_yaml import Passwords, read_passwords, write_clouds
+from instar.cli.control_plane import ControlPlane
+from instar.cli.guest_image import ensure_tiny
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
-from instar.engine.conductor import Conductor
+from instar.errors import InstarError
+from instar.http.app import build_app
+from instar.http.server import HttpServer
 from instar.hypervisor.contract import Hypervisor
-from instar.images.local import LocalImages
-from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.door import Lifecycle
-from instar.lifecycle.operations import operations
-from instar.lifecycle.reconcile import Reconciler
-from instar.networks.local import LocalNetworks
-from instar.scheduling.host_table import HostTable
-from instar.scheduling.scheduler import Scheduler
-from instar.store.flavors import bootstrap_flavors
-from instar.store.quotas import quota_limits
-from instar.store.sqlite import SqliteStore
+from instar.hypervisor.libvirt.driver import LibvirtHypervisor
+from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
+from instar.hypervisor.linux_network import LinuxNetwork
+from instar.hypervisor.simulated.world import SimulatedWorld
+from instar.identity.api import identity_service
+from instar.identity.bootstrap import bootstrap, is_bootstrapped, new_password
+from instar.identity.local import LocalIdentity
+from instar.images.api import image_api
+from instar.networks.api import network_service
+from instar.operator.service import operator_service
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+class Embedded:
+    """A whole cloud: what `instar up` runs. `progress` is told, in words for people, what takes a while."""
 
-
-class _Opened(Protocol):
-    async def open(self) -> None: ...
-    async def close(self) -> None: ...
-
-
-def machine_boot_id() -> str:
-    """The kernel's id of this start of the machine."""
-    return BOOT_ID.read_text(encoding="ascii").strip()
-
-
-class ControlPlane:
-    """Everything but the port: database, bus, services, hosts, conductor. `hypervisors` are the hosts, by name."""
-
-    def __init__(
-        self,
-        state: StateDir,
-        settings: Settings,
-        hypervisors: Mapping[str, Hypervisor],
-        *,
-        boot_id: Callable[[], str] = machine_boot_id,
-    ) -> None:
-        self.settings = settings
-        self.store = SqliteStore(state.database, durable=settings.store.durable)
-        self.bus = MemoryBus()
-        self.images = LocalImages(self.store, state.path, settings.image)
-        self.networks = LocalNetworks(self.store, settings.network, ports_changed=self._ports_changed)
-        self.hosts = HostTable(self.store, settings)
-        self.scheduler = Scheduler(self.store, self.hosts, settings)
-        self.cloud = Cloud(self.store, self.bus, self.scheduler, self.images, self.networks, settings)
-        self.lifecycle = Lifecycle(self.cloud, partial(quota_limits, self.store, settings.quota))
-        self.agent = Agent(hypervisors, self.bus, Fence(state.fences), settings.host, boot_id=boot_id)
-        # Nobody else uses this database: the lock on the directory says so.
-        self.conductor = Conductor(self.store, self.bus, operations(self.cloud), settings.engine, alone=True)
-        self.reconciler = Reconciler(self.cloud, self.lifecycle)
+    def __init__(self, state: StateDir, settings: Settings, *, progress: Callable[[str], None]) -> None:
+        self._state = state
+        self._settings = settings
+        self._progress = progress
         self._stack = AsyncExitStack()
+        self._has_guests = True  # until somebody looked
+        self.control: ControlPlane | None = None
 
-    async def open(self) -> None:
-        """Raises StartupError; what was opened is closed again then."""
+    async def start(self) -> str:
+        """Lock the directory, bring everything up, answer on the port. Returns the URL. Raises StartupError."""
         try:
-            await self._enter(self.store)
-            await bootstrap_flavors(self.store)
-            await self._enter(self.bus)
-            await self._enter(self.images)
-            # Who listens to hosts' reports comes before the agent, who reports at once; the conductor finds hosts up.
-            await self.hosts.open(self.bus)
-            self._stack.push_async_callback(self.hosts.close)
-            await self._enter(self.reconciler)
-            await self._enter(self.agent)
-            await self._enter(self.conductor)
+            return await self._start()
         except BaseException:
-            await self.close()
+            await self.stop()
             raise
 
-    async def _enter(self, part: _Opened) -> None:
-        await part.open()
-        self._stack.push_async_callback(part.close)
-
-    async def close(self) -> None: ...
-
-
-def machine_boot_id() -> str:
-    """The kernel's id of this start of the machine."""
-    return BOOT_ID.read_text(encoding="ascii").strip()
-
-
-class ControlPlane:
-    """Everything but the port: database, bus, services, hosts, conductor. `hypervisors` are the hosts, by name."""
-
-    def __init__(
-        self,
-        state: StateDir,
-        settings: Settings,
-        hypervisors: Mapping[str, Hypervisor],
-        *,
-        boot_id: Callable[[], str] = machine_boot_id,
-    ) -> None:
-        self.settings = settings
-        self.store = SqliteStore(state.database, durable=settings.store.durable)
-        self.bus = MemoryBus()
-        self.images = LocalImages(self.store, state.path, settings.image)
-        self.networks = LocalNetworks(self.store, settings.network, ports_changed=self._ports_changed)
-        self.hosts = HostTable(self.store, settings)
-        self.scheduler = Scheduler(self.store, self.hosts, settings)
-        self.cloud = Cloud(self.store, self.bus, self.scheduler, self.images, self.networks, settings)
-        self.lifecycle = Lifecycle(self.cloud, partial(quota_limits, self.store, settings.quota))
-        self.agent = Agent(hypervisors, self.bus, Fence(state.fences), settings.host, boot_id=boot_id)
-        # Nobody else uses this database: the lock on the directory says so.
-        self.conductor = Conductor(self.store, self.bus, operations(self.cloud), settings.engine, alone=True)
-        self.reconciler = Reconciler(self.cloud, self.lifecycle)
-        self._stack = AsyncExitStack()
-
-    async def open(self) -> None:
-        """Raises StartupError; what was opened is closed again then."""
-        try:
-            await self._enter(self.store)
-            await bootstrap_flavors(self.store)
-            await self._enter(self.bus)
-            await self._enter(self.images)
-            # Who listens to hosts' reports comes before the agent, who reports at once; the conductor finds hosts up.
-            await self.hosts.open(self.bus)
-            self._stack.push_async_callback(self.hosts.close)
-            await self._enter(self.reconciler)
-            await self._enter(self.agent)
-            await self._enter(self.conductor)
-        except BaseException:
-            await self.close()
-            raise
-
-    def _parts(self) -> tuple[_Opened, ...]:
-        # Who listens to hosts' reports comes before the agent, who reports at once; the conductor finds hosts up.
-        return (self.store, self.bus, self.images, self.hosts, self.reconciler, self.agent, self.conductor)
-
-    async def close(self) -> None:
+    async def stop(self) -> None:
+        """Stop answering, then everything below. Guests go on, and so does their libvirtd while there are any."""
         await self._stack.aclose()
 
-    async def _ports_changed(self, instance_ids: set[str]) -> None:
-        await self.reconciler.refresh_ports(instance_ids)
+    async def _start(self) -> str:
+        state, settings = self._state, self._settings
+        state.lock()
+        self._stack.callback(state.unlock)
+        hypervisors = await self._hypervisors()
+        control = self.control = ControlPlane(state, settings, hypervisors)
+        await control.open()
+        self._stack.push_async_callback(control.close)
+        self._stack.push_async_callback(self._look_for_guests, hypervisors)
+        identity = LocalIdentity(control.store, settings, state.path)
+        await identity.start()
+        self._stack.push_async_callback(identity.close)
+        await control.networks.bootstrap(await asyncio.to_thread(_free_cidr))
+        await ensure_tiny(control.store, control.images, self._progress)
+        passwords = await self._first_users(identity)
+        services = [
+            identity_service(identity),
+            image_api(control.images, list_limit_max=settings.api.list_limit_max),
+            network_service(control.networks, settings),
+            compute_service(control.cloud, control.lifecycle, control.hosts),
+            operator_service(control.cloud, control.hosts),
+        ]
+        app = build_app(services, identity, body_max_bytes=settings.api.body_max_bytes)
+        server = HttpServer(app, settings.api.host, settings.api.port)
+        url = f"http://{settings.api.host}:{await server.start()}"
+        self._stack.push_async_callback(server.stop)
+        identity.base_url = url
+        if passwords is not None:
+            await asyncio.to_thread(write_clouds, state.clouds_yaml, url, settings.region, passwords)
+        return url
+
+    async def _first_users(self, identity: LocalIdentity) -> Passwords | None:
+        """Passwords are written down before they are in force: a crash between the two costs nobody the cloud."""
+        passwords = await asyncio.to_thread(read_passwords, self._state.clouds_yaml)
+        if passwords is None:
+            if await is_bootstrapped(identity):
+                self._progress(f"{self._state.clouds_yaml} is gone: put it back, nobody else knows its passwords")
+                return None
+            passwords = Passwords(new_password(), new_password())
+            provisional = f"http://{self._settings.api.host}:{self._settings.api.port}"
+            await asyncio.to_thread(
+                write_clouds, self._state.clouds_yaml, provisional, self._settings.region, passwords
+            )
+        await bootstrap(identity, admin_password=passwords.admin, demo_password=passwords.demo)
+        return passwords
+
+    async def _hypervisors(self) -> dict[str, Hypervisor]:
+        if self._settings.hypervisor == "simulated":
+            world = await asyncio.to_thread(SimulatedWorld, self._state.simulated_log, self._settings.simulated)
+            self._stack.callback(world.close)
+            count = self._settings.simulated.hosts
+            width = len(str(count - 1))
+            return {f"sim-{number:0{width}}": world.host(f"sim-{number:0{width}}") for number in range(count)}
+        host = socket.gethostname()
+        if await system_libvirtd_usable():
+            uri = SYSTEM_URI
+        else:
+            self._progress("starting a private libvirtd")
+            daemon = PrivateDaemon(self._state.path)
+            uri = await daemon.ensure_running()
+            self._stack.push_async_callback(self._stop_idle, daemon)
+        network = LinuxNetwork(state_dir=self._state.path / "network", cloud_id=self._state.cloud_id)
+        return {host: LibvirtHypervisor(uri=uri, host=host, state_dir=self._state.path, network=network)}
+
+    async def _look_for_guests(self, hypervisors: Mapping[str, Hypervisor]) -> None:
+        """While the hosts can still be asked: a private libvirtd without guests has nothing to stay for."""
+        try:
+            censuses = [await hypervisor.census() for hypervisor in hypervisors.values()]
+        except InstarError:
+            return
+        self._has_guests = any(state.domain_id is not None for one in censuses for state in one.guests.values())
+
+    async def _stop_idle(self, daemon: PrivateDaemon) -> None:
+        if not self._has_guests:
+            await daemon.ensure_stopped()
+
+
+async def remove_everything(state: StateDir) -> None:
+    """End the guests of a cloud that does not run, and remove all that it has on this host, its directory aside.
+
+    Raises StartupError where it runs."""
+    state.lock()
+    try:
+        daemon = PrivateDaemon(state.path)
+        system = await system_libvirtd_usable()
+        uri = SYSTEM_URI if system else await daemon.ensure_running()
+        network = LinuxNetwork(state_dir=state.path / "network", cloud_id=state.cloud_id)
+        hypervisor = LibvirtHypervisor(uri=uri, host=socket.gethostname(), state_dir=state.path, network=network)
+        await hypervisor.open(lambda event: None)
+        try:
+            census = await hypervisor.census()
+            for instance_id in {*census.guests, *census.instance_dirs}:
+                await hypervisor.ensure_absent(instance_id, keep_disks=False)
+        finally:
+            await hypervisor.close()
+        await network.remove_everything()
+        await daemon.ensure_stopped()
+    finally:
+        state.unlock()
+
+
+def _free_cidr() -> str:
+    """A /24 for the first network that no route of this machine has."""
+    return pick_free_cidr(host_routes_taken())
