@@ -17,7 +17,7 @@ from instar.bus.memory import MemoryBus
 from instar.config import Settings
 from instar.model.host import HOST_REPORTS
 from instar.scheduling.host_table import HostChange, HostTable
-from instar.store.contract import Result, Statement
+from instar.store.contract import Result, Statement, Store
 from instar.store.hosts import host_delete, host_set_disabled, host_set_forced_down
 from instar.store.sqlite import SqliteStore
 
@@ -50,7 +50,7 @@ def watched(table: HostTable) -> list[HostChange]:
     return changes
 
 
-async def rows(store: SqliteStore) -> Sequence[Any]:
+async def rows(store: Store) -> Sequence[Any]:
     return await store.read("SELECT * FROM hosts ORDER BY name")
 
 
