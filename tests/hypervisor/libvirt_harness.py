@@ -45,7 +45,7 @@ class LibvirtHarness:
     async def opened(
         cls, daemon: PrivateDaemon, directory: Path, settings: LibvirtSettings | None = None
     ) -> LibvirtHarness:
-        directory.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
         harness = cls(daemon, directory, settings or LibvirtSettings())
         await harness.hypervisor.open(harness.events.append)
         return harness
@@ -74,7 +74,9 @@ class LibvirtHarness:
 
     async def wait_until_booted(self, instance_id: str, *, boots: int) -> None:
         async with asyncio.timeout(BOOT_TIMEOUT_S):
-            while boots_line(boots) not in await self.hypervisor.console_output(instance_id, length_bytes=10_000):
+            while True:
+                if boots_line(boots) in await self.hypervisor.console_output(instance_id, length_bytes=10_000):
+                    return
                 await asyncio.sleep(0.02)
 
     async def _with_domain(self, instance_id: str, act: Any) -> Any:
@@ -88,23 +90,7 @@ class LibvirtHarness:
         return await asyncio.to_thread(run)
 
     async def kill_guest(self, instance_id: str) -> None:
-        """By the emulator's pid, found by the instance id in its command line: works without the daemon too."""
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if words[0].endswith(b"qemu-system-x86_64") and instance_id.encode() in words:
-                descriptor = os.pidfd_open(int(entry.name))
-                try:
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    await asyncio.to_thread(_wait_for_end, descriptor)
-                finally:
-                    os.close(descriptor)
-                return
-        raise AssertionError("the guest has no process")
+        await asyncio.to_thread(_kill_emulator, instance_id)
 
     async def pause_guest(self, instance_id: str) -> None:
         await self._with_domain(instance_id, lambda domain: domain.suspend())
@@ -171,7 +157,21 @@ class LibvirtHarness:
             await self._bridges.remove_everything()
 
 
-def _wait_for_end(descriptor: int) -> None:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    assert poll.poll(10_000)
+def _kill_emulator(instance_id: str) -> None:
+    """By its pid, found by the instance id in its command line: works without the daemon too."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"qemu-system-x86_64") and instance_id.encode() in words:
+            descriptor = os.pidfd_open(int(entry.name))
+            try:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                ended = select.poll()
+                ended.register(descriptor, select.POLLIN)
+                assert ended.poll(10_000)
+            finally:
+                os.close(descriptor)
+            return
+    raise AssertionError("the guest has no process")

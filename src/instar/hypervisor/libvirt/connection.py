@@ -1,7 +1,11 @@
-"""One connection to libvirtd: calls in threads with deadlines, events to the loop, and a new connection after a loss.
+"""The connections to libvirtd: calls in threads with deadlines, events to the loop, and new connections after a loss.
 
 Used by the driver alone. libvirt's calls block, so none runs on the event loop; libvirt's events come on one daemon thread
 of the process and are handed to the loop. A callback there must make no libvirt call: it would wait for itself.
+
+One connection tells events and that the daemon is gone, and makes no calls; each thread that makes calls has one of its
+own. libvirt's client before 10.4 lets a thread use the freed stack of another one that shares its connection
+(CVE-2024-4418): the whole process dies, for instance when several calls wait for a daemon that hangs.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,7 @@ import libvirt
 import structlog
 
 from instar.errors import HypervisorUnavailable, OperationError
+from instar.hypervisor.libvirt.call_threads import CallThreads
 from instar.hypervisor.libvirt.failures import explain
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 
@@ -49,6 +53,13 @@ def ensure_event_thread() -> None:
             _event_thread.start()
 
 
+class _OwnConnection(threading.local):
+    """The connection of one thread. `generation` counts reconnects: an older one leads to a daemon that is gone."""
+
+    connection: Any = None
+    generation: int = 0
+
+
 class LibvirtConnection:
     """A connection that comes back by itself. `on_connected` runs after each connect, `on_lost` after each loss."""
 
@@ -65,9 +76,10 @@ class LibvirtConnection:
     ) -> None:
         self._uri, self._host, self._state_dir, self._settings = uri, host, state_dir, settings
         self._on_lifecycle, self._on_connected, self._on_lost = on_lifecycle, on_connected, on_lost
-        self._connection: Any = None
-        self._callback_id = -1
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="libvirt")
+        self._own = _OwnConnection()
+        self._generation = 0
+        self._connected = False
+        self._threads = CallThreads(settings.threads, name="libvirt")
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
         self._tried = asyncio.Event()
@@ -88,47 +100,47 @@ class LibvirtConnection:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
             self._keeper = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.connect_timeout_s):
-                    await asyncio.get_running_loop().run_in_executor(
-                        self._threads, _disconnect, connection, self._callback_id
-                    )
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._connected = False
+        self._threads.close()
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None
+        return self._connected
 
     async def run(self, call: Callable[[Any], T], *, timeout_s: float | None = None) -> T:
         """`call(virConnect)` in a thread. Raises HypervisorUnavailable when there is no daemon or it does not answer in
         time (the call may still come to its end: look again), HypervisorError or DiskFull when it refuses."""
-        connection = self._connection
-        if connection is None:
+        if not self._connected:
             raise HypervisorUnavailable(host=self._host)
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s or self._settings.call_timeout_s):
-                return await loop.run_in_executor(self._threads, self._call, connection, call)
+                return await self._threads.run(lambda: self._call(call))
         except TimeoutError as error:
             raise HypervisorUnavailable(host=self._host) from error
 
-    def _call(self, connection: Any, call: Callable[[Any], T]) -> T:
+    def _call(self, call: Callable[[Any], T]) -> T:
+        connection = None
         try:
+            connection = self._connection_of_this_thread()
             return call(connection)
         except libvirt.libvirtError as error:
-            alive = _is_alive(connection)
-            failure = explain(error, host=self._host, state_dir=self._state_dir, alive=alive)
+            alive = connection is not None and _is_alive(connection)
             log.warning("libvirt.call_failed", code=error.get_error_code(), alive=alive, text=str(error)[:1000])
-            raise failure from None
+            raise explain(error, host=self._host, state_dir=self._state_dir, alive=alive) from None
+
+    def _connection_of_this_thread(self) -> Any:
+        own, generation = self._own, self._generation
+        if own.connection is None or own.generation != generation or not _is_alive(own.connection):
+            own.connection = None  # closes the old one
+            own.connection, own.generation = libvirt.open(self._uri), generation
+        return own.connection
 
     async def _keep_connected(self) -> None:
         wait_s = self._settings.reconnect_min_s
         while True:
             self._lost.clear()
             try:
-                self._connection, self._callback_id = await self._connect()
+                connection, callback_id = await self._connect()
             except libvirt.libvirtError as error:
                 log.warning("libvirt.connect_failed", host=self._host, code=error.get_error_code())
                 self._tried.set()
@@ -137,42 +149,53 @@ class LibvirtConnection:
                 continue
             wait_s = self._settings.reconnect_min_s
             try:
-                await self._on_connected()
-            except HypervisorUnavailable:
-                self._lost.set()  # gone again while we looked around
-            except OperationError as error:
-                log.error("libvirt.first_look_failed", host=self._host, reason=error.message)
+                await self._stay_connected()
             finally:
-                self._tried.set()
-            await self._lost.wait()
-            connection, self._connection = self._connection, None
-            log.warning("libvirt.connection_lost", host=self._host)
-            self._on_lost()
-            await asyncio.get_running_loop().run_in_executor(self._threads, _disconnect, connection, self._callback_id)
+                self._connected = False
+                threading.Thread(
+                    target=_disconnect, args=(connection, callback_id), name="libvirt-close", daemon=True
+                ).start()
+
+    async def _stay_connected(self) -> None:
+        """Returns when the daemon is gone."""
+        self._generation += 1
+        self._connected = True
+        try:
+            await self._on_connected()
+        except HypervisorUnavailable:
+            self._lost.set()  # gone again while we looked around, or it hangs: connect anew
+            await asyncio.sleep(self._settings.reconnect_min_s)
+        except OperationError as error:
+            log.error("libvirt.first_look_failed", host=self._host, reason=error.message)
+        finally:
+            self._tried.set()
+        await self._lost.wait()
+        self._connected = False
+        log.warning("libvirt.connection_lost", host=self._host)
+        self._on_lost()
 
     async def _connect(self) -> tuple[Any, int]:
-        """A new connection. In a daemon thread of its own: it blocks for as long as a daemon that hangs does."""
+        """The connection for events. In a daemon thread of its own: it blocks for as long as a daemon that hangs does."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[Any, int]] = loop.create_future()
 
-        def finish(result: tuple[Any, int] | None, error: Exception | None) -> None:
+        def finish(made: tuple[Any, int] | None, error: Exception | None) -> None:
             if future.cancelled():
-                if result is not None:
-                    threading.Thread(target=_disconnect, args=result, daemon=True).start()
+                if made is not None:
+                    threading.Thread(target=_disconnect, args=made, name="libvirt-close", daemon=True).start()
+            elif made is not None:
+                future.set_result(made)
             elif error is not None:
                 future.set_exception(error)
-            elif result is not None:
-                future.set_result(result)
 
         def connect() -> None:
-            result: tuple[Any, int] | None = None
+            made: tuple[Any, int] | None = None
             failure: Exception | None = None
             try:
-                result = self._connect_blocking()
+                made = self._connect_blocking()
             except libvirt.libvirtError as error:
                 failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(finish, result, failure)
+            self._on_loop(finish, made, failure)
 
         threading.Thread(target=connect, name="libvirt-connect", daemon=True).start()
         return await future
@@ -180,10 +203,10 @@ class LibvirtConnection:
     def _connect_blocking(self) -> tuple[Any, int]:
         connection = libvirt.open(self._uri)
         connection.registerCloseCallback(self._closed, None)
-        connection.setKeepAlive(self._settings.keepalive_interval_s, self._settings.keepalive_count)
         callback_id = connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
         )
+        connection.setKeepAlive(self._settings.keepalive_interval_s, self._settings.keepalive_count)
         return connection, callback_id
 
     def _closed(self, _connection: Any, _reason: int, _opaque: object) -> None:
@@ -199,6 +222,7 @@ class LibvirtConnection:
 
 
 def _is_alive(connection: Any) -> bool:
+    """Does not ask the daemon."""
     try:
         return bool(connection.isAlive())
     except libvirt.libvirtError:

@@ -74,6 +74,7 @@ class InstanceDisks:
     def _remove(self, directory: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)
+        self._paths.release_link()
 
 
 def supports_direct_io(directory: Path) -> bool:

@@ -9,9 +9,11 @@ Used by the driver, the disks and the private daemon. Nothing here does more tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import threading
 import uuid
 from pathlib import Path
 
@@ -31,6 +33,8 @@ class HostPaths:
         self.cache = self.state_dir / "cache"
         self.instances = self.state_dir / "instances"
         self.runtime = runtime_root / f"instar-{self.cloud_id}"
+        self._link = self.runtime / "state"
+        self._link_lock = threading.Lock()  # an instance has its directory before it asks for the link
 
     def instance(self, instance_id: str) -> Path:
         """The directory of an instance. Raises HypervisorError for what is no UUID: it must never name a directory."""
@@ -66,11 +70,20 @@ class HostPaths:
         straight = self.instance(instance_id) / name
         if len(os.fsencode(straight)) < SOCKET_PATH_MAX:
             return straight
-        self.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
-        link = self.runtime / "state"
-        if not link.is_symlink():
-            link.symlink_to(self.state_dir)
-        return link / "instances" / instance_id / name
+        with self._link_lock:
+            self.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
+            if not self._link.is_symlink():
+                self._link.symlink_to(self.state_dir)
+        return self._link / "instances" / instance_id / name
+
+    def release_link(self) -> None:
+        """Nothing is left in the runtime directory once no instance needs the short paths. Blocking."""
+        with self._link_lock:
+            if self.instance_ids():
+                return
+            self._link.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or a private libvirtd lives in it
+                self.runtime.rmdir()
 
     def instance_ids(self) -> tuple[str, ...]:
         """Instances that have a directory, sorted. Blocking."""

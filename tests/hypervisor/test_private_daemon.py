@@ -1,0 +1,184 @@
+"""The private libvirtd: adopted, restarted, side by side with another one, and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import libvirt
+import pytest
+
+from instar.errors import HypervisorUnavailable, StartupError
+from instar.hypervisor.libvirt.host_paths import HostPaths
+from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
+from instar.hypervisor.libvirt.settings import LibvirtSettings
+
+from .libvirt_harness import LibvirtHarness
+from .test_contract import definition, running
+
+STARTER = """
+import asyncio, sys, time
+from pathlib import Path
+from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
+asyncio.run(PrivateDaemon(Path(sys.argv[1])).ensure_running())
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[PrivateDaemon]:
+    made = PrivateDaemon(tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    try:
+        yield made
+    finally:
+        await made.ensure_stopped()
+
+
+def processes_of(directory: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(HostPaths(directory).runtime) in words or str(directory) in words:
+            found.append(words.replace("\0", " "))
+    return found
+
+
+@pytest.mark.host
+async def test_a_daemon_is_adopted_with_its_guests_when_its_starter_was_killed(
+    daemon: PrivateDaemon, tmp_path: Path
+) -> None:
+    state_dir = tmp_path / "state"
+    starter = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        STARTER,
+        str(state_dir),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert starter.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"ready" not in await starter.stdout.readline():
+                continue
+        pid = daemon.libvirtd_pid()
+        assert pid is not None
+        host = await LibvirtHarness.opened(daemon, tmp_path)
+        guest = definition(host)
+        state = await running(host, guest)
+    finally:
+        starter.kill()
+        await starter.wait()
+    await daemon.ensure_running()
+    assert daemon.libvirtd_pid() == pid
+    await host.reopen()
+    assert await host.hypervisor.observe(guest.instance_id) == state
+    await host.close()
+
+
+@pytest.mark.host
+async def test_libvirtd_that_was_killed_comes_back_by_itself_and_guests_do_not_notice(
+    daemon: PrivateDaemon, tmp_path: Path
+) -> None:
+    await daemon.ensure_running()
+    host = await LibvirtHarness.opened(daemon, tmp_path)
+    guest = definition(host)
+    state = await running(host, guest)
+    await host.wait_until_booted(guest.instance_id, boots=1)
+    for _ in range(2):
+        await asyncio.to_thread(daemon.kill_libvirtd, signal.SIGKILL)
+        await host.daemon_back()
+        assert await host.hypervisor.observe(guest.instance_id) == state
+    # Events work on the new connection, and the guest kept its memory: it has booted once.
+    await host.hypervisor.ensure_stopped(guest.instance_id, grace_s=20)
+    assert b"boots=2" not in await host.hypervisor.console_output(guest.instance_id, length_bytes=10_000)
+    await host.close()
+
+
+@pytest.mark.host
+async def test_two_daemons_do_not_know_each_other(daemon: PrivateDaemon, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = PrivateDaemon(tmp_path / "other")
+    try:
+        await asyncio.gather(daemon.ensure_running(), other.ensure_running())
+        first, second = libvirt.open(daemon.uri), libvirt.open(other.uri)
+        xml = "<domain type='qemu'><name>x</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+        first.defineXML(xml)
+        assert [domain.name() for domain in first.listAllDomains()] == ["x"]
+        assert second.listAllDomains() == []
+        first.close()
+        second.close()
+        await other.ensure_stopped()
+        assert daemon.libvirtd_pid() is not None
+    finally:
+        await other.ensure_stopped()
+
+
+@pytest.mark.host
+async def test_two_starters_at_once_get_one_daemon(daemon: PrivateDaemon, tmp_path: Path) -> None:
+    uris = await asyncio.gather(daemon.ensure_running(), PrivateDaemon(tmp_path / "state").ensure_running())
+    assert uris == [daemon.uri, daemon.uri]
+    assert len([line for line in processes_of(tmp_path / "state") if line.startswith("libvirtd")]) == 1
+
+
+@pytest.mark.host
+async def test_stopping_ends_guests_and_processes_and_keeps_definitions(
+    daemon: PrivateDaemon, tmp_path: Path
+) -> None:
+    await daemon.ensure_running()
+    host = await LibvirtHarness.opened(daemon, tmp_path)
+    guest = definition(host)
+    await running(host, guest)
+    await host.hypervisor.close()
+    for _ in range(2):
+        await daemon.ensure_stopped()
+        assert processes_of(tmp_path / "state") == []
+        assert not HostPaths(tmp_path / "state").runtime.exists()
+    await daemon.ensure_running()
+    connection = libvirt.open(daemon.uri)
+    assert [domain.UUIDString() for domain in connection.listAllDomains()] == [guest.instance_id]
+    connection.close()
+
+
+@pytest.mark.host
+async def test_a_daemon_that_hangs_is_given_up_and_found_again(daemon: PrivateDaemon, tmp_path: Path) -> None:
+    await daemon.ensure_running()
+    settings = LibvirtSettings(call_timeout_s=0.5, keepalive_interval_s=1, keepalive_count=1)
+    host = await LibvirtHarness.opened(daemon, tmp_path, settings)
+    pid = daemon.libvirtd_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(12):  # more than there are threads
+            started = time.monotonic()
+            with pytest.raises(HypervisorUnavailable):
+                await host.hypervisor.observe(str(uuid4()))
+            assert time.monotonic() - started < 2
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await host.close()
+
+
+async def test_a_driver_opens_without_a_daemon_and_says_so(tmp_path: Path) -> None:
+    host = LibvirtHarness(PrivateDaemon(tmp_path / "state"), tmp_path, LibvirtSettings())
+    await host.hypervisor.open(host.events.append)
+    with pytest.raises(HypervisorUnavailable):
+        await host.hypervisor.inventory()
+    await host.hypervisor.close()
+
+
+@pytest.mark.host
+async def test_a_state_directory_inside_libvirts_own_is_refused() -> None:
+    with pytest.raises(StartupError):
+        await PrivateDaemon(Path("/var/lib/libvirt/instar")).ensure_running()
