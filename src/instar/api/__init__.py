@@ -1,1 +1,1 @@
-"""The Compute API: routes, request schemas per microversion, views, policy. `app.py` makes the ASGI application."""
+"""The Compute API: routes, request schemas per microversion, views, policy. `service.py` puts it together."""

@@ -103,6 +103,7 @@ class Aggregates:
         if changed.availability_zone != was.availability_zone:
             await self._refuse_moving_servers(was.hosts)
         await self._store.write(*aggregate_update(changed, now_us()))
+        await self._compute.hosts.changed()
         return self._answer(await self._fetch(request), request)
 
     async def _refuse_moving_servers(self, hosts: tuple[str, ...]) -> None:
@@ -138,6 +139,7 @@ class Aggregates:
             if aggregate.availability_zone:
                 await self._refuse_moving_servers((host,))
             await self._store.write(*aggregate_remove_host(aggregate.id, host, now_us()))
+        await self._compute.hosts.changed()
         return self._answer(await self._fetch(request), request)
 
     async def _set_metadata(self, request: Request, given: dict[str, str | None]) -> Answer:

@@ -6,8 +6,8 @@ import time
 
 import msgspec
 
-from instar.config import HostSettings
 from instar.model.guest import HostInventory
+from instar.scheduling.host_table import HostTable
 from instar.store.contract import Row, Store
 from instar.store.hosts import host_list
 
@@ -37,11 +37,11 @@ class HostSeen(msgspec.Struct, frozen=True):
 
 
 class HostDirectory:
-    """Hosts by name. Whether one is up is judged by the same rule as the scheduler's: silent for `down_after_s`."""
+    """Hosts by name. Whether one is up is the host table's judgement: it hears the reports by its own clock."""
 
-    def __init__(self, store: Store, settings: HostSettings) -> None:
+    def __init__(self, store: Store, table: HostTable) -> None:
         self._store = store
-        self._down_after_us = int(settings.down_after_s * 1_000_000)
+        self._table = table
         self._seen: dict[str, HostSeen] = {}
         self._read_at = -FRESH_S
 
@@ -49,16 +49,19 @@ class HostDirectory:
         """All hosts, as they were at most a second ago (`fresh`: now)."""
         now = time.monotonic()
         if fresh or now - self._read_at >= FRESH_S:
-            rows = await host_list(self._store)
-            now_us = time.time_ns() // 1000
-            self._seen = {row["name"]: self._from_row(row, now_us) for row in rows}
+            self._seen = {row["name"]: self._from_row(row) for row in await host_list(self._store)}
             self._read_at = now
         return self._seen
 
-    def _from_row(self, row: Row, now_us: int) -> HostSeen:
+    async def changed(self) -> dict[str, HostSeen]:
+        """An admin said something of a host: scheduler and views know at once, not after the next refresh."""
+        await self._table.refresh()
+        return await self.seen(fresh=True)
+
+    def _from_row(self, row: Row) -> HostSeen:
         inventory = _decode_inventory(row["inventory"])
         disabled, forced_down = bool(row["disabled"]), bool(row["forced_down"])
-        is_up = not forced_down and abs(now_us - row["reported_at"]) < self._down_after_us
+        is_up = not forced_down and self._table.is_up(row["name"])
         return HostSeen(
             name=row["name"],
             service_id=row["service_id"],

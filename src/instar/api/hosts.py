@@ -106,6 +106,7 @@ class Services(msgspec.Struct, frozen=True):
 
     async def _set_disabled(self, seen: HostSeen, disabled: bool, reason: str | None) -> Answer:
         await self.compute.store.write(host_set_disabled(seen.name, disabled, reason))
+        await self.compute.hosts.changed()
         view = {"host": seen.name, "binary": BINARY, "status": "disabled" if disabled else "enabled"}
         if reason is not None:
             view["disabled_reason"] = reason
@@ -116,6 +117,7 @@ class Services(msgspec.Struct, frozen=True):
         if isinstance(body.forced_down, UnsetType):
             raise BadRequest("Missing forced_down field")
         await self.compute.store.write(host_set_forced_down(seen.name, body.forced_down))
+        await self.compute.hosts.changed()
         view = {"host": seen.name, "binary": BINARY, "forced_down": body.forced_down}
         return json_answer({"service": view})
 
@@ -133,7 +135,7 @@ class Services(msgspec.Struct, frozen=True):
         if not statements:
             raise BadRequest("No updates were requested. Fields 'status' or 'forced_down' should be specified.")
         await self.compute.store.write(*statements)
-        changed = (await self.compute.hosts.seen(fresh=True))[seen.name]
+        changed = (await self.compute.hosts.changed())[seen.name]
         return json_answer({"service": _service(changed, await _zone_of_hosts(self.compute), request.microversion)})
 
     async def delete(self, request: Request) -> Answer:
@@ -141,6 +143,7 @@ class Services(msgspec.Struct, frozen=True):
         if (await instance_names_by_host(self.compute.store)).get(seen.name):
             raise Conflict("Unable to delete compute service that is hosting instances. Migrate or delete them first.")
         await self.compute.store.write(*host_delete(seen.name))
+        await self.compute.hosts.changed()
         return empty_answer(204)
 
     async def _by_id(self, request: Request) -> HostSeen:

@@ -1,6 +1,6 @@
 """What every resource of the Compute API is built from: the services it calls, versioned routes, helpers for queries.
 
-A resource module has a class that is made with `Compute` and lists its routes; `app.py` puts them together.
+A resource module has a class that is made with `Compute` and lists its routes; `service.py` puts them together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Compute API as a service of the HTTP room: every resource's routes, microversions, policy, faults.
 
-Called by the program: `compute_service(Compute(...))`.
+Called by the program: `compute_service(cloud, lifecycle, hosts, identity)`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from instar.api import microversion
 from instar.api.aggregates import Aggregates
 from instar.api.flavor_extras import FlavorAccess, FlavorExtraSpecs
 from instar.api.flavors import Flavors
+from instar.api.host_directory import HostDirectory
 from instar.api.hosts import AvailabilityZones, Hypervisors, Services
 from instar.api.key_pairs import KeyPairs
 from instar.api.outside import Extensions, ExternalEvents, Migrations
@@ -30,12 +31,25 @@ from instar.http.app import Service
 from instar.http.faults import compute_fault
 from instar.http.request import Request
 from instar.http.routing import Route
+from instar.identity.contract import IdentityService
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.door import Lifecycle
+from instar.scheduling.host_table import HostTable
 
 MOUNT = "/compute"
 
 
-def compute_service(compute: Compute) -> Service:
-    """The Compute API, below `/compute`."""
+def compute_service(cloud: Cloud, lifecycle: Lifecycle, hosts: HostTable, identity: IdentityService) -> Service:
+    """The Compute API, below `/compute`. All that it leans on must be open by the first request."""
+    compute = Compute(
+        store=cloud.store,
+        settings=cloud.settings,
+        lifecycle=lifecycle,
+        images=cloud.images,
+        networks=cloud.networks,
+        identity=identity,
+        hosts=HostDirectory(cloud.store, hosts),
+    )
     return Service(
         name="nova",
         catalog_type="compute",
