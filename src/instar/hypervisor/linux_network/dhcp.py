@@ -156,6 +156,8 @@ class DhcpServer:
         others = [running] if running else await asyncio.to_thread(pids_with_config, str(self._config))
         for pid in others:
             await _stop(pid)
+        for pid in list(_children):  # one that died by itself is still to be reaped
+            _alive(pid)
         await asyncio.to_thread(self._pid_file.unlink, missing_ok=True)
         await self._wait_for_pid_file(await asyncio.to_thread(self._spawn))
         log.info("network.dhcp_started", namespace=self._namespace)
