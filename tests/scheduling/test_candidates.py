@@ -81,6 +81,11 @@ async def test_no_is_never_said_because_of_old_memory(cloud: SmallCloud) -> None
     assert (await cloud.scheduler.candidates(request(big))).hosts == ("a",)
 
 
+async def test_a_host_that_has_just_reported_for_the_first_time_is_no_reason_to_refuse(cloud: SmallCloud) -> None:
+    await cloud.report("a", persist=False)
+    assert (await cloud.scheduler.candidates(request())).hosts == ("a",)
+
+
 async def test_hosts_tried_before_and_a_requested_host(cloud: SmallCloud) -> None:
     await cloud.report("a", "b", "c")
     assert (await cloud.scheduler.candidates(request(exclude_hosts=("a",)))).hosts == ("b", "c")

@@ -52,7 +52,9 @@ class Scheduler:
         """Up to `build_hosts_max` hosts, best first. Raises NoValidHost, which says for each filter how many it refused."""
         selection = await self._select(request)
         if not selection.hosts:
-            await self._table.refresh()  # never say no because of what we only remembered
+            # Never say no because of what we only remembered, nor while a new host waits to be written.
+            await self._table.persist()
+            await self._table.refresh()
             selection = await self._select(request)
         if not selection.hosts:
             raise no_valid_host(selection)

@@ -14,6 +14,7 @@ from instar.store.contract import Statement, Value
 _ROOM = """vcpus_claimed + :vcpus <= vcpus_capacity AND memory_claimed_mib + :memory_mib <= memory_capacity_mib
     AND (disk_claimed_gib + :disk_gib <= disk_capacity_gib OR :disk_gib = 0)"""
 
+# Where the host is compared as an expression, no database looks through all claims of the host by its index.
 _OTHERS = """FROM claims c JOIN instances i ON i.id = c.instance_id
     WHERE i.group_id = g.id AND i.deleted = 0 AND i.id <> :instance_id"""
 
@@ -21,7 +22,7 @@ _GROUP_KEPT = f"""UPDATE claims SET host = host WHERE id = :id AND NOT EXISTS (
     SELECT 1 FROM instances me JOIN server_groups g ON g.id = me.group_id WHERE me.id = :instance_id AND (
         (g.policy = 'affinity' AND EXISTS (SELECT 1 {_OTHERS} AND c.host <> :host))
         OR (g.policy = 'anti-affinity'
-            AND (SELECT COUNT(DISTINCT c.instance_id) {_OTHERS} AND c.host = :host) >= g.max_per_host)))"""  # noqa: S608
+            AND (SELECT COUNT(DISTINCT c.instance_id) {_OTHERS} AND c.host || '' = :host) >= g.max_per_host)))"""  # noqa: S608
 
 
 def claim_take(
@@ -77,7 +78,7 @@ def claim_release_instance(instance_id: str) -> tuple[Statement, ...]:
 
 def _release(column: str, value: str) -> tuple[Statement, ...]:
     params = {"value": value}
-    mine = f"FROM claims c WHERE c.{column} = :value AND c.host = hosts.name"
+    mine = f"FROM claims c WHERE c.{column} = :value AND c.host || '' = hosts.name"
     return (
         # Two releases of one claim queue up here: the second finds nothing to give back.
         Statement(f"UPDATE claims SET host = host WHERE {column} = :value", params),  # noqa: S608 - one of two names
