@@ -212,7 +212,8 @@ class HostTable:
             self._tell(host, "up" if up else "down")
 
     def _tell(self, host: HostView, change: str) -> None:
-        log.info(f"host.{change}", host=host.name)
+        tell = log.warning if change == "down" else log.debug  # thousands come up at a start
+        tell(f"host.{change}", host=host.name)
         for watcher in self._watchers:
             watcher(HostChange(host.name, change))
 
