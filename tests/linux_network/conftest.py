@@ -130,6 +130,10 @@ def connects(client: socket.socket, address: str, port: int) -> bool:
     return True
 
 
+def kernel_file(path: str) -> str:
+    return Path(path).read_text().strip()
+
+
 def host_pings(address: str) -> bool:
     return "1 packets received" in command("busybox", "ping", "-c", "1", "-W", "1", address, check=False)
 
@@ -139,7 +143,7 @@ def socket_in(namespace: str, family: int, kind: int, protocol: int = 0) -> sock
     made: list[socket.socket] = []
 
     def work() -> None:
-        with open(f"/run/netns/{namespace}") as handle:
+        with Path(f"/run/netns/{namespace}").open() as handle:
             assert _setns(handle.fileno(), 0) == 0
         made.append(socket.socket(family, kind, protocol))
 

@@ -24,6 +24,7 @@ from .conftest import (
     command,
     connects,
     host_pings,
+    kernel_file,
     new_network,
     new_port,
     socket_in,
@@ -102,9 +103,7 @@ def spoofs(guest: Guest, victim: Guest) -> dict[str, bytes]:
     }
 
 
-async def test_each_spoofed_frame_arrives_without_port_security_and_none_with_it(
-    cloud: LinuxNetwork, plug: Plug
-) -> None:
+async def test_each_spoofed_frame_arrives_without_port_security_and_none_with_it(cloud: LinuxNetwork, plug: Plug) -> None:
     network = new_network()
     port, victim_port = new_port(network, 10, port_security=False), new_port(network, 11, port_security=False)
     instance = str(uuid.uuid4())
@@ -219,7 +218,7 @@ async def test_the_host_reaches_guests_and_guests_not_the_host(cloud: LinuxNetwo
         for address in (link_host_end, "127.0.0.1", *command("hostname", "-I").split()[:1]):
             assert not guest.connects(address, service.getsockname()[1]), address
         # Nor by frames to the bridge's own MAC, which no anti-spoofing rule forbids.
-        bridge_mac = Path(f"/sys/class/net/{cloud.bridge_name(network.id)}/address").read_text().strip()
+        bridge_mac = kernel_file(f"/sys/class/net/{cloud.bridge_name(network.id)}/address")
         guest.run("ip", "route", "replace", "default", "via", "10.91.7.200", "dev", "eth0", "onlink")
         guest.run("ip", "neigh", "replace", "10.91.7.200", "lladdr", bridge_mac, "dev", "eth0", "nud", "permanent")
         assert not guest.connects(link_host_end, service.getsockname()[1])

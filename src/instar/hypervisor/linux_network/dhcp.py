@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from instar.errors import HypervisorError
-from instar.hypervisor.linux_network.names import CloudNames, dhcp_hostname
+from instar.hypervisor.linux_network.names import RUN_DIR, CloudNames, dhcp_hostname
 from instar.hypervisor.linux_network.records import write_whole
 from instar.model.network import NetworkDefinition, PortDefinition, SubnetDefinition
 
@@ -32,6 +32,7 @@ STOP_MAX_S = 2.0
 START_MAX_S = 10.0
 POLL_S = 0.002
 LEASES_MAX = 65_536
+DIRECTORY_ATTEMPTS_MAX = 10
 INNER_INTERFACE = "int"
 
 _children: dict[int, subprocess.Popen[bytes]] = {}  # those that this process started, to be reaped
@@ -115,7 +116,7 @@ class DhcpServer:
         self._config, self._hosts, self._pid_file = (self._directory / file for file in ("dnsmasq.conf", "hosts", "pid"))
 
     async def ensure(self, network: NetworkDefinition, ports: Iterable[PortDefinition], *, restart: bool) -> None:
-        """It runs with this configuration and these hosts. `restart`: its namespace is new."""
+        """It runs with this configuration and these hosts. `restart`: its interface is new."""
         if not dhcp_subnets(network):
             await self.ensure_stopped()
             return
@@ -131,13 +132,12 @@ class DhcpServer:
         """No dnsmasq of this network, and no file of it."""
         for pid in await asyncio.to_thread(pids_with_config, str(self._config)):
             await _stop(pid)
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        await asyncio.to_thread(remove_directory, self._directory)
 
     def _write(self, network: NetworkDefinition, hosts: str) -> tuple[int | None, bool, bool]:
         """(pid if it runs, whether the configuration changed, whether a host went or changed)."""
         group_id = _unprivileged()[1].gr_gid
-        self._directory.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
-        self._directory.mkdir(exist_ok=True, mode=0o750)
+        _make_directory(self._directory)
         os.chown(self._directory, 0, group_id)
         config = render_config(network, self._directory)
         old_config, old_hosts = _read(self._config), _read(self._hosts)
@@ -186,6 +186,29 @@ class DhcpServer:
             await asyncio.sleep(POLL_S)
         log.error("network.dhcp_failed", namespace=self._namespace, errors=_read(self._errors)[:2000])
         raise HypervisorError(reason="the DHCP server of a network did not start")
+
+
+def _make_directory(directory: Path) -> None:
+    """Again when another network of ours takes the empty parent away between two of the steps."""
+    for attempt in range(DIRECTORY_ATTEMPTS_MAX):
+        try:
+            for each in (directory.parent.parent, directory.parent):
+                each.mkdir(exist_ok=True, mode=0o711)
+            directory.mkdir(exist_ok=True, mode=0o750)
+        except FileNotFoundError:
+            if attempt == DIRECTORY_ATTEMPTS_MAX - 1:
+                raise
+        else:
+            return
+
+
+def remove_directory(directory: Path) -> None:
+    """A network's or a cloud's files, and the directories above when they are empty then."""
+    shutil.rmtree(directory, ignore_errors=True)
+    while directory != RUN_DIR and RUN_DIR in directory.parents:
+        directory = directory.parent
+        with contextlib.suppress(OSError):  # not empty, or gone
+            directory.rmdir()
 
 
 def _read(path: Path) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 import structlog
 
 from instar.errors import HypervisorError, InstarError
-from instar.hypervisor.linux_network.dhcp import DhcpServer, stop_processes
+from instar.hypervisor.linux_network.dhcp import DhcpServer, remove_directory, stop_processes
 from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run
 from instar.hypervisor.linux_network.links import Link, choose_link, host_routes, turn_to_choose
-from instar.hypervisor.linux_network.names import NETNS_DIR, RUN_DIR, CloudNames, validate_id, validate_ports
+from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames, validate_id, validate_ports
 from instar.hypervisor.linux_network.plumbing import SYS_NET, Plumbing, master_of
 from instar.hypervisor.linux_network.records import NetworkRecord, Records
 from instar.hypervisor.linux_network.ruleset import PortFilters, Ruleset, empty_ruleset, render_ruleset
@@ -232,9 +232,7 @@ class LinuxNetwork:
 
     def _forget_everything(self) -> None:
         self._records.forget_everything()
-        shutil.rmtree(self._names.run_dir, ignore_errors=True)
-        if RUN_DIR.exists() and not any(RUN_DIR.iterdir()):
-            RUN_DIR.rmdir()
+        remove_directory(self._names.run_dir)
 
 
 async def _ensure_bridge_filter() -> None:

@@ -77,7 +77,7 @@ class Plumbing:
         self._uplink, self._namespace = names.uplink(network_id), names.namespace(network_id)
 
     async def ensure(self, network: NetworkDefinition, link: Link, taps: tuple[str, ...], *, thorough: bool) -> bool:
-        """All of the network is there, and its existing taps are plugged. True when the namespace is new. Without
+        """All of the network is there, and its existing taps are plugged. True when `int` is new. Without
         `thorough` only the host's side is looked at, which costs no process."""
         standing = await asyncio.to_thread(self._look, network, taps)
         addresses = self._addresses(network, link)
@@ -91,7 +91,7 @@ class Plumbing:
             await self._plug(network, taps)
         if network.nat and (thorough or not well):
             await self._ensure_routes(network, link)
-        return not standing.namespace
+        return not (standing.namespace and standing.server)
 
     async def remove(self, *, taps: tuple[str, ...] = ()) -> None:
         """Nothing of the network is left on this host."""
