@@ -70,12 +70,14 @@ class BlockDevice(Record, frozen=True):
 
 
 class Hints(msgspec.Struct, frozen=True):
-    """Scheduler hints that are known; others are kept as they came, a scheduler may know them."""
+    """Scheduler hints that are known; others are kept as they came, a scheduler may know them.
+
+    Lists only: a union of a checked text and a list of such crashes msgspec 0.22 when the process ends, so one id on its
+    own is made a list before."""
 
     group: Uuid | UnsetType = UNSET
-    same_host: Uuid | list[Uuid] | UnsetType = UNSET
-    different_host: Uuid | list[Uuid] | UnsetType = UNSET
-    query: Any = UNSET
+    same_host: list[Uuid] | UnsetType = UNSET
+    different_host: list[Uuid] | UnsetType = UNSET
 
 
 class NewServer(Record, frozen=True):

@@ -255,6 +255,9 @@ def _counts(server: NewServer) -> tuple[int, int]:
 
 def _hints(body: CreateServer) -> dict[str, Any]:
     hints: dict[str, Any] = _given(body.hints, None) or _given(body.old_hints, {}) or {}
+    for name in ("same_host", "different_host"):
+        if isinstance(hints.get(name), str):
+            hints[name] = [hints[name]]
     convert(hints, Hints, 1)
     if len(hints) > 50:
         raise BadRequest("Invalid input: os:scheduler_hints: more than 50 hints.")
