@@ -1,0 +1,119 @@
+"""What the operators' API shows, as frozen records: times in microseconds since the epoch, durations with their unit."""
+
+from __future__ import annotations
+
+import msgspec
+
+from instar.lifecycle.audit import Finding
+from instar.model.operation import Operation, Step
+from instar.scheduling.host_view import HostView
+
+
+class HostLine(msgspec.Struct, frozen=True):
+    """One host. Amounts are what may be given out (ratios and reserves are in them) and what is claimed."""
+
+    name: str
+    state: str  # up | down
+    enabled: bool
+    disabled_reason: str | None
+    zone: str
+    virt_type: str
+    instances: int
+    operations: int
+    vcpus: int
+    vcpus_claimed: int
+    memory_mib: int
+    memory_claimed_mib: int
+    disk_gib: int
+    disk_claimed_gib: int
+
+
+class StepLine(msgspec.Struct, frozen=True):
+    """`host` is null for others than admins. `hypervisor_us`: how long the host itself worked."""
+
+    name: str
+    participant: str
+    host: str | None
+    started_at: int
+    finished_at: int | None
+    result: str | None
+    hypervisor_us: int
+    task_state: str | None
+
+
+class OperationLine(msgspec.Struct, frozen=True):
+    """`steps` is empty in lists of many instances."""
+
+    id: str
+    server_id: str
+    action: str
+    rule: str
+    request_id: str
+    project_id: str
+    owner: str | None
+    epoch: int
+    started_at: int
+    finished_at: int | None
+    result: str | None
+    message: str | None
+    steps: list[StepLine]
+
+
+class FindingLine(msgspec.Struct, frozen=True):
+    kind: str
+    subject: str
+    host: str | None
+
+
+def host_line(host: HostView, *, is_up: bool) -> HostLine:
+    return HostLine(
+        name=host.name,
+        state="up" if is_up else "down",
+        enabled=not host.disabled,
+        disabled_reason=host.disabled_reason,
+        zone=host.zone,
+        virt_type=host.inventory.virt_type if host.inventory else "",
+        instances=host.instances,
+        operations=host.busy,
+        vcpus=host.capacity.vcpus,
+        vcpus_claimed=host.totals[0],
+        memory_mib=host.capacity.memory_mib,
+        memory_claimed_mib=host.totals[1],
+        disk_gib=host.capacity.disk_gib,
+        disk_claimed_gib=host.totals[2],
+    )
+
+
+def operation_line(operation: Operation, steps: list[Step], *, hosts_shown: bool) -> OperationLine:
+    return OperationLine(
+        id=operation.id,
+        server_id=operation.instance_id,
+        action=operation.action,
+        rule=operation.rule,
+        request_id=operation.request_id,
+        project_id=operation.project_id,
+        owner=operation.owner if hosts_shown else None,
+        epoch=operation.epoch,
+        started_at=operation.started_at,
+        finished_at=operation.finished_at,
+        result=operation.result,
+        message=operation.message,
+        steps=[_step_line(step, hosts_shown=hosts_shown) for step in steps],
+    )
+
+
+def _step_line(step: Step, *, hosts_shown: bool) -> StepLine:
+    return StepLine(
+        name=step.name,
+        participant=step.participant,
+        host=step.host if hosts_shown else None,
+        started_at=step.started_at,
+        finished_at=step.finished_at,
+        result=step.result,
+        hypervisor_us=step.hypervisor_us or 0,
+        task_state=step.task_state,
+    )
+
+
+def finding_line(finding: Finding) -> FindingLine:
+    return FindingLine(finding.kind.value, finding.subject, finding.host)
