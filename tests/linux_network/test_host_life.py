@@ -253,6 +253,21 @@ async def test_an_instance_without_ports_and_a_removed_cloud_leave_nothing(make_
     await cloud.remove_everything()
 
 
+async def test_a_stopped_dhcp_server_is_no_zombie(make_cloud: MakeCloud) -> None:
+    """A server that had no command line any more, but had not yet ended, was taken for gone and never reaped."""
+    cloud, instance = await make_cloud(), str(uuid.uuid4())
+    for _ in range(10):
+        await cloud.ensure_ports(instance, (new_port(new_network(nat=False)),))
+    await cloud.ensure_no_ports(instance)
+    assert zombies_of(os.getpid()) == []
+
+
+def zombies_of(parent: int) -> list[str]:
+    """The names of the process's ended children that nobody has reaped."""
+    listed = (line.split() for line in command("ps", "-A", "-o", "ppid=,stat=,comm=").splitlines())
+    return [words[2] for words in listed if words[0] == str(parent) and words[1].startswith("Z")]
+
+
 async def test_removing_everything_finds_what_no_record_tells_of(make_cloud: MakeCloud, tmp_path: Path) -> None:
     before = host_state()
     cloud_id = secrets.token_hex(3)

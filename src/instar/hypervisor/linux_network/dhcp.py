@@ -268,11 +268,14 @@ async def _stop(pid: int) -> None:
 def _alive(pid: int) -> bool:
     """Whether it runs; reaps it when it is a child of ours (we may be the subreaper of its orphaned parent)."""
     child = _children.get(pid)
-    if child is not None and child.poll() is not None:
-        del _children[pid]
-    elif child is None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    if child is not None:
+        # Until it is reaped: one that is about to end has no command line any more, and would stay as a zombie.
+        if child.poll() is not None:
+            del _children[pid]
+            return False
+        return True
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import structlog
@@ -22,18 +23,16 @@ async def run(*argv: str, stdin: str | None = None, timeout_s: float = COMMAND_M
     said on standard error goes to the log, not to users."""
     program = argv[0]
     began = time.monotonic()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    except FileNotFoundError:
-        raise HypervisorError(reason=f"the program {program} is not installed on the host") from None
+    with _as_file(stdin or "") as given:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv, stdin=given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+        except FileNotFoundError:
+            raise HypervisorError(reason=f"the program {program} is not installed on the host") from None
     try:
         async with asyncio.timeout(timeout_s):
-            output, errors = await process.communicate(None if stdin is None else stdin.encode())
+            output, errors = await process.communicate()
     except TimeoutError:
         raise HypervisorError(reason=f"the host's {program} did not finish within {timeout_s:g} seconds") from None
     finally:
@@ -47,6 +46,19 @@ async def run(*argv: str, stdin: str | None = None, timeout_s: float = COMMAND_M
         raise HypervisorError(reason=f"the host's {program} refused a change of the networking")
     log.debug("host_command.done", argv=argv, took_s=round(time.monotonic() - began, 4))
     return output
+
+
+@contextlib.contextmanager
+def _as_file(text: str) -> Iterator[int]:
+    """A file in memory, open at its start. A pipe would do, but for programs that end before they have read it all: then
+    uvloop raises a RuntimeError where asyncio says nothing."""
+    file = os.memfd_create("instar-stdin")
+    try:
+        os.write(file, text.encode())
+        os.lseek(file, 0, os.SEEK_SET)
+        yield file
+    finally:
+        os.close(file)
 
 
 async def ip_batch(lines: list[str], *, namespace: str | None = None, force: bool = False) -> None:
