@@ -173,7 +173,8 @@ class Agent:
     async def _report(self, host: str, hypervisor: Hypervisor) -> None:
         inventory = None
         try:
-            inventory = await asyncio.wait_for(hypervisor.inventory(), INVENTORY_DEADLINE_S)
+            async with asyncio.timeout(INVENTORY_DEADLINE_S):
+                inventory = await hypervisor.inventory()
         except (InstarError, TimeoutError) as error:
             log.debug("agent.hypervisor_away", host=host, reason=str(error))
         report = HostReport(host, self._boot_id(), self.id, inventory is not None, inventory)

@@ -59,7 +59,8 @@ class MemoryBus:
 
     async def call(self, queue: str, message: Message) -> Reply:
         # The work goes on when the caller is cancelled or late, as it would on the other side of a network.
-        return await asyncio.wait_for(asyncio.shield(self._start(queue, message)), message.deadline_s)
+        async with asyncio.timeout(message.deadline_s):
+            return await asyncio.shield(self._start(queue, message))
 
     async def send(self, queue: str, message: Message) -> None:
         self._start(queue, message).add_done_callback(_log_failure)

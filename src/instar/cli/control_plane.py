@@ -77,6 +77,7 @@ class ControlPlane:
             await bootstrap_flavors(self.store)
             await self._enter(self.bus)
             await self._enter(self.images)
+            self._stack.push_async_callback(self.networks.close)
             # Who listens to hosts' reports comes before the agent, who reports at once; the conductor finds hosts up.
             await self.hosts.open(self.bus)
             self._stack.push_async_callback(self.hosts.close)

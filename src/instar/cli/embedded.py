@@ -74,7 +74,7 @@ class Embedded:
             identity_service(identity),
             image_api(control.images, list_limit_max=settings.api.list_limit_max),
             network_service(control.networks, settings),
-            compute_service(control.cloud, control.lifecycle, control.hosts),
+            compute_service(control.cloud, control.lifecycle, control.hosts, identity),
             operator_service(control.cloud, control.hosts),
         ]
         app = build_app(services, identity, body_max_bytes=settings.api.body_max_bytes)

@@ -27,6 +27,7 @@ log = structlog.get_logger()
 TOPIC = "notifications."  # + instance.<action>.<phase>
 BATCH_MAX = 200
 RETRY_S = 1.0
+LOOK_AGAIN_S = 30.0
 
 
 def notification(
@@ -92,8 +93,10 @@ class Outbox:
             except Exception:
                 log.exception("outbox.failed")
                 await asyncio.sleep(RETRY_S)
+            # Not wait_for: on Python 3.11 it may swallow a cancel that comes together with a nudge, and run for ever.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._waiting.wait(), timeout=30)
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await self._waiting.wait()
 
     async def _publish_some(self) -> bool:
         found = await notifications_fetch(self._store, BATCH_MAX)

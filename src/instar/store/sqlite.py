@@ -61,6 +61,7 @@ class SqliteStore:
         writer, self._writer = self._writer, None
         self._queue.put(None)
         await asyncio.get_running_loop().run_in_executor(None, writer.join)
+        self._loop = None
         self._readers.shutdown(wait=True)
         for connection in self._opened:
             connection.close()
