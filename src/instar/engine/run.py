@@ -101,7 +101,7 @@ class Run:
         has done nothing, or only half. Raises what the call raises, StepTimeout after `deadline_s`, Cancelled when
         another operation takes over, LeaseLost when another conductor did."""
         name = self._journal.unique(name)
-        participant = on or getattr(getattr(call, "__self__", None), "participant", "conductor")
+        participant: str = on or getattr(getattr(call, "__self__", None), "participant", "conductor")
         host = args[0] if participant == HostClient.participant else None
         undoing = _Undo(name, undo, args, participant, host) if undo else None
         recorded = self._journal.get(name)

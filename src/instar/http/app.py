@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 import structlog
@@ -29,7 +29,7 @@ from instar.http.faults import (
 from instar.http.policy import Policy
 from instar.http.request import ClientGone, Receive, Request, Scope
 from instar.http.routing import Route, Router
-from instar.identity.contract import IdentityService
+from instar.model.context import Authenticated
 
 log = structlog.get_logger()
 
@@ -42,6 +42,14 @@ HEADER_BYTES_MAX = 32_768
 TOKEN_MAX_BYTES = 4096
 _GLOBAL_REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ANONYMOUS: frozenset[str] = frozenset()
+
+
+class Authenticator(Protocol):
+    """Verifies tokens: the identity service, as far as this room knows it."""
+
+    async def authenticate_token(self, token: str) -> Authenticated:
+        """Raises Unauthorized."""
+        ...
 
 
 class Service(NamedTuple):
@@ -61,7 +69,7 @@ class Service(NamedTuple):
     extra_request_id: bytes | None = None
 
 
-def build_app(services: Sequence[Service], identity: IdentityService, *, body_max_bytes: int) -> App:
+def build_app(services: Sequence[Service], identity: Authenticator, *, body_max_bytes: int) -> App:
     """The ASGI application of these services. Raises ValueError when a route names no rule, or two are the same."""
     for service in services:
         for route in service.routes:
@@ -73,7 +81,7 @@ def build_app(services: Sequence[Service], identity: IdentityService, *, body_ma
 class App:
     """An ASGI application. `services` is what it serves: tests walk their routes."""
 
-    def __init__(self, services: Sequence[Service], identity: IdentityService, body_max_bytes: int) -> None:
+    def __init__(self, services: Sequence[Service], identity: Authenticator, body_max_bytes: int) -> None:
         self.services = tuple(services)
         self._identity = identity
         self._body_max_bytes = body_max_bytes

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import msgspec
+from instar.model.context import Authenticated
 
-
-class Authenticated(msgspec.Struct, frozen=True):
-    """What a valid token says. `roles` are names, implied ones included; `project_id` is empty where the scope is
-    another: `domain_id` for a domain, `is_system` for the whole cloud, none of them for an unscoped token."""
-
-    user_id: str
-    user_name: str
-    user_domain_id: str
-    project_id: str
-    project_name: str
-    project_domain_id: str
-    roles: frozenset[str]
-    expires_at: float  # seconds since the epoch
-    domain_id: str = ""
-    is_system: bool = False
+__all__ = ["Authenticated", "IdentityService"]
 
 
 class IdentityService(Protocol):

@@ -16,10 +16,10 @@ from instar.clock import now_us
 from instar.engine.conductor import tell_accepted
 from instar.engine.hosts import HostClient
 from instar.errors import Conflict, Locked, QuotaExceeded, WrongState
-from instar.http.context import RequestContext
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import host_of
 from instar.lifecycle.reboot import RebootArguments
+from instar.model.context import RequestContext
 from instar.model.instance import Instance, InstanceFacts, InstanceSpec
 from instar.model.operation import Operation
 from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, VmState, check

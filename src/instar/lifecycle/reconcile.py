@@ -17,12 +17,12 @@ from instar.bus.contract import Message, Subscription
 from instar.clock import now_us
 from instar.engine.hosts import HostClient
 from instar.errors import InstarError, NotFound
-from instar.http.context import RequestContext
 from instar.lifecycle.audit import Finding, Kind, audit, leftovers
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
 from instar.model.commands import GUEST_EVENTS
+from instar.model.context import RequestContext
 from instar.model.guest import GuestState, HostCensus
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
