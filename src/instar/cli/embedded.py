@@ -24,11 +24,13 @@ from instar.hypervisor.contract import Hypervisor
 from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
 from instar.hypervisor.linux_network import LinuxNetwork
+from instar.hypervisor.linux_network.links import host_routes
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.identity.api import identity_service
 from instar.identity.bootstrap import bootstrap, is_bootstrapped, new_password
 from instar.identity.local import LocalIdentity
 from instar.images.api import image_api
+from instar.networks.addresses import pick_free_cidr
 from instar.networks.api import network_service
 from instar.operator.service import operator_service
 
@@ -67,7 +69,7 @@ class Embedded:
         identity = LocalIdentity(control.store, settings, state.path)
         await identity.start()
         self._stack.push_async_callback(identity.close)
-        await control.networks.bootstrap(await asyncio.to_thread(_free_cidr))
+        await control.networks.bootstrap(await self._free_cidr())
         await ensure_tiny(control.store, control.images, self._progress)
         passwords = await self._first_users(identity)
         services = [
@@ -119,6 +121,11 @@ class Embedded:
         network = LinuxNetwork(state_dir=self._state.path / "network", cloud_id=self._state.cloud_id)
         return {host: LibvirtHypervisor(uri=uri, host=host, state_dir=self._state.path, network=network)}
 
+    async def _free_cidr(self) -> str:
+        """A /24 for the first network; where it is real, one that no route of this machine has."""
+        routes = await host_routes() if self._settings.hypervisor == "libvirt" else []
+        return pick_free_cidr([str(route.destination) for route in routes], seed=self._state.cloud_id)
+
     async def _look_for_guests(self, hypervisors: Mapping[str, Hypervisor]) -> None:
         """While the hosts can still be asked: a private libvirtd without guests has nothing to stay for."""
         try:
@@ -154,8 +161,3 @@ async def remove_everything(state: StateDir) -> None:
         await daemon.ensure_stopped()
     finally:
         state.unlock()
-
-
-def _free_cidr() -> str:
-    """A /24 for the first network that no route of this machine has."""
-    return pick_free_cidr(host_routes_taken())
