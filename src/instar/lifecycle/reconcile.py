@@ -153,10 +153,12 @@ class Reconciler:
     async def reconcile_host(self, host: str) -> None:
         """Everything about one host: restart its guests when it was restarted, sync the rest, remove leftovers."""
         self._checked[host] = time.monotonic()
+        # Records that are changed come from before the census: an operation begun meanwhile makes the change void. Owners
+        # come from after it: what a new operation has made meanwhile has its record by then.
+        instances = await instances_of_host(self._cloud.store, host)
         census = await self._client().census(host)
         owners = await self._cloud.networks.port_owners()
         known = await audit_instances(self._cloud.store)
-        instances = await instances_of_host(self._cloud.store, host)
         restarted = await self._was_restarted(host)
         for instance in instances:
             state = census.guests.get(instance.id, GuestState(exists=False))
