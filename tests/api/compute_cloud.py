@@ -171,9 +171,7 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
             admin = await _login(client, "admin", first.admin_password, "admin")
             demo = await _login(client, "demo", first.demo_password, "demo")
             nobody = Caller(client, "", "", "")
-            yield Cloud(
-                url, app, control, identity, first, admin, demo, nobody, _id(image_id), _id(network_id)
-            )
+            yield Cloud(url, app, control, identity, first, admin, demo, nobody, _id(image_id), _id(network_id))
     finally:
         await server.stop(grace_s=1)
         await identity.close()

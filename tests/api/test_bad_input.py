@@ -131,18 +131,13 @@ async def test_quotas_hold_when_all_come_at_once(cloud: Cloud) -> None:
     quota = {"quota_set": {"instances": 4}}
     path = f"/os-quota-sets/{cloud.demo.project_id}"
     assert (await cloud.admin.call("PUT", path, quota)).status_code == 200
-    answers = await asyncio.gather(
-        *(cloud.demo.call("POST", "/servers", cloud.server(f"s{n}")) for n in range(12))
-    )
+    answers = await asyncio.gather(*(cloud.demo.call("POST", "/servers", cloud.server(f"s{n}")) for n in range(12)))
     statuses = sorted(answer.status_code for answer in answers)
     assert statuses == [202] * 4 + [403] * 8
     refused = next(answer for answer in answers if answer.status_code == 403).json()["forbidden"]["message"]
     assert refused == "Quota exceeded for instances: Requested 1, but already used 4 of 4 instances"
     keys = await asyncio.gather(
-        *(
-            cloud.demo.call("POST", "/os-keypairs", {"keypair": {"name": f"k{n}"}}, version="2.2")
-            for n in range(8)
-        )
+        *(cloud.demo.call("POST", "/os-keypairs", {"keypair": {"name": f"k{n}"}}, version="2.2") for n in range(8))
     )
     assert sorted(answer.status_code for answer in keys) == [201] * 5 + [403] * 3
     group = {"server_group": {"name": "g", "policy": "affinity"}}

@@ -21,7 +21,9 @@ async def test_flavors(cloud: Cloud) -> None:
     await cloud.admin.refused(409, "POST", "/flavors/1/action", access)
     assert (await cloud.demo.get(f"/flavors/{flavor_id}"))["flavor"]["name"] == "own"
     specs = f"/flavors/{flavor_id}/os-extra_specs"
-    assert (await cloud.admin.call("POST", specs, {"extra_specs": {"hw:cpu_policy": "shared", "mine:x": "y"}})).status_code == 200
+    assert (
+        await cloud.admin.call("POST", specs, {"extra_specs": {"hw:cpu_policy": "shared", "mine:x": "y"}})
+    ).status_code == 200
     await cloud.admin.refused(400, "POST", specs, {"extra_specs": {"hw:cpu_policy": "odd"}})
     await cloud.admin.refused(400, "POST", specs, {"extra_specs": {"hw:nonsense": "1"}})
     assert (await cloud.admin.call("POST", specs, {"extra_specs": {"hw:nonsense": "1"}}, version="2.85")).status_code == 200

@@ -90,7 +90,13 @@ async def test_bodies_learn_fields_with_versions(cloud: Cloud) -> None:
     for version, status in ((31, 400), (32, 202), (36, 202), (37, 400), (41, 400), (42, 202)):
         answer = await cloud.demo.call("POST", "/servers", cloud.server(networks=[nic]), version=f"2.{version}")
         assert answer.status_code == status, (version, answer.text)
-    for version, networks, status in ((36, "none", 400), (37, "none", 202), (37, "auto", 202), (37, None, 400), (36, None, 202)):
+    for version, networks, status in (
+        (36, "none", 400),
+        (37, "none", 202),
+        (37, "auto", 202),
+        (37, None, 400),
+        (36, None, 202),
+    ):
         body = cloud.server(networks=networks)
         if networks is None:
             del body["server"]["networks"]

@@ -74,9 +74,7 @@ async def test_every_action_asks_for_its_role(cloud: Cloud) -> None:
 async def test_another_project_finds_nothing(cloud: Cloud) -> None:
     server_id = await cloud.created(cloud.demo, tags=["t"], metadata={"k": "v"})
     group = (
-        await cloud.demo.call(
-            "POST", "/os-server-groups", {"server_group": {"name": "g", "policy": "affinity"}}
-        )
+        await cloud.demo.call("POST", "/os-server-groups", {"server_group": {"name": "g", "policy": "affinity"}})
     ).json()["server_group"]["id"]
     stranger = await cloud.new_user("stranger", "member")
     for route in api_routes(_compute(cloud)):

@@ -8,6 +8,7 @@ import msgspec
 
 from instar.model.guest import HostInventory
 from instar.scheduling.host_table import HostTable
+from instar.store.aggregates import DEFAULT_ZONE
 from instar.store.contract import Row, Store
 from instar.store.hosts import host_list
 
@@ -57,6 +58,11 @@ class HostDirectory:
         """An admin said something of a host: scheduler and views know at once, not after the next refresh."""
         await self._table.refresh()
         return await self.seen(fresh=True)
+
+    def zone_of(self, host: str) -> str:
+        """The availability zone that a host is in now."""
+        known = self._table.get(host)
+        return known.zone if known else DEFAULT_ZONE
 
     def _from_row(self, row: Row) -> HostSeen:
         inventory = _decode_inventory(row["inventory"])

@@ -33,7 +33,7 @@ async def visible_instance(compute: Compute, context: RequestContext, instance_i
 async def scene_of(compute: Compute, request: Request) -> Scene:
     """What views need to know. Only admins see anything of hosts."""
     hosts = await compute.hosts.seen() if request.context.is_admin else {}
-    return Scene(request.base_url, request.microversion, hosts)
+    return Scene(request.base_url, request.microversion, hosts, compute.hosts.zone_of)
 
 
 class ServerList:
@@ -64,9 +64,7 @@ class ServerList:
         scene, is_admin = await scene_of(self._compute, request), request.context.is_admin
         # Each server is encoded as soon as it is decoded: thousands of dicts at once would set off the garbage
         # collector in the middle of the list, which takes longer than the list.
-        servers = [
-            msgspec.Raw(encode(server_view(_instance(row), scene, is_admin=is_admin, kind=IN_LIST))) for row in rows
-        ]
+        servers = [msgspec.Raw(encode(server_view(_instance(row), scene, is_admin=is_admin, kind=IN_LIST))) for row in rows]
         found: dict[str, Any] = {"servers": servers}
         return json_answer(add_next(found, "servers", request, marker))
 

@@ -23,11 +23,13 @@ ROOT_DEVICE = "/dev/vda"
 
 
 class Scene(NamedTuple):
-    """What a view needs besides the instance: addresses for links, and what hosts are like now."""
+    """What a view needs besides the instance: the address for links, what hosts are like now (empty for others than
+    admins), and in which zone each is."""
 
     base_url: str
     version: int
     hosts: dict[str, HostSeen]
+    zone_of: Callable[[str], str]
 
 
 class Addition(NamedTuple):
@@ -101,6 +103,13 @@ def embedded_flavor(flavor: Flavor) -> Json:
     }  # fmt: skip
 
 
+def _zone(instance: Instance, scene: Scene) -> str:
+    """The zone of its host now; while it has none, the one that was asked for."""
+    if instance.host:
+        return scene.zone_of(instance.host)
+    return instance.availability_zone or ""
+
+
 def _property(name: str) -> Callable[[Instance, Scene], str]:
     return lambda instance, _: instance.spec.image.properties.get(name, "") if instance.spec.image else ""
 
@@ -130,7 +139,7 @@ def _trusted(instance: Instance, _: Scene) -> list[str] | None:
 _ATTRIBUTE = "OS-EXT-SRV-ATTR:"
 ADDITIONS: tuple[Addition, ...] = (
     Addition(1, "OS-DCF:diskConfig", lambda i, _: i.spec.disk_config, in_update=True),
-    Addition(1, "OS-EXT-AZ:availability_zone", lambda i, _: i.availability_zone or ""),
+    Addition(1, "OS-EXT-AZ:availability_zone", _zone),
     Addition(1, "config_drive", lambda i, _: "True" if i.spec.config_drive else ""),
     Addition(1, "key_name", lambda i, _: i.spec.key_name),
     Addition(1, "OS-SRV-USG:launched_at", lambda i, _: _time(i.launched_at)),
@@ -225,4 +234,3 @@ def server_brief(instance_id: str, name: str, base_url: str) -> Json:
             {"rel": "bookmark", "href": f"{base_url}/servers/{instance_id}"},
         ],
     }
-

@@ -1,0 +1,92 @@
+"""Unmodified python-openstackclient and openstacksdk against a running cloud: the words of the first session."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.compute_cloud import Cloud
+
+DEADLINE_S = 60.0
+
+
+async def _openstack(cloud: Cloud, *words: str, admin: bool = False, status: int = 0) -> Any:
+    """The JSON that a command prints (None where it prints nothing)."""
+    who = "admin" if admin else "demo"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OS_")} | {
+        "OS_AUTH_URL": f"{cloud.url}/identity/v3", "OS_USERNAME": who, "OS_PROJECT_NAME": who,
+        "OS_PASSWORD": cloud.first.admin_password if admin else cloud.first.demo_password,
+        "OS_USER_DOMAIN_NAME": "Default", "OS_PROJECT_DOMAIN_NAME": "Default", "OS_IDENTITY_API_VERSION": "3",
+        "OS_COMPUTE_API_VERSION": "2.96",
+    }  # fmt: skip
+    program = Path(sys.executable).parent / "openstack"
+    process = await asyncio.create_subprocess_exec(
+        str(program), *words, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode == status, (words, errors.decode(), output.decode())
+    return json.loads(output) if output.strip().startswith((b"{", b"[")) else output.decode()
+
+
+@pytest.mark.slow
+async def test_openstackclient_reads_and_makes_what_admins_need(cloud: Cloud) -> None:
+    server_id = await cloud.created(cloud.demo, "first")
+    as_json = ("-f", "json")
+    flavors, servers, shown, events, keypair, services, hypervisors, zones, limits, quota = await asyncio.gather(
+        _openstack(cloud, "flavor", "list", *as_json),
+        _openstack(cloud, "server", "list", *as_json),
+        _openstack(cloud, "server", "show", "first", *as_json),
+        _openstack(cloud, "server", "event", "list", server_id, *as_json),
+        _openstack(cloud, "keypair", "create", "mine", *as_json),
+        _openstack(cloud, "compute", "service", "list", *as_json, admin=True),
+        _openstack(cloud, "hypervisor", "list", *as_json, admin=True),
+        _openstack(cloud, "availability", "zone", "list", "--compute", *as_json),
+        _openstack(cloud, "limits", "show", "--absolute", *as_json),
+        _openstack(cloud, "quota", "show", "--compute", *as_json),
+    )
+    assert flavors[0]["Name"] == "m1.nano"
+    assert [(one["Name"], one["Status"], one["Flavor"]) for one in servers] == [("first", "ACTIVE", "m1.nano")]
+    assert shown["id"] == server_id
+    assert [one["Action"] for one in events] == ["create"]
+    assert "PRIVATE KEY" in str(keypair) or keypair["fingerprint"]
+    assert {one["State"] for one in services} == {"up"}
+    assert len(hypervisors) == 2
+    assert zones[0]["Zone Name"] == "nova"
+    used = {one["Name"].replace("_", "").lower(): one["Value"] for one in limits}
+    assert used["totalinstancesused"] == 1, limits
+    assert any(one.get("Resource") == "instances" and one["Limit"] == 100 for one in quota)
+
+
+@pytest.mark.slow
+async def test_openstackclient_leads_a_server_through_its_life(cloud: Cloud) -> None:
+    made = await _openstack(
+        cloud, "server", "create", "--image", cloud.image_id, "--flavor", "m1.nano", "--nic", "auto", "--wait",
+        "--config-drive", "true", "--property", "a=b", "-f", "json", "life",
+    )  # fmt: skip
+    assert made["status"] == "ACTIVE"
+    for words in (
+        ("reboot", "--soft", "--wait"), ("reboot", "--hard", "--wait"), ("stop",), ("start",), ("lock",), ("unlock",),
+        ("set", "--property", "c=d"), ("unset", "--property", "a"), ("set", "--name", "second"),
+    ):  # fmt: skip
+        name = "life"
+        await _openstack(cloud, "server", *words, name)
+        if words[0] in ("stop", "start"):
+            await cloud.until(cloud.demo, made["id"], "SHUTOFF" if words[0] == "stop" else "ACTIVE")
+    server = (await cloud.demo.get(f"/servers/{made['id']}"))["server"]
+    assert (server["name"], server["metadata"]) == ("second", {"c": "d"})
+    actions = (await cloud.demo.get(f"/servers/{made['id']}/os-instance-actions"))["instanceActions"]
+    event = await _openstack(cloud, "server", "event", "show", made["id"], actions[0]["request_id"], "-f", "json")
+    assert event["action"] == "unlock"
+    await _openstack(cloud, "console", "log", "show", "second")
+    await _openstack(cloud, "server", "delete", "--wait", "second")
+    await cloud.gone(cloud.demo, made["id"])
