@@ -16,10 +16,11 @@ from instar.clock import now_us
 from instar.config import EngineSettings
 from instar.engine.conductor import Conductor, tell_accepted
 from instar.engine.run import Run
-from instar.errors import HypervisorError
+from instar.errors import HypervisorError, Unavailable
 from instar.model.instance import Flavor, Instance, InstanceFacts, InstanceSpec
 from instar.model.operation import Notification, Operation, Step
 from instar.model.states import Action, PowerState, TaskState, VmState
+from instar.store.contract import Result, Statement
 from instar.store.instances import instance_fetch, instance_insert, instance_mark_deleting, instance_set_states
 from instar.store.operations import operation_fetch, operation_insert, operations_cancel, steps_fetch
 from instar.store.sqlite import SqliteStore
@@ -374,3 +375,26 @@ async def test_notifications_tell_start_and_end_and_error(bench: Bench) -> None:
         "instance.create.start", "instance.create.end", "instance.create.start", "instance.create.error",
     ]  # fmt: skip
     assert bench.told[-1].payload["fault"]["exception"] == "HypervisorError"
+
+
+@pytest.mark.parametrize("failing", range(1, 5))
+async def test_a_database_that_is_away_for_a_moment_undoes_nothing(bench: Bench, failing: int) -> None:
+    """A commit that failed was once taken for the failure of its step: the build was unwound for nothing."""
+    calls = Calls()
+    conductor = await bench.conductor(calls.functions())
+    write, seen = bench.store.write, 0
+
+    async def sometimes(*statements: Statement) -> list[Result]:
+        nonlocal seen
+        if any("operations" in one.sql and "finished_at IS NULL" in one.sql for one in statements[:1]):
+            seen += 1
+            if seen == failing:
+                raise Unavailable(retry_after_s=1)
+        return await write(*statements)
+
+    bench.store.write = sometimes  # type: ignore[method-assign]
+    operation = await bench.accept_build()
+    assert (await bench.finished(operation)).result == "Success"
+    assert seen > failing, "the write that should fail was never made"
+    assert not [done for done in calls.done if done.startswith("-")]
+    assert conductor.in_flight == []

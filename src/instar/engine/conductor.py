@@ -19,7 +19,7 @@ from instar.bus.contract import Bus, Message, NobodyListens, Reply, Subscription
 from instar.clock import now_us
 from instar.config import EngineSettings
 from instar.engine.notifications import Outbox
-from instar.engine.run import Run
+from instar.engine.run import Interrupted, Run
 from instar.errors import LeaseLost
 from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_QUEUE
 from instar.model.operation import Operation, OperationAccepted, operation_from_row
@@ -178,6 +178,8 @@ class Conductor:
         except LeaseLost:
             log.warning("operation.lease_lost", action=operation.action, instance=instance.id)
             return None
+        except Interrupted:
+            raise
         except Exception as failure:
             error = failure
             if not run.settled:

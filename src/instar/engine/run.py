@@ -21,7 +21,16 @@ from instar.clock import now_us
 from instar.engine.hosts import HostClient
 from instar.engine.journal import Journal, decode_output
 from instar.engine.notifications import notification
-from instar.errors import Cancelled, InstarError, LeaseLost, OperationError, StepFailed, StepTimeout, TaskStateConflict
+from instar.errors import (
+    Cancelled,
+    InstarError,
+    LeaseLost,
+    OperationError,
+    StepFailed,
+    StepTimeout,
+    TaskStateConflict,
+    Unavailable,
+)
 from instar.model.instance import Fault, Instance
 from instar.model.operation import Operation, Step
 from instar.model.states import TRANSITIONS, PowerState, TaskState, VmState
@@ -40,6 +49,10 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 UNDO_DEADLINE_S = 60.0
+
+
+class Interrupted(Exception):
+    """The database is away: nothing is decided, nothing is undone. The operation goes on when it is taken up again."""
 
 
 class _Undo(NamedTuple):
@@ -99,9 +112,9 @@ class Run:
 
         `undo(*args)` is called when the operation fails later, or fails in this very step: it must stand a call that
         has done nothing, or only half. Raises what the call raises, StepTimeout after `deadline_s`, Cancelled when
-        another operation takes over, LeaseLost when another conductor did."""
+        another operation takes over, LeaseLost when another conductor did, Interrupted when the database is away."""
         name = self._journal.unique(name)
-        participant: str = on or getattr(getattr(call, "__self__", None), "participant", "conductor")
+        participant = on or str(getattr(getattr(call, "__self__", None), "participant", "conductor"))
         host = args[0] if participant == HostClient.participant else None
         undoing = _Undo(name, undo, args, participant, host) if undo else None
         recorded = self._journal.get(name)
@@ -127,8 +140,8 @@ class Run:
         mark = len(self._undos)
         try:
             yield
-        except (LeaseLost, Cancelled):
-            raise  # not ours any more; or all of the operation is unwound, not just this block
+        except (LeaseLost, Cancelled, Interrupted):
+            raise  # not ours any more; or all of the operation is unwound, not just this block; or nothing is
         except Exception:
             await self._unwind(mark)
             raise
@@ -238,6 +251,8 @@ class Run:
             if not forward or self._cancelled_by is None or not executing.cancelled():
                 raise  # the process stops: the journal has the start, the next run goes on from here
             raise self._failed(name, Cancelled(by=self._cancelled_by)) from None
+        except Unavailable as error:
+            raise Interrupted from error
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 error = StepTimeout(what=f"step '{name}'", waited_s=limit_s)
@@ -276,6 +291,8 @@ class Run:
     async def _write(self, statements: tuple[Statement, ...]) -> list[Result]:
         try:
             return await self._store.write(*statements)
+        except Unavailable as error:
+            raise Interrupted from error
         except GuardRefused:
             current = await operation_fetch(self._store, self.operation.id)
             mine = current and (current.owner, current.epoch) == (self.operation.owner, self.operation.epoch)
