@@ -1,0 +1,99 @@
+"""The demo's cloud: `instar up` as a process of its own in a fresh directory, and its removal to the last trace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from instar.cli.demo.footprint import Footprint
+from instar.cli.embedded import remove_everything
+from instar.cli.state_dir import MODE, StateDir
+from instar.errors import InstarError, StartupError
+
+START_DEADLINE_S = 90.0
+STOP_DEADLINE_S = 30.0
+GONE_DEADLINE_S = 5.0
+READY = "ready: "
+LOG_LINES_SHOWN = 25
+
+
+class DemoCloud:
+    """Made by `start`, and always ended by `remove`, whatever happened in between."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="instar-demo-"))
+        self.directory.chmod(MODE)  # the hypervisor's processes pass through
+        self.state = StateDir(self.directory)
+        self.footprint = Footprint(self.directory, self.state.cloud_id)
+        self.url = ""
+        self._log = self.directory / "up.log"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Blocking, until it answers. Raises StartupError with the end of its log."""
+        command = [sys.executable, "-m", "instar.cli", "up", "--dir", str(self.directory), "--port", "0"]
+        with self._log.open("w") as log:
+            # A session of its own: Ctrl-C is for the demo, which then stops the cloud in order.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+        self.url = self._wait_until_ready(self._process)
+
+    def _wait_until_ready(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        deadline, said = time.monotonic() + START_DEADLINE_S, ""
+        while time.monotonic() < deadline:
+            select.select([process.stdout], [], [], 0.2)
+            said += process.stdout.read() or ""
+            for line in said.splitlines(keepends=True):
+                if line.startswith(READY) and line.endswith("\n"):
+                    return line.removeprefix(READY).strip()
+            if process.poll() is not None:
+                raise StartupError(f"The cloud did not start:\n{self.log_end()}")
+        raise StartupError(f"The cloud did not answer within {START_DEADLINE_S:g} seconds:\n{self.log_end()}")
+
+    def log_end(self) -> str:
+        """The last lines of the cloud's log."""
+        try:
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+        except OSError:
+            return ""
+
+    def remove(self, say: Callable[[str], None]) -> list[str]:
+        """Stop the cloud, end its guests, remove its networks, its libvirtd and its directory. What is left, if any."""
+        self._stop()
+        try:
+            asyncio.run(remove_everything(self.state))
+        except (InstarError, OSError, TimeoutError) as error:
+            say(f"removing the cloud failed: {error}")
+        shutil.rmtree(self.directory, ignore_errors=True)
+        deadline = time.monotonic() + GONE_DEADLINE_S
+        while (left := self.footprint.found()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # processes that were ended are reaped by others
+        return left
+
+    def _stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(STOP_DEADLINE_S)
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()

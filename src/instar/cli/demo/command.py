@@ -1,0 +1,103 @@
+"""The command `instar demo`: make a cloud, walk a guest through its life, show what it took, leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import click
+
+from instar.cli.client import CloudClient, read_login
+from instar.cli.clouds_yaml import DEMO_CLOUD
+from instar.cli.demo.cloud import DemoCloud
+from instar.cli.demo.report import Story, summary, table_of
+from instar.cli.guest_image import ensure_built
+from instar.cli.log_format import configure_log
+from instar.cli.show import print_table
+from instar.errors import InstarError, StartupError
+from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
+
+
+@click.command()
+def demo() -> None:
+    """Walk a real guest through its life, and leave nothing behind.
+
+    Starts a cloud of its own in a temporary directory and uses it as any OpenStack user would: create, soft reboot, hard
+    reboot of a domain that it has damaged before, stop, start, console log, server events, delete. Then it shows what
+    each took and whose time it was, and the sequence diagram of the create. Needs root. Exit status 1 when anything
+    failed, or was left behind.
+    """
+    if os.geteuid() != 0:
+        raise StartupError("The demo runs a real guest, which needs root: sudo make demo.")
+    try:
+        import openstack  # noqa: F401 - the program does without it, the demo does not
+    except ImportError as error:
+        raise StartupError("The demo needs openstacksdk: pip install 'instar[demo]', or make demo.") from error
+    configure_log("console", "error")
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"[{time.monotonic() - began:6.1f} s] {text}")
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_demo(say))
+
+
+Say = Callable[[str], None]
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(say: Say) -> int:
+    failure, story = "", Story()
+    asyncio.run(ensure_built(say))
+    cloud = DemoCloud()
+    try:
+        _walk(cloud, story, say)
+    except KeyboardInterrupt:
+        failure = "interrupted"
+    except InstarError as error:
+        failure = error.message
+    finally:
+        # From here on nothing may stop us: half a removal would leave things behind.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if failure or not all(row.ok for row in story.rows):
+            say(f"the end of the cloud's log:\n{cloud.log_end()}")
+        say("removing the cloud")
+        left = cloud.remove(say)
+    click.echo()
+    if story.rows:
+        print_table(table_of(story.rows))
+    if story.diagram:
+        click.echo(f"\nThe create as it really happened, from the journal:\n\n{story.diagram}")
+    for thing in left:
+        click.echo(f"left behind: {thing}")
+    if failure:
+        click.echo(f"demo: {failure}")
+    click.echo(summary(story.rows))
+    return 0 if story.rows and all(row.ok for row in story.rows) and not failure and not left else 1
+
+
+def _walk(cloud: DemoCloud, story: Story, say: Say) -> None:
+    import openstack
+
+    from instar.cli.demo.walk import Walk
+
+    say(f"starting a cloud in {cloud.directory}")
+    cloud.start()
+    say(f"ready: {cloud.url}")
+
+    os.environ["OS_CLIENT_CONFIG_FILE"] = str(cloud.state.clouds_yaml)
+    system = asyncio.run(system_libvirtd_usable())
+    uri = SYSTEM_URI if system else PrivateDaemon(cloud.directory).uri
+    client = CloudClient(read_login(cloud.directory, cloud.directory, DEMO_CLOUD))
+    with openstack.connect(cloud=DEMO_CLOUD, app_name="instar-demo") as connection:
+        Walk(cloud, connection, client, uri, story, say).go()
