@@ -13,7 +13,7 @@ from msgspec import UNSET
 from instar.api.body import MetadataKey, Tag, convert
 from instar.api.resource import ApiRoute, Compute, read_body, service_url
 from instar.api.servers.bodies import TAGS_MAX, MetadataBody, MetaItemBody, TagsBody, UpdateServer
-from instar.api.servers.create import check_address, check_metadata_count
+from instar.api.servers.checks import check_address, check_metadata_count
 from instar.api.servers.listing import scene_of, visible_instance
 from instar.api.servers.naming import check_hostname
 from instar.api.servers.view import UPDATE, server_view
