@@ -15,7 +15,7 @@ from instar.api.body import convert
 from instar.api.resource import ApiRoute, Compute
 from instar.api.servers.bodies import ConsoleOutput, Lock, Reboot, ResetState
 from instar.api.servers.listing import visible_instance
-from instar.errors import BadRequest, Conflict, WrongState
+from instar.errors import BadRequest, Conflict, OperationError, Unavailable, WrongState
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.policy import Policy
 from instar.http.request import Request
@@ -39,6 +39,7 @@ class Action(NamedTuple):
         return [record for first, record in self.bodies if version >= first][-1]
 
 
+CONSOLE_RETRY_S = 5
 ACTION_POLICY = "os_compute_api:servers:action"  # any role that may use the API; each action has its own besides
 
 
@@ -124,7 +125,10 @@ class ServerActions:
             )
         # The API counts in lines, the log in bytes: read as much as may be shown, and keep the last lines of it.
         lines = None if body.length is UNSET or body.length is None or body.length < 0 else body.length
-        output = await self._lifecycle.console_output(request.context, instance, None)
+        try:
+            output = await self._lifecycle.console_output(request.context, instance, None)
+        except OperationError as error:  # names the host, which is not for users
+            raise Unavailable(retry_after_s=CONSOLE_RETRY_S) from error
         if lines is not None:
             output = "\n".join(output.split("\n")[-lines:]) if lines else ""
         return json_answer({"output": output})
