@@ -1,0 +1,93 @@
+"""Tells the hosts' side which instances need fresh packet filters after groups, rules or members have changed.
+
+A group of a thousand ports changes with each build of one more, and all the others' filters with it. So changes are
+gathered, and after each telling there is a rest in proportion to the time that it took: under load filters are a moment
+older, and the work stays a fraction of a core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+import structlog
+
+from instar.errors import InstarError
+from instar.store.contract import Store
+from instar.store.security_groups import instances_filtered_by
+
+log = structlog.get_logger()
+
+PortsChanged = Callable[[set[str]], Awaitable[None]]
+
+GATHER_S = 0.05
+REST_FACTOR = 4.0  # rest so many times as long as the last telling took
+REST_MAX_S = 5.0
+TELL_MAX_S = 60.0
+
+
+class FilterRefresh:
+    """`tell` is called with the ids of instances whose definitions may differ from what their host has; one call at a
+    time. What it raises is logged: the reconciler of the hosts compares again on its own timer."""
+
+    def __init__(self, store: Store, tell: PortsChanged | None) -> None:
+        self._store = store
+        self._tell = tell
+        self._rules: set[str] = set()
+        self._members: set[str] = set()
+        self._instances: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def rules_changed(self, group_ids: Iterable[str]) -> None:
+        self._note(self._rules, group_ids)
+
+    def members_changed(self, group_ids: Iterable[str]) -> None:
+        self._note(self._members, group_ids)
+
+    def instances_changed(self, instance_ids: Iterable[str]) -> None:
+        self._note(self._instances, instance_ids)
+
+    def _note(self, into: set[str], ids: Iterable[str]) -> None:
+        if self._tell is None:
+            return
+        into.update(ids)
+        if into and self._task is None:
+            self._task = asyncio.create_task(self._work(), name="filter-refresh")
+
+    async def settled(self) -> None:
+        """Returns when everything noted so far has been told."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _work(self) -> None:
+        try:
+            await asyncio.sleep(GATHER_S)
+            while self._rules or self._members or self._instances:
+                began = time.monotonic()
+                await self._once()
+                if self._rules or self._members or self._instances:
+                    took = time.monotonic() - began
+                    await asyncio.sleep(min(max(GATHER_S, took * REST_FACTOR), REST_MAX_S))
+        finally:
+            self._task = None
+
+    async def _once(self) -> None:
+        rules, members, instances = self._rules, self._members, self._instances
+        self._rules, self._members, self._instances = set(), set(), set()
+        assert self._tell is not None
+        try:
+            async with asyncio.timeout(TELL_MAX_S):
+                if rules or members:
+                    instances |= await instances_filtered_by(self._store, rules, members)
+                if instances:
+                    await self._tell(instances)
+        except (InstarError, TimeoutError) as error:
+            log.warning("networks.refresh_failed", instances=len(instances), error=repr(error))
+        except Exception:
+            log.exception("networks.refresh_failed", instances=len(instances))

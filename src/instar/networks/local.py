@@ -1,0 +1,314 @@
+"""The embedded network service: what the lifecycle needs of networks, on the store. The Network API is in `api/`.
+
+One instance with one network costs a read and one transaction. What was read may be out of date when the transaction
+runs; each statement says what it relies on, and the whole is decided anew when that is not so any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from instar.clock import now_us
+from instar.config import NetworkSettings
+from instar.errors import BadRequest, Conflict, NoFreeAddress, PortInUse, QuotaExceeded, UnknownReference
+from instar.model.network import FixedIp, InstancePort, RequestedNetwork
+from instar.networks.addresses import new_mac
+from instar.networks.addressing import Addressing, Held, conflict, fixed_ip, subnet_of
+from instar.networks.bootstrap import bootstrap_statements, host_nameservers
+from instar.networks.definitions import Topology, TopologyCache, instance_port
+from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
+from instar.networks.filter_refresh import FilterRefresh, PortsChanged
+from instar.networks.security_groups import (
+    chosen_groups,
+    default_group_statements,
+    ensure_default_group,
+    host_rules,
+)
+from instar.store import networks as sql
+from instar.store.contract import Result, Statement, Store, WriteConflict
+from instar.store.network_records import PORTS, PortRecord, record_list
+from instar.store.security_groups import groups_of_project
+
+log = structlog.get_logger()
+
+ATTEMPTS_MAX = 100  # each one that fails means that somebody else got on
+RESOLV_CONF = Path("/etc/resolv.conf")
+_GROUPS = msgspec.json.Decoder(tuple[str, ...])
+
+
+class LocalNetworks:
+    """A `NetworkService`. `ports_changed` is told which instances need fresh packet filters: see `filter_refresh`."""
+
+    def __init__(self, store: Store, settings: NetworkSettings, ports_changed: PortsChanged | None = None) -> None:
+        self.store = store
+        self.settings = settings
+        self.refresh = FilterRefresh(store, ports_changed)
+        self.addressing = Addressing(store)
+        self.topologies = TopologyCache(store)
+
+    async def close(self) -> None:
+        """Stop telling about changes."""
+        await self.refresh.close()
+
+    async def bootstrap(self, cidr: str, *, project_id: str = "", resolv_conf: Path = RESOLV_CONF) -> str:
+        """The shared network `private` with `private-subnet` on `cidr`, made where no such network is yet.
+
+        Returns its id. The host is its router; DNS servers are those of the host."""
+        existing = await sql.network_first_nat(self.store)
+        if existing is not None:
+            return existing
+        nameservers = await host_nameservers(resolv_conf)
+        network, statements = bootstrap_statements(cidr, self.settings.mtu, project_id, nameservers)
+        try:
+            await self.store.write(*statements)
+        except WriteConflict:  # another process was first
+            existing = await sql.network_first_nat(self.store)
+            if existing is None:
+                raise
+            return existing
+        log.info("networks.bootstrapped", network=network.id, cidr=cidr)
+        return network.id
+
+    # --- before a build is accepted -----------------------------------------------------------------------------------
+
+    async def resolve(
+        self, requested: tuple[RequestedNetwork, ...] | None, *, project_id: str, is_admin: bool, count: int
+    ) -> tuple[RequestedNetwork, ...]:
+        if requested is None:
+            requested = await self._only_network(project_id)
+        network_ids = [one.network_id for one in requested if one.network_id and not one.port_id]
+        port_ids = [one.port_id for one in requested if one.port_id]
+        facts = await sql.allocation_facts(self.store, "", project_id, network_ids, port_ids)
+        topologies = await self.topologies.get(facts.networks)
+        ports = {}
+        if port_ids:
+            visible = None if is_admin else project_id
+            ports = {port.id: port for port in await record_list(
+                self.store, PORTS, viewer=visible, equal={"id": port_ids})}  # fmt: skip
+        fixed: set[tuple[str, str]] = set()
+        for one in requested:
+            if one.port_id:
+                _check_port(one.port_id, ports.get(one.port_id))
+                continue
+            assert one.network_id is not None
+            topology = topologies.get(one.network_id)
+            record = topology.network if topology else None
+            if topology is None or record is None or not (
+                is_admin or record.shared or record.project_id == project_id
+            ):
+                raise UnknownReference(kind="Network", name=one.network_id)
+            if not topology.subnets:
+                raise BadRequest(f"Network {one.network_id} requires a subnet in order to boot instances on.")
+            if one.fixed_ip:
+                await self._check_fixed_ip(topology, one.fixed_ip)
+                if (one.network_id, one.fixed_ip) in fixed:
+                    raise BadRequest(f"Fixed IP address {one.fixed_ip} is asked for twice.")
+                fixed.add((one.network_id, one.fixed_ip))
+        self._check_quota(facts, len(network_ids) * count)
+        return requested
+
+    async def _only_network(self, project_id: str) -> tuple[RequestedNetwork, ...]:
+        usable = await sql.networks_usable(self.store, project_id)
+        if len(usable) > 1:
+            raise Conflict("Multiple possible networks found, use a Network ID to be more specific.")
+        return tuple(RequestedNetwork(network_id=row["id"]) for row in usable)
+
+    async def _check_fixed_ip(self, topology: Topology, ip_address: str) -> None:
+        subnet = subnet_of(topology, ip_address)
+        if subnet is None:
+            raise BadRequest(f"Fixed IP address {ip_address} is not a valid ip address for network {topology.network.id}.")
+        if await sql.address_is_used(self.store, subnet.id, ip_address):
+            raise BadRequest(f"Fixed IP address {ip_address} is already in use on network {topology.network.id}.")
+
+    def _check_quota(self, facts: sql.AllocationFacts, wanted: int) -> int:
+        """The port limit of the project. Raises QuotaExceeded when `wanted` more ports are over it."""
+        limit = self.settings.ports if facts.ports_limit is None else facts.ports_limit
+        if wanted and 0 <= limit < facts.ports_used + wanted:
+            raise QuotaExceeded(resource="ports", requested=wanted, used=facts.ports_used, limit=limit)
+        return limit
+
+    async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> None:
+        chosen_groups(await groups_of_project(self.store, project_id), names)
+
+    # --- allocate -----------------------------------------------------------------------------------------------------
+
+    async def allocate(
+        self,
+        instance_id: str,
+        *,
+        project_id: str,
+        hostname: str,
+        requested: tuple[RequestedNetwork, ...],
+        security_groups: tuple[str, ...],
+        availability_zone: str,
+    ) -> tuple[InstancePort, ...]:
+        """As the contract says; the definitions have no rules yet: what a host plugs is what `bind` returns.
+
+        Also raises IpAddressInUse for a fixed address that was taken since `resolve`, QuotaExceeded likewise."""
+        if not requested:
+            return ()
+        network_ids = [one.network_id for one in requested if one.network_id and not one.port_id]
+        port_ids = [one.port_id for one in requested if one.port_id]
+        for _ in range(ATTEMPTS_MAX):
+            facts = await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids)
+            if facts.own_ports:
+                return await self.ports_of(instance_id)
+            plan = _Plan(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
+            try:
+                with self.addressing.hold() as held:
+                    ports = await plan.make(requested, security_groups or ("default",), held)
+                    await self.store.write(*plan.statements)
+            except ChangedMeanwhile:
+                continue
+            self.refresh.members_changed(plan.groups)
+            if port_ids:
+                return await self.ports_of(instance_id)
+            return tuple(instance_port(port, plan.topologies[port.network_id], ()) for port in ports)
+        raise Conflict("The network is being changed by others again and again: try once more.")
+
+    # --- bind, release ------------------------------------------------------------------------------------------------
+
+    async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
+        await self.store.write(sql.ports_bind(instance_id, host, now_us()))
+        return await self.ports_of(instance_id)
+
+    async def unbind(self, instance_id: str) -> None:
+        await self.store.write(sql.ports_bind(instance_id, "", now_us()))
+
+    async def release(self, instance_id: str) -> None:
+        results = await self.store.write(*sql.ports_release(instance_id, now_us()))
+        self.refresh.members_changed(groups_in(results[:1]))
+
+    # --- reads --------------------------------------------------------------------------------------------------------
+
+    async def ports_of(self, instance_id: str) -> tuple[InstancePort, ...]:
+        return (await self.ports_of_instances([instance_id])).get(instance_id, ())
+
+    async def ports_of_instances(self, instance_ids: Sequence[str]) -> dict[str, tuple[InstancePort, ...]]:
+        """Fresh definitions of many instances at once: what a host needs after `ports_changed`. No port, no key."""
+        found = await sql.ports_of_instances(self.store, instance_ids)
+        topologies = await self.topologies.get({port.network_id: revision for port, revision in found})
+        rules = await host_rules(self.store, [port for port, _ in found])
+        made: dict[str, list[InstancePort]] = {}
+        for port, _ in found:
+            topology = topologies.get(port.network_id)
+            if topology is not None:
+                made.setdefault(port.device_id, []).append(instance_port(port, topology, rules.get(port.id, ())))
+        return {instance_id: tuple(ports) for instance_id, ports in made.items()}
+
+    async def port_owners(self) -> dict[str, str]:
+        return await sql.port_owners(self.store)
+
+    async def default_group(self, project_id: str) -> str:
+        """The id of the project's default security group, made at its first use."""
+        return await ensure_default_group(self.store, project_id)
+
+
+def groups_in(results: Sequence[Result]) -> set[str]:
+    """Group ids in the `security_groups` columns that statements returned."""
+    return {group for result in results for row in result.rows for group in _GROUPS.decode(row["security_groups"])}
+
+
+def _check_port(port_id: str, port: PortRecord | None) -> None:
+    if port is None:
+        raise UnknownReference(kind="Port", name=port_id)
+    if port.device_id:
+        raise PortInUse(port_id=port_id)
+    if not port.fixed_ips:
+        raise BadRequest(f"Port {port_id} requires a FixedIP in order to be used.")
+
+
+class _Plan:
+    """The one transaction that gives an instance its ports, from what was read a moment before."""
+
+    def __init__(
+        self, networks: LocalNetworks, instance_id: str, project_id: str, hostname: str, owner: str,
+        facts: sql.AllocationFacts,
+    ) -> None:  # fmt: skip
+        self.statements: list[Statement] = []
+        self.groups: set[str] = set()
+        self.topologies: dict[str, Topology] = {}
+        self._networks = networks
+        self._instance_id = instance_id
+        self._project_id = project_id
+        self._hostname = hostname
+        self._owner = owner
+        self._facts = facts
+        self._now = now_us()
+
+    async def make(
+        self, requested: tuple[RequestedNetwork, ...], security_groups: tuple[str, ...], held: Held
+    ) -> list[PortRecord]:
+        """Fills `statements`; returns the new ports. Raises UnknownReference, PortInUse, NoFreeAddress."""
+        self.topologies = await self._networks.topologies.get(self._facts.networks)
+        limit = self._networks._check_quota(self._facts, sum(1 for one in requested if not one.port_id))
+        groups = self._security_groups(security_groups) if any(not one.port_id for one in requested) else ()
+        ports = []
+        for position, one in enumerate(requested):
+            if one.port_id:
+                self._claim(one.port_id, position, one.tag)
+            else:
+                ports.append(await self._new_port(one, position, groups, limit, held))
+        return ports
+
+    def _security_groups(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        groups = chosen_groups(self._facts.groups, names)
+        if groups is None:
+            default, statements = default_group_statements(self._project_id)
+            self.statements += statements
+            others = chosen_groups(self._facts.groups, [name for name in names if name != "default"])
+            groups = (default, *(others or ()))
+        self.groups.update(groups)
+        return groups
+
+    def _claim(self, port_id: str, position: int, tag: str | None) -> None:
+        row = self._facts.ports.get(port_id)
+        if row is None:
+            raise UnknownReference(kind="Port", name=port_id)
+        if row["project_id"]:  # the device that has it, see `AllocationFacts.ports`
+            raise PortInUse(port_id=port_id)
+        self.statements.append(
+            sql.port_claim(port_id, self._instance_id, self._owner, position, self._hostname, tag, self._now,
+                           taken=ChangedMeanwhile())
+        )  # fmt: skip
+
+    async def _new_port(
+        self, one: RequestedNetwork, position: int, groups: tuple[str, ...], limit: int, held: Held
+    ) -> PortRecord:
+        assert one.network_id is not None
+        topology = self.topologies.get(one.network_id)
+        if topology is None:
+            raise UnknownReference(kind="Network", name=one.network_id)
+        secured = topology.network.port_security
+        address, taken = await self._address(topology, one.fixed_ip, held)
+        port = PortRecord(
+            id=str(uuid4()), network_id=one.network_id, project_id=self._project_id, mac_address=new_mac(),
+            created_at=self._now, updated_at=self._now, fixed_ips=(address,),
+            security_groups=groups if secured else (), device_id=self._instance_id, device_owner=self._owner,
+            dns_name=self._hostname, port_security=secured, made_by_us=True, position=position, nic_tag=one.tag,
+        )  # fmt: skip
+        changed = ChangedMeanwhile()
+        self.statements.append(
+            sql.port_insert(port, network_revision=topology.network.revision, limit=limit, changed=changed,
+                            duplicate=changed)
+        )  # fmt: skip
+        self.statements.append(sql.address_take(address.subnet_id, address.ip_address, port.id, taken=taken))
+        self.statements += [sql.port_join_group(port.id, group, gone=changed) for group in port.security_groups]
+        return port
+
+    async def _address(self, topology: Topology, wanted: str | None, held: Held) -> tuple[FixedIp, Conflict]:
+        """An address, and the error for the case that somebody else gets it first."""
+        if wanted is not None:
+            subnet = subnet_of(topology, wanted)
+            if subnet is None:
+                raise UnknownReference(kind="Fixed IP address", name=wanted)
+            return fixed_ip(subnet, wanted), IpAddressInUse(ip_address=wanted, network_id=topology.network.id)
+        address = await self._networks.addressing.choose(topology, held)
+        if address is None:
+            raise NoFreeAddress(network_id=topology.network.id)
+        return address, conflict(address.subnet_id)
