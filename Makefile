@@ -1,0 +1,50 @@
+# One command for each wish. `make` alone says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo up down test test-fast check bench lock dist clean
+
+BIN := .venv/bin
+# Real guests need root; the tests' and the demo's own environment goes with it.
+ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
+DIR ?=
+ARGS ?=
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: ## host packages, .venv and pinned packages; starts nothing
+	@packaging/install.sh run
+
+install-dev: ## the same with what the tests need
+	@packaging/install.sh dev
+
+demo: install ## a real guest through its life, then nothing is left (under 3 minutes)
+	@$(ROOT) $(BIN)/instar demo
+
+up: install ## a cloud that stays up until Ctrl-C [DIR=…] [ARGS="--port 9000"]
+	@$(ROOT) $(BIN)/instar up $(if $(DIR),--dir $(DIR)) $(ARGS)
+
+down: ## ends the guests of a stopped cloud and removes its networks [DIR=…] [ARGS=--delete]
+	@$(ROOT) $(BIN)/instar down $(if $(DIR),--dir $(DIR)) $(ARGS)
+
+test: install-dev ## everything: units, real guests, crashes, real clients (under 15 minutes)
+	@$(ROOT) $(BIN)/python -m pytest $(ARGS)
+
+test-fast: install-dev ## what needs no host and no guest (under a minute)
+	@$(BIN)/python -m pytest -m "not host and not guest and not slow" $(ARGS)
+
+check: install-dev ## ruff, strict types, and who may import whom
+	@$(BIN)/ruff check src tests bench
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench: install-dev ## the numbers to hold, measured on this machine
+	@$(ROOT) $(BIN)/python -m bench.run $(ARGS)
+
+lock: install-dev ## writes the pinned requirement files anew
+	@packaging/lock.sh
+
+dist: install-dev ## source archive and wheel in dist/
+	@$(BIN)/python -m build --outdir dist .
+
+clean: ## caches and build results; .venv stays
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info

@@ -1,0 +1,96 @@
+#!/bin/sh
+# Sets up everything that Instar needs, and starts nothing: Debian packages that are missing, a virtual environment in
+# .venv, the pinned Python packages, and Instar itself in it. Called by make; may be called again at any time, and is done
+# at once when nothing has changed. As root, or as a user who may use sudo for apt-get.
+#
+#   packaging/install.sh [run|dev]     run: what the program, the demo and the first session need; dev: the tests too
+set -eu
+cd "$(dirname "$0")/.."
+profile=${1:-run}
+case $profile in
+run) lock=requirements-demo.txt ;;
+dev) lock=requirements-dev.txt ;;
+*)
+    echo "usage: packaging/install.sh [run|dev]" >&2
+    exit 2
+    ;;
+esac
+
+say() { echo "install: $*" >&2; }
+
+# --- host packages -----------------------------------------------------------------------------------------------------
+
+wanted_packages() {
+    while read -r name _; do
+        case $name in
+        '' | '#'*) ;;
+        systemd:*) [ ! -d /run/systemd/system ] || echo "${name#systemd:}" ;;
+        *) echo "$name" ;;
+        esac
+    done <packaging/host-packages.txt
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        say "root is needed for: $*"
+        exit 1
+    fi
+}
+
+if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
+    missing=
+    for package in $(wanted_packages); do
+        status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || :)
+        [ "$status" = installed ] || missing="$missing $package"
+    done
+    if [ -n "$missing" ]; then
+        say "installing Debian packages:$missing"
+        as_root apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null
+        # shellcheck disable=SC2086 - a list of names
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+            install --no-install-recommends $missing </dev/null
+    fi
+else
+    say "this is no Debian: see packaging/host-packages.txt for what the machine must have"
+fi
+
+# --- Python ------------------------------------------------------------------------------------------------------------
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+python=
+for candidate in ${PYTHON:-} python3 python3.11 python3.12 python3.13 python3.14; do
+    if command -v "$candidate" >/dev/null && is_new_enough "$candidate"; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || {
+    say "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3"
+    exit 1
+}
+
+if [ ! -x .venv/bin/python ] || ! is_new_enough .venv/bin/python; then
+    say "making .venv with $("$python" --version)"
+    rm -rf .venv
+    "$python" -m venv .venv
+fi
+
+# What this environment was made from. The tests' packages contain those of the program.
+fingerprint() {
+    { .venv/bin/python --version && pwd && cat "$1" pyproject.toml; } | sha256sum | cut -d' ' -f1
+}
+stamp=.venv/.installed
+if grep -qsx "dev $(fingerprint requirements-dev.txt)" $stamp || grep -qsx "$profile $(fingerprint $lock)" $stamp; then
+    exit 0
+fi
+say "installing Python packages from $lock"
+rm -f $stamp
+.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r "$lock"
+.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+echo "$profile $(fingerprint $lock)" >$stamp
+say "done"
