@@ -39,7 +39,7 @@ async def build(run: Run, cloud: Cloud) -> None:
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.append((host, error))
-            run.note(host=None, facts={"ports": ()})
+            run.note(host=None, availability_zone=run.instance.spec.availability_zone, facts={"ports": ()})
     tried = "; ".join(error.message for _, error in refusals)
     lines = [f"{host}: {error.message}" for host, error in refusals]
     raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[*lines, *selection.details])
@@ -51,7 +51,7 @@ async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
                    undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("allocate ports", allocate_ports, run, cloud, host,
                            undo=release_ports, task=TaskState.NETWORKING, on="network")  # fmt: skip
-    run.note(host=host, facts={"ports": ports})
+    run.note(host=host, availability_zone=cloud.scheduler.zone_of(host), facts={"ports": ports})
     source = await run.step("find image", cloud.images.image_source, image_id(run), task=TaskState.BLOCK_DEVICE_MAPPING)
     disks = disks_of(instance, source)
     await run.step("fetch image", hosts.ensure_image, host, source, task=TaskState.SPAWNING)

@@ -36,6 +36,7 @@ from instar.store.instances import (
     usage_fetch,
 )
 from instar.store.operations import operation_insert, operations_cancel
+from instar.store.server_groups import server_group_room
 
 QuotaLimits = Callable[[str], Awaitable[dict[str, int]]]
 LOCK_ATTEMPTS_MAX = 5
@@ -52,7 +53,7 @@ class NewInstance(msgspec.Struct, frozen=True):
 
 
 class Lifecycle:
-    """`quota_limits(project_id)` gives the limits of instances, cores and ram (MiB); -1 is none."""
+    """`quota_limits(project_id)` gives the limits of instances, cores, ram (MiB) and members of a group; -1 is none."""
 
     def __init__(self, cloud: Cloud, quota_limits: QuotaLimits) -> None:
         self._cloud = cloud
@@ -72,6 +73,8 @@ class Lifecycle:
             wanted.update(instances=1, cores=flavor.vcpus, ram=flavor.memory_mib)
         statements = [usage_ensure(context.project_id)]
         statements += [usage_add(context.project_id, name, amount, limits[name]) for name, amount in wanted.items()]
+        groups = Counter(draft.spec.group_id for draft in new if draft.spec.group_id)
+        statements += [server_group_room(group, count, limits["server_group_members"]) for group, count in groups.items()]
         operations = []
         for instance in instances:
             operation = _operation(context, instance, Action.CREATE, Action.CREATE)
@@ -80,7 +83,7 @@ class Lifecycle:
         try:
             await self._store.write(*statements)
         except QuotaExceeded as error:
-            used = (await usage_fetch(self._store, context.project_id))[error.resource]
+            used = (await usage_fetch(self._store, context.project_id)).get(error.resource, error.limit)
             raise QuotaExceeded(
                 resource=error.resource, requested=error.requested, used=used, limit=error.limit
             ) from None

@@ -9,6 +9,7 @@ from instar.scheduling.filters import filters_by_name
 from instar.scheduling.host_table import HostTable
 from instar.scheduling.request import Circumstances, SchedulingRequest, Selection, amounts_of, hinted_instances
 from instar.scheduling.selection import Admission, no_valid_host, select
+from instar.store.aggregates import DEFAULT_ZONE
 from instar.store.claims import claim_release, claim_release_instance, claim_take
 from instar.store.contract import Duplicate, Result, Statement, Store
 from instar.store.server_groups import hosts_of_instances, server_group_hosts
@@ -76,6 +77,11 @@ class Scheduler:
     async def release_instance(self, instance_id: str) -> None:
         """Give back all that the instance holds."""
         self._note_released(await self._store.write(*claim_release_instance(instance_id)))
+
+    def zone_of(self, host: str) -> str:
+        """The availability zone that a host is in now."""
+        known = self._table.get(host)
+        return known.zone if known else DEFAULT_ZONE
 
     def claim_statements(self, claim_id: str, instance_id: str, host: str, flavor: Flavor) -> tuple[Statement, ...]:
         """A claim for another transaction, which raises HostFull, or ClaimStands (then nothing of it was written)."""

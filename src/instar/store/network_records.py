@@ -129,7 +129,7 @@ class Table(Generic[R]):
         numbers = frozenset(column for column in self.columns if hints[column] in (int, bool, int | None))
         # In a SELECT without a table PostgreSQL cannot know the type of a parameter.
         values = ", ".join(f"CAST(:{c} AS BIGINT)" if c in numbers else f"CAST(:{c} AS TEXT)" for c in self.columns)
-        self._insert = f"INSERT INTO {name} ({', '.join(self.columns)}) SELECT {values}"  # noqa: S608 - our own names
+        self._insert = f"INSERT INTO {name} ({', '.join(self.columns)}) SELECT {values}"
         changes = ", ".join(f"{c} = :{c}" for c in self.columns if c not in ("id", "revision", "created_at"))
         self._update = (
             f"UPDATE {name} SET {changes}, revision = revision + 1 "  # noqa: S608 - our own names

@@ -79,7 +79,7 @@ async def network_topology(store: Store, network_ids: Sequence[str]) -> dict[str
     )
     found: dict[str, tuple[NetworkRecord, list[SubnetRecord]]] = {}
     for row in rows:
-        network, subnets = found.setdefault(row["id"], (NETWORKS.record(row), []))
+        _, subnets = found.setdefault(row["id"], (NETWORKS.record(row), []))
         if row["s_id"] is not None:
             subnets.append(SUBNETS.record(_Prefixed(row)))
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from instar.errors import NotFound
+from instar.errors import NotFound, QuotaExceeded
 from instar.store.contract import Row, Statement, Store, Value
 
 POLICIES = ("affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity")
@@ -126,3 +126,15 @@ def _group(row: Row, members: tuple[str, ...]) -> ServerGroup:
         row["id"], row["project_id"], row["user_id"], row["name"], row["policy"], _decode_rules(row["rules"]),
         row["created_at"], members,
     )  # fmt: skip
+
+
+def server_group_room(group_id: str, new: int, limit: int) -> Statement:
+    """The group takes `new` more members, if the limit (-1: none) has room. Stands before they are inserted."""
+    return Statement(
+        """UPDATE server_groups SET name = name WHERE id = :id
+             AND (:limit < 0 OR :limit >= :new +
+               (SELECT COUNT(*) FROM instances i WHERE i.group_id = :id AND i.deleted = 0))""",
+        {"id": group_id, "new": new, "limit": limit},
+        rows=1,
+        error=QuotaExceeded(resource="server_group_members", requested=new, used="?", limit=limit),
+    )
