@@ -12,7 +12,8 @@ BEGIN, END = "<!-- transitions: written by docs/transition_table.py -->", "<!-- 
 
 
 def table() -> str:
-    lines = ["| rule | from vm_state | while task_state | first task_state | ends | fails |", "| --- | --- | --- | --- | --- | --- |"]
+    heads = ("rule", "from vm_state", "while task_state", "first task_state", "ends", "fails")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for rule, one in TRANSITIONS.items():
         cells = (
             str(rule), _vm_states(one), _task_states(one), f"`{one.task.value}`" if one.task else "–",
