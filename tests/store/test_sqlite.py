@@ -79,3 +79,13 @@ asyncio.run(main())
     connection = sqlite3.connect(tmp_path / "instar.db")
     assert connection.execute("SELECT COUNT(*) FROM cloud_facts").fetchone()[0] == 300
     connection.close()
+
+
+async def test_the_owner_alone_reads_the_database_and_its_side_files(tmp_path: Path) -> None:
+    """It was made with the process's umask, in a directory that the hypervisor's processes may pass through: any user
+    of the host who knew the path could read password hashes and users' data."""
+    store = SqliteStore(tmp_path / "instar.db")
+    await store.open()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    await store.close()
+    assert len(modes) == 3 and set(modes.values()) == {0o600}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -93,10 +94,14 @@ class SqliteStore:
 
     def _open_and_migrate(self) -> sqlite3.Connection:
         try:
+            # Its owner alone reads it (users' data, password hashes); SQLite gives its side files the same mode.
+            os.close(os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = self._connect()
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
             _migrate(connection, all_migrations())
+        except OSError as error:
+            raise StartupError(f"The database {self._path.name} cannot be used: {error.strerror}.") from error
         except sqlite3.Error as error:
             raise StartupError(f"The database {self._path.name} cannot be used: {error}.") from error
         return connection
