@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import structlog
@@ -26,9 +27,10 @@ from instar.model.context import RequestContext
 from instar.model.guest import GuestState, HostCensus
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
+from instar.model.network import InstancePort
 from instar.model.states import PowerState, VmState
 from instar.store.audit import audit_instances, host_boot_fetch, host_boot_save, host_totals_recount, usage_recount
-from instar.store.instances import instance_fetch, instances_of_host
+from instar.store.instances import instance_fetch, instance_places, instances_of_host
 from instar.store.operations import operations_prune
 
 log = structlog.get_logger()
@@ -37,6 +39,7 @@ BUSY_RETRY_S = 1.0
 HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 4
 PRUNE_EVERY_S = 3600.0
+REFRESH_BATCH = 500  # instances whose packet filters are refreshed from one read
 DAY_US = 86_400_000_000
 
 
@@ -221,22 +224,31 @@ class Reconciler:
             await self._cloud.store.write(*operations_prune(now_us() - keep_us))
 
     async def refresh_ports(self, instance_ids: set[str]) -> None:
-        """Rules, addresses or members of these instances' ports changed: their hosts get the new definitions."""
-        for instance_id in instance_ids:
-            instance = await instance_fetch(self._cloud.store, instance_id)
-            ports = await self._cloud.networks.ports_of(instance_id)
-            if instance.host is None or not ports:
-                continue
-            client = HostClient(
-                self._cloud.bus, instance_id=instance_id, epoch=instance.epoch, deadline_s=HOST_DEADLINE_S
-            )
-            try:
-                await client.ensure_ports(instance.host, tuple(port.definition for port in ports))
-            except InstarError as error:  # the host gets them with the next operation, or when it comes back
-                log.warning("reconcile.ports_not_refreshed", instance=instance_id, reason=error.message)
+        """Rules, addresses or members of these instances' ports changed: their hosts get the new definitions.
+
+        Many at once: members of one group come together, and what they share is read and resolved once."""
+        for some in batched(sorted(instance_ids), REFRESH_BATCH):
+            places = await instance_places(self._cloud.store, some)
+            ports = await self._cloud.networks.ports_of_instances(some)
+            for instance_id, (host, epoch) in places.items():
+                if instance_id in ports:
+                    await self._refresh_one(instance_id, host, epoch, ports[instance_id])
+
+    async def _refresh_one(self, instance_id: str, host: str, epoch: int, ports: tuple[InstancePort, ...]) -> None:
+        client = HostClient(self._cloud.bus, instance_id=instance_id, epoch=epoch, deadline_s=HOST_DEADLINE_S)
+        try:
+            await client.ensure_ports(host, tuple(port.definition for port in ports))
+        except InstarError as error:  # the host gets them with the next operation, or when it comes back
+            log.warning("reconcile.ports_not_refreshed", instance=instance_id, reason=error.message)
 
     def _client(self) -> HostClient:
         return HostClient(self._cloud.bus, deadline_s=HOST_DEADLINE_S)
+
+
+def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Parts of at most `size`."""
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
 
 
 def _should_run(instance: Instance, state: GuestState) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from instar.model.network import InstancePort, RequestedNetwork
@@ -43,6 +44,10 @@ class NetworkService(Protocol):
         ...
 
     async def ports_of(self, instance_id: str) -> tuple[InstancePort, ...]: ...
+
+    async def ports_of_instances(self, instance_ids: Sequence[str]) -> dict[str, tuple[InstancePort, ...]]:
+        """Fresh definitions of the ports of many instances at once. An instance without a port is left out."""
+        ...
 
     async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> None:
         """Raises UnknownReference for a security group (name or id) that the project has not."""

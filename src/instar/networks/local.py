@@ -24,6 +24,8 @@ from instar.networks.definitions import Topology, TopologyCache, instance_port
 from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
 from instar.networks.filter_refresh import FilterRefresh, PortsChanged
 from instar.networks.security_groups import (
+    RecentMembers,
+    RemoteMembers,
     chosen_groups,
     default_group_statements,
     ensure_default_group,
@@ -50,6 +52,8 @@ class LocalNetworks:
         self.refresh = FilterRefresh(store, ports_changed)
         self.addressing = Addressing(store)
         self.topologies = TopologyCache(store)
+        self._members = RemoteMembers(store)
+        self._recent_members = RecentMembers(store)
 
     async def close(self) -> None:
         """Stop telling about changes."""
@@ -175,7 +179,10 @@ class LocalNetworks:
 
     async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
         await self.store.write(sql.ports_bind(instance_id, host, now_us()))
-        return await self.ports_of(instance_id)
+        ports = (await self._ports_of([instance_id], self._recent_members)).get(instance_id, ())
+        if self._recent_members.in_use:
+            self.refresh.instances_changed([instance_id])
+        return ports
 
     async def unbind(self, instance_id: str) -> None:
         await self.store.write(sql.ports_bind(instance_id, "", now_us()))
@@ -191,9 +198,14 @@ class LocalNetworks:
 
     async def ports_of_instances(self, instance_ids: Sequence[str]) -> dict[str, tuple[InstancePort, ...]]:
         """Fresh definitions of many instances at once: what a host needs after `ports_changed`. No port, no key."""
+        return await self._ports_of(instance_ids, self._members)
+
+    async def _ports_of(
+        self, instance_ids: Sequence[str], members: RemoteMembers
+    ) -> dict[str, tuple[InstancePort, ...]]:
         found = await sql.ports_of_instances(self.store, instance_ids)
         topologies = await self.topologies.get({port.network_id: revision for port, revision in found})
-        rules = await host_rules(self.store, [port for port, _ in found])
+        rules = await host_rules(self.store, [port for port, _ in found], members)
         made: dict[str, list[InstancePort]] = {}
         for port, _ in found:
             topology = topologies.get(port.network_id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
 import msgspec
@@ -23,6 +24,8 @@ from instar.store.security_groups import (
 )
 
 DEFAULT = "default"
+LARGE_GROUP = 100  # addresses
+RECENT_S = 1.0
 _PAIRS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 
 
@@ -115,15 +118,17 @@ def chosen_groups(groups: Sequence[Row], names: Sequence[str]) -> tuple[str, ...
     return tuple(dict.fromkeys(chosen))
 
 
-async def host_rules(store: Store, ports: Sequence[PortRecord]) -> dict[str, tuple[SecurityRule, ...]]:
+async def host_rules(
+    store: Store, ports: Sequence[PortRecord], members: RemoteMembers
+) -> dict[str, tuple[SecurityRule, ...]]:
     """The rules of each of these ports (by id), remote groups resolved to the addresses of their members."""
     groups = {group for port in ports if port.port_security for group in port.security_groups}
     if not groups:
         return {}
     rules = await group_rules(store, groups)
     remote = {rule.remote_group_id for of_group in rules.values() for rule in of_group if rule.remote_group_id}
-    members = await _member_cidrs(store, remote)
-    ready = {group: tuple(_host_rule(rule, members) for rule in of_group) for group, of_group in rules.items()}
+    cidrs = await members.cidrs(remote)
+    ready = {group: tuple(_host_rule(rule, cidrs) for rule in of_group) for group, of_group in rules.items()}
     return {
         port.id: tuple(rule for group in port.security_groups for rule in ready.get(group, ()))
         for port in ports
@@ -131,18 +136,57 @@ async def host_rules(store: Store, ports: Sequence[PortRecord]) -> dict[str, tup
     }
 
 
-async def _member_cidrs(store: Store, groups: set[str]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """(group, ethertype) → where its members are, with the pairs that they may use besides."""
-    if not groups:
-        return {}
-    addresses = await group_member_addresses(store, groups)
-    found = {(group, "IPv4"): collapsed(of_group) for group, of_group in addresses.items()}
-    for row in await group_member_pairs(store, groups):
-        for cidr, _ in _PAIRS.decode(row["allowed_pairs"]):
-            key = (row["group_id"], "IPv6" if ":" in cidr else "IPv4")
-            if cidr not in found.get(key, ()):
-                found[key] = (*found.get(key, ()), cidr)
-    return found
+Cidrs = Mapping[tuple[str, str], tuple[str, ...]]  # (group, ethertype) → where its members are
+
+
+class RemoteMembers:
+    """Where the members of groups are, as rules that name a group need it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def cidrs(self, groups: set[str]) -> Cidrs:
+        """Addresses of members, with the pairs that they may use besides."""
+        if not groups:
+            return {}
+        found, _ = await self._read(groups)
+        return found
+
+    async def _read(self, groups: set[str]) -> tuple[dict[tuple[str, str], tuple[str, ...]], set[str]]:
+        """Also says which groups are large."""
+        addresses = await group_member_addresses(self._store, groups)
+        found = {(group, "IPv4"): collapsed(of_group) for group, of_group in addresses.items()}
+        for row in await group_member_pairs(self._store, groups):
+            for cidr, _ in _PAIRS.decode(row["allowed_pairs"]):
+                key = (row["group_id"], "IPv6" if ":" in cidr else "IPv4")
+                if cidr not in found.get(key, ()):
+                    found[key] = (*found.get(key, ()), cidr)
+        return found, {group for group, of_group in addresses.items() if len(of_group) > LARGE_GROUP}
+
+
+class RecentMembers(RemoteMembers):
+    """The same, but members of a large group are as they were a moment ago: reading thousands of addresses for each build
+    of one more would cost more than the rest of the build. Whoever uses it has the instance refreshed afterwards, as the
+    filters of all the other members are."""
+
+    def __init__(self, store: Store, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(store)
+        self._monotonic = monotonic
+        self._known: dict[str, tuple[float, Cidrs]] = {}  # large groups alone
+
+    async def cidrs(self, groups: set[str]) -> Cidrs:
+        now = self._monotonic()
+        self._known = {group: known for group, known in self._known.items() if now - known[0] < RECENT_S}
+        known = {group: self._known[group][1] for group in groups if group in self._known}
+        found, large = await self._read(groups - known.keys()) if groups - known.keys() else ({}, set())
+        for group in large:
+            self._known[group] = (now, {key: cidrs for key, cidrs in found.items() if key[0] == group})
+        return {**found, **{key: cidrs for of_group in known.values() for key, cidrs in of_group.items()}}
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a large group: what was said of it may be out of date."""
+        return bool(self._known)
 
 
 def _host_rule(rule: SecurityGroupRuleRecord, members: Mapping[tuple[str, str], tuple[str, ...]]) -> SecurityRule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -157,6 +157,19 @@ async def instances_of_host(store: Store, host: str) -> list[Instance]:
     """Instances that are on this host by the record."""
     rows = await store.read("SELECT * FROM instances WHERE host = :host AND deleted = 0", {"host": host})
     return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
+
+
+async def instance_places(store: Store, instance_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """(host, epoch) of those of these instances that are on a host."""
+    if not instance_ids:
+        return {}
+    params: dict[str, Value] = {f"i{number}": instance_id for number, instance_id in enumerate(instance_ids)}
+    names = ", ".join(f":{name}" for name in params)
+    rows = await store.read(
+        f"SELECT id, host, epoch FROM instances WHERE id IN ({names}) AND host IS NOT NULL AND deleted = 0",  # noqa: S608
+        params,
+    )
+    return {row["id"]: (row["host"], row["epoch"]) for row in rows}
 
 
 async def instances_existing(store: Store) -> dict[str, str | None]:
