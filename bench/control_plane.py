@@ -5,130 +5,131 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from typing import Any
 
 from bench.http_client import Connection
 from bench.process import Cloud, cloud
+from bench.refs import Refs, build, refs_of
 from bench.table import Row
 
-ONE_BY_ONE = 100
-IN_PARALLEL = 600
+ONE_BY_ONE = 200
+WARM_UP = 20
+IN_PARALLEL = 800
+ROUNDS = 3
 CLIENTS = 16
 LISTED = 1000
-READS = 6000
-POLL_S = 0.004
-BUILD_DEADLINE_S = 60.0
-
-
-class Refs:
-    """What every build names."""
-
-    def __init__(self, image: str, flavor: str, network: str) -> None:
-        self.image, self.flavor, self.network = image, flavor, network
-
-    def body(self, name: str) -> dict[str, Any]:
-        return {
-            "server": {
-                "name": name, "imageRef": self.image, "flavorRef": self.flavor,
-                "networks": [{"uuid": self.network}],
-            }
-        }  # fmt: skip
-
-
-async def refs_of(connection: Connection) -> Refs:
-    images = (await connection.json("GET", "/image/v2/images?name=tiny"))["images"]
-    flavors = (await connection.json("GET", "/compute/v2.1/flavors/detail"))["flavors"]
-    networks = (await connection.json("GET", "/network/v2.0/networks?name=private"))["networks"]
-    smallest = min(flavors, key=lambda flavor: flavor["ram"])
-    return Refs(images[0]["id"], smallest["id"], networks[0]["id"])
-
-
-async def build(connection: Connection, refs: Refs, name: str, poll_s: float) -> tuple[str, float, float]:
-    """(id, seconds to 202, seconds to ACTIVE). Raises RuntimeError when the server ends in ERROR."""
-    began = time.perf_counter()
-    answer = await connection.json("POST", "/compute/v2.1/servers", refs.body(name), expect=202)
-    accepted = time.perf_counter() - began
-    server_id = answer["server"]["id"]
-    async with asyncio.timeout(BUILD_DEADLINE_S):
-        while True:
-            server = (await connection.json("GET", f"/compute/v2.1/servers/{server_id}"))["server"]
-            if server["status"] == "ACTIVE":
-                return server_id, accepted, time.perf_counter() - began
-            if server["status"] == "ERROR":
-                raise RuntimeError(server["fault"]["message"])
-            await asyncio.sleep(poll_s)
+READS = 8000
+LISTS = 15
+POLL_ONE_S = 0.001
+POLL_MANY_S = 0.02  # a client that asks more often measures its own questions
+STARTS = 3
 
 
 async def control_plane() -> list[Row]:
-    rows = []
+    """Everything that a user of the API waits for, and what the process costs."""
     async with cloud() as one:
         connection = one.connect()
         refs = await refs_of(connection)
-        rows += await _one_by_one(connection, refs)
+        rows = await _one_by_one(connection, refs)
+        ids = await _until_listed(connection, refs)
+        rows += await _lists(one, connection, ids)
+        rows.append(Row("resident memory with 1,000 servers", one.resident_mib, "MB", at_most=150))
         rows += await _in_parallel(one, refs)
-        rows += await _lists(one, connection)
-        rows.append(Row("memory of the process, 1,000 servers", one.resident_mib, "MiB", at_most=150))
         await connection.close()
-        await one.stop()
-        rows.append(Row("start-up to first answer, 1,000 servers", await one.start(), "s", at_most=1.5))
+        rows.append(await _start_ups(one))
     return rows
 
 
 async def _one_by_one(connection: Connection, refs: Refs) -> list[Row]:
-    timings = [await build(connection, refs, f"one-{number}", 0) for number in range(ONE_BY_ONE)]
-    accepted = statistics.median(timing[1] for timing in timings) * 1000
-    active = statistics.median(timing[2] for timing in timings) * 1000
+    for number in range(WARM_UP):
+        await build(connection, refs, f"warm-{number}", POLL_ONE_S)
+    built = [await build(connection, refs, f"one-{number}", POLL_ONE_S) for number in range(ONE_BY_ONE)]
     return [
-        Row("POST /servers → 202, median", accepted, "ms", at_most=5),
-        Row("POST /servers → ACTIVE, median", active, "ms", at_most=20),
+        Row("POST /servers → 202, median", statistics.median(one.accepted_s for one in built) * 1000, "ms", at_most=5),
+        Row("POST /servers → ACTIVE, median", statistics.median(one.active_s for one in built) * 1000, "ms", at_most=20),
     ]
 
 
+async def _until_listed(connection: Connection, refs: Refs) -> list[str]:
+    """Ids of LISTED servers."""
+    listed = await connection.json("GET", f"/compute/v2.1/servers?limit={LISTED}")
+    ids = [server["id"] for server in listed["servers"]]
+    return ids + [(await build(connection, refs, f"more-{n}", POLL_ONE_S)).id for n in range(LISTED - len(ids))]
+
+
 async def _in_parallel(one: Cloud, refs: Refs) -> list[Row]:
-    names = iter(range(IN_PARALLEL))
+    """ROUNDS times the same, because other work on the machine takes its share: the best and the median are told."""
+    rates, failed, cpu = [], 0, one.cpu_s
+    for turn in range(ROUNDS):
+        began = time.perf_counter()
+        failures = await _round(one, refs, turn)
+        rates.append((IN_PARALLEL - failures) / (time.perf_counter() - began))
+        failed += failures
+    cpu_ms = (one.cpu_s - cpu) / (IN_PARALLEL * ROUNDS) * 1000
+    return [
+        Row(f"builds per second, {CLIENTS} clients, best of {ROUNDS}", max(rates), "/s", at_least=100),
+        Row(f"builds per second, {CLIENTS} clients, median of {ROUNDS}", statistics.median(rates), "/s", at_least=100),
+        Row("builds that failed", failed, "", at_most=0),
+        Row(f"CPU per build, with polls each {POLL_MANY_S * 1000:g} ms", cpu_ms, "ms"),
+    ]
+
+
+async def _round(one: Cloud, refs: Refs, turn: int) -> int:
+    """How many of IN_PARALLEL builds failed."""
+    numbers = iter(range(IN_PARALLEL))
     failed = 0
 
     async def client() -> None:
         nonlocal failed
         connection = one.connect()
-        for number in names:
+        for number in numbers:
             try:
-                await build(connection, refs, f"many-{number}", POLL_S)
-            except (RuntimeError, TimeoutError):
+                await build(connection, refs, f"many-{turn}-{number}", POLL_MANY_S)
+            except (RuntimeError, TimeoutError) as error:
+                print(f"many-{turn}-{number}: {error}")
                 failed += 1
         await connection.close()
 
-    cpu, began = one.cpu_s, time.perf_counter()
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    took = time.perf_counter() - began
-    return [
-        Row(f"builds per second, {CLIENTS} clients", (IN_PARALLEL - failed) / took, "/s", at_least=100),
-        Row("builds that failed", failed, "", at_most=0),
-        Row("CPU of one build, clients' polls included", (one.cpu_s - cpu) / IN_PARALLEL * 1000, "ms"),
-    ]
+    return failed
 
 
-async def _lists(one: Cloud, connection: Connection) -> list[Row]:
-    refs = await refs_of(connection)
-    listed = len((await connection.json("GET", f"/compute/v2.1/servers?limit={LISTED}"))["servers"])
-    ids = [(await build(connection, refs, f"more-{number}", 0))[0] for number in range(max(1, LISTED - listed))]
+async def _lists(one: Cloud, connection: Connection, ids: list[str]) -> list[Row]:
     took = []
-    for _ in range(9):
+    for _ in range(LISTS):
         began = time.perf_counter()
         status, _ = await connection.request("GET", f"/compute/v2.1/servers/detail?limit={LISTED}")
         took.append((time.perf_counter() - began) * 1000)
-        assert status == 200
-    path = f"/compute/v2.1/servers/{ids[0]}"
+        if status != 200:
+            raise RuntimeError(f"GET /servers/detail: {status}")
+    rates = [await _read_one(one, ids) for _ in range(ROUNDS)]
+    return [
+        Row("GET /servers/detail of 1,000 servers, best", min(took), "ms", at_most=40),
+        Row("GET /servers/detail of 1,000 servers, median", statistics.median(took), "ms", at_most=40),
+        Row(f"GET /servers/{{id}}, best of {ROUNDS}", max(rates), "/s", at_least=2000),
+        Row(f"GET /servers/{{id}}, median of {ROUNDS}", statistics.median(rates), "/s", at_least=2000),
+    ]
+
+
+async def _read_one(one: Cloud, ids: list[str]) -> float:
+    """Reads of single servers per second, by CLIENTS clients."""
+    paths = iter([f"/compute/v2.1/servers/{ids[number % len(ids)]}" for number in range(READS)])
 
     async def reader() -> None:
         mine = one.connect()
-        for _ in range(READS // CLIENTS):
-            await mine.request("GET", path)
+        for path in paths:
+            status, _ = await mine.request("GET", path)
+            if status != 200:
+                raise RuntimeError(f"GET {path}: {status}")
         await mine.close()
 
     began = time.perf_counter()
     await asyncio.gather(*(reader() for _ in range(CLIENTS)))
-    return [
-        Row("GET /servers/detail of 1,000 servers, median", statistics.median(took), "ms", at_most=40),
-        Row("GET /servers/{id}", READS / (time.perf_counter() - began), "/s", at_least=2000),
-    ]
+    return READS / (time.perf_counter() - began)
+
+
+async def _start_ups(one: Cloud) -> Row:
+    times = []
+    for _ in range(STARTS):
+        await one.stop()
+        times.append(await one.start())
+    return Row(f"start-up to first answer, median of {STARTS}", statistics.median(times), "s", at_most=1.5)

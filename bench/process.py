@@ -21,6 +21,7 @@ from bench.http_client import Connection, token_of
 
 READY_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 30.0
+DOWN_DEADLINE_S = 120.0
 
 
 class Cloud:
@@ -37,11 +38,11 @@ class Cloud:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> float:
-        """Seconds until the ready line."""
+        """Seconds from the start of the program to its first answer to a request."""
         began = time.perf_counter()
         with (self.directory / "up.log").open("ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "instar", *self._arguments,
+                sys.executable, "-m", "instar.cli", *self._arguments,
                 stdout=asyncio.subprocess.PIPE, stderr=errors, env={**os.environ, **self._environ},
             )  # fmt: skip
         assert self._process.stdout is not None
@@ -52,8 +53,11 @@ class Cloud:
                     raise RuntimeError(f"instar up ended: {(self.directory / 'up.log').read_text()[-2000:]}")
                 if line.startswith("ready: "):
                     break
-        took = time.perf_counter() - began
         self.url = line.split()[1].strip()
+        first = Connection(self.url)
+        await first.json("GET", "/compute/")
+        took = time.perf_counter() - began
+        await first.close()
         clouds: dict[str, Any] = yaml.safe_load((self.directory / "clouds.yaml").read_text())
         self.token, _ = await token_of(self.url, clouds["clouds"]["instar"])
         return took
@@ -108,7 +112,6 @@ async def cloud(
         yield one
     finally:
         await one.stop()
-        subprocess.run(
-            [sys.executable, "-m", "instar", "down", "--dir", str(directory)], check=False, capture_output=True, timeout=60
-        )
+        down = [sys.executable, "-m", "instar.cli", "down", "--dir", str(directory)]
+        await asyncio.to_thread(subprocess.run, down, check=False, capture_output=True, timeout=DOWN_DEADLINE_S)
         shutil.rmtree(directory, ignore_errors=True)

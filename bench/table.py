@@ -8,6 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 
+class Skipped(Exception):
+    """This machine cannot make the measurement; the text says why."""
+
+
 class Row(NamedTuple):
     """One measurement; without a bound it is only told."""
 
@@ -31,7 +35,7 @@ class Row(NamedTuple):
 
 
 def print_table(title: str, rows: list[Row]) -> None:
-    table = Table(title=title)
+    table = Table(title=title, title_justify="left", min_width=100)
     for column, justify in (("measured", "left"), ("value", "right"), ("budget", "right"), ("holds", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in rows:

@@ -83,13 +83,14 @@ def capacity(request: SchedulingRequest, _circumstances: Circumstances) -> Rule:
     vcpus, memory_mib, disk_gib = flavor.vcpus, flavor.memory_mib, disk_gib_of(flavor)
 
     def passes(host: HostView) -> bool:
+        inventory = host.inventory
         return (
             host.memory_free_mib >= memory_mib
             and host.vcpus_free >= vcpus
             and (host.disk_free_gib >= disk_gib or not disk_gib)
-            and host.inventory is not None
-            and host.inventory.vcpus >= vcpus
-            and host.inventory.memory_mib >= memory_mib
+            and inventory is not None
+            and inventory.vcpus >= vcpus
+            and inventory.memory_mib >= memory_mib
         )
 
     def why(host: HostView) -> str:
@@ -120,7 +121,16 @@ def image_properties(request: SchedulingRequest, _circumstances: Circumstances) 
         return None
     architecture = _ARCHITECTURES.get(architecture, architecture)
 
-    def refusal(host: HostView) -> str | None:
+    def passes(host: HostView) -> bool:
+        inventory = host.inventory
+        return (
+            inventory is not None
+            and (not architecture or architecture == inventory.cpu_arch)
+            and (not hypervisor or hypervisor in (inventory.hypervisor_type.lower(), inventory.virt_type.lower()))
+            and vm_mode in ("", "hvm")
+        )
+
+    def why(host: HostView) -> str:
         inventory = host.inventory
         if inventory is None:
             return "its inventory is not known"
@@ -128,11 +138,9 @@ def image_properties(request: SchedulingRequest, _circumstances: Circumstances) 
             return f"the image is for {architecture}, the host is {inventory.cpu_arch}"
         if hypervisor and hypervisor not in (inventory.hypervisor_type.lower(), inventory.virt_type.lower()):
             return f"the image is for hypervisor {hypervisor}, the host has {inventory.hypervisor_type}"
-        if vm_mode and vm_mode != "hvm":
-            return f"the image is for vm mode {vm_mode}, the host has hvm"
-        return None
+        return f"the image is for vm mode {vm_mode}, the host has hvm"
 
-    return Rule(lambda host: refusal(host) is None, lambda host: refusal(host) or "")
+    return Rule(passes, why)
 
 
 def availability_zone(request: SchedulingRequest, _circumstances: Circumstances) -> Rule | None:

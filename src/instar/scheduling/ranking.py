@@ -73,7 +73,9 @@ class Ranking:
         found = [(-self.worth(host) - bonus[host.name], host.name) for host in sift(moved)] if moved else []
         plain, start, length = 0, 0, max(BLOCK_FIRST, count)
         while plain < count and start < len(self._order):
-            block = [host for _, name, host in self._order[start : start + length] if name not in bonus]
+            block = [rank[2] for rank in self._order[start : start + length]]
+            if bonus:
+                block = [host for host in block if host.name not in bonus]
             start, length = start + length, length * BLOCK_GROWTH
             for host in sift(block)[: count - plain]:
                 found.append(self._ranks[host.name][:2])

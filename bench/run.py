@@ -1,0 +1,53 @@
+"""`make bench`: measure DESIGN's numbers and print each beside its budget. What cannot be measured here is said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+
+import click
+import structlog
+import uvloop
+
+from bench.control_plane import control_plane
+from bench.operations import operations
+from bench.recovery import recovery
+from bench.scheduling import scheduling
+from bench.table import Row, Skipped, print_table
+
+PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row]]]]] = {
+    "control-plane": ("Control plane (embedded, simulated hypervisor)", control_plane),
+    "operations": ("Operations, control-plane time (embedded, simulated hypervisor)", operations),
+    "scheduling": ("Scheduling (10,000 hosts, in process)", scheduling),
+    "recovery": ("Recovery (kill -9, simulated hypervisor)", recovery),
+}
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure this part alone; may be repeated.")
+def main(only: tuple[str, ...]) -> None:
+    """Measure, and print a table for each part. Exit 1 only when a measurement could not be made."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    failed = False
+    for name in only or tuple(PARTS):
+        title, measure = PARTS[name]
+        try:
+            print_table(title, uvloop.run(_measured(measure)))
+        except Skipped as reason:
+            click.echo(f"{title}: not measured, {reason}")
+        except Exception:
+            failed = True
+            click.echo(f"{title}: could not be measured", err=True)
+            traceback.print_exc()
+    sys.exit(1 if failed else 0)
+
+
+async def _measured(measure: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    return await asyncio.ensure_future(measure())
+
+
+if __name__ == "__main__":
+    main()
