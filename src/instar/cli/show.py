@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from instar.cli.client import CloudClient, read_login
+from instar.cli.clouds_yaml import ADMIN_CLOUD
 from instar.cli.up import default_dir
 from instar.config import describe, load
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), help="The directory of the running cloud.")
 _cloud = click.option("--os-cloud", help="Its name in clouds.yaml. [default: OS_CLOUD, else instar]")
+# Whoever works as a member all day is the operator here.
+_admin_cloud = click.option("--os-cloud", default=ADMIN_CLOUD, show_default=True, help="Its name in clouds.yaml.")
 
 
 def _client(directory: Path | None, cloud: str | None) -> CloudClient:
@@ -77,8 +80,8 @@ def admin() -> None:
 
 @admin.command("hosts")
 @_dir
-@_cloud
-def admin_hosts(directory: Path | None, os_cloud: str | None) -> None:
+@_admin_cloud
+def admin_hosts(directory: Path | None, os_cloud: str) -> None:
     """Every host: up or down, and what is claimed of what it may give out.
 
     \b
@@ -104,8 +107,8 @@ AMOUNTS = (("vcpus", ""), ("memory", "_mib"), ("disk", "_gib"))
 
 @admin.command("operations")
 @_dir
-@_cloud
-def admin_operations(directory: Path | None, os_cloud: str | None) -> None:
+@_admin_cloud
+def admin_operations(directory: Path | None, os_cloud: str) -> None:
     """Operations in flight, oldest first, with the conductor that runs each."""
     answer = _client(directory, os_cloud).get_json("/v1/operations")
     table = _table("operation", "server", "request", "conductor", "epoch")
@@ -118,8 +121,8 @@ def admin_operations(directory: Path | None, os_cloud: str | None) -> None:
 
 @admin.command("audit")
 @_dir
-@_cloud
-def admin_audit(directory: Path | None, os_cloud: str | None) -> None:
+@_admin_cloud
+def admin_audit(directory: Path | None, os_cloud: str) -> None:
     """Hold what is on every host against what should be: guests, disks, taps, ports, claims, states, quotas.
 
     Prints one line for each thing without an owner, and for each record without its thing. Exit status 1 when there is

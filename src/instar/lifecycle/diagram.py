@@ -70,7 +70,6 @@ def lines_of(operation: Operation, steps: Sequence[Step]) -> Iterator[Line]:
             yield Line(Kind.NOTE, "conductor", text=f"{_ms(step.started_at - before)} later")
         if step.task_state is not None and step.task_state != task and not unwinding:
             task = step.task_state
-            yield Line(Kind.CALL, "conductor", "database", f"task_state {task}")
             yield Line(Kind.NOTE, "database", text=f"task_state {task}")
         yield from _step(step)
         before = step.finished_at or step.started_at

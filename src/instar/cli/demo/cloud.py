@@ -23,7 +23,8 @@ from instar.errors import InstarError, StartupError
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 30.0
 GONE_DEADLINE_S = 5.0
-READY = "ready: "
+READY = b"ready: "
+POLL_S = 0.2
 LOG_LINES_SHOWN = 25
 
 
@@ -37,31 +38,30 @@ class DemoCloud:
         self.footprint = Footprint(self.directory, self.state.cloud_id)
         self.url = ""
         self._log = self.directory / "up.log"
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Blocking, until it answers. Raises StartupError with the end of its log."""
+        """Blocking, until it answers. Raises StartupError."""
         command = [sys.executable, "-m", "instar.cli", "up", "--dir", str(self.directory), "--port", "0"]
         with self._log.open("w") as log:
             # A session of its own: Ctrl-C is for the demo, which then stops the cloud in order.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
         self.url = self._wait_until_ready(self._process)
 
-    def _wait_until_ready(self, process: subprocess.Popen[str]) -> str:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str:
         assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        deadline, said = time.monotonic() + START_DEADLINE_S, ""
+        deadline, said = time.monotonic() + START_DEADLINE_S, b""
         while time.monotonic() < deadline:
-            select.select([process.stdout], [], [], 0.2)
-            said += process.stdout.read() or ""
+            if select.select([process.stdout], [], [], POLL_S)[0]:
+                said += os.read(process.stdout.fileno(), 65_536)
             for line in said.splitlines(keepends=True):
-                if line.startswith(READY) and line.endswith("\n"):
-                    return line.removeprefix(READY).strip()
+                if line.startswith(READY) and line.endswith(b"\n"):
+                    return line.removeprefix(READY).decode().strip()
             if process.poll() is not None:
-                raise StartupError(f"The cloud did not start:\n{self.log_end()}")
-        raise StartupError(f"The cloud did not answer within {START_DEADLINE_S:g} seconds:\n{self.log_end()}")
+                raise StartupError("The cloud did not start: see its log above.")
+        raise StartupError(f"The cloud did not answer within {START_DEADLINE_S:g} seconds.")
 
     def log_end(self) -> str:
         """The last lines of the cloud's log."""

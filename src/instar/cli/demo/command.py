@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -55,6 +56,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _go_on(_number: int, _frame: FrameType | None) -> None:
+    return
+
+
 def _demo(say: Say) -> int:
     failure, story = "", Story()
     asyncio.run(ensure_built(say))
@@ -65,10 +70,14 @@ def _demo(say: Say) -> int:
         failure = "interrupted"
     except InstarError as error:
         failure = error.message
+    except Exception as error:  # the edge: whatever it was, what is there must go, and the reader is told
+        failure = f"{type(error).__name__}: {error}"
+        click.echo(traceback.format_exc(), err=True)
     finally:
-        # From here on nothing may stop us: half a removal would leave things behind.
+        # From here on nothing may stop us: half a removal would leave things behind. A handler, and not SIG_IGN: that
+        # would be inherited by what we start, and a shell that was started so can never be told to end.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, _go_on)
         if failure or not all(row.ok for row in story.rows):
             say(f"the end of the cloud's log:\n{cloud.log_end()}")
         say("removing the cloud")

@@ -22,6 +22,10 @@ _ADDRESS = re.compile(r"INSTAR-NET \S+ address=([0-9.]+)/")
 DETACH_AGAIN = (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_ERR_DEVICE_MISSING)
 
 
+# Refusals are answers here; libvirt would print each of them.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
 class DemoFailed(InstarError):
     """What was promised did not come true."""
 

@@ -95,10 +95,7 @@ class Walk:
             self._server = self._wait_for("ACTIVE")
         self._address = next(iter(self._server.addresses.values()))[0]["addr"]
         self._cloud.footprint.taps.update(self._domain.nics())
-        console = self._wait_for_boot()
-        if self._address not in console.addresses:
-            raise DemoFailed(f"The guest's console shows {console.addresses}, not its address {self._address}.")
-        self._boots = console.boots
+        self._boots = self._wait_for_boot()
         self._wait_for_ping()
         self._story.diagram = self._client.get(f"/v1/servers/{self._server.id}/diagram").decode()
         return f"{self._address} is on the guest's console and answers ping"
@@ -129,7 +126,7 @@ class Walk:
         after = self._domain.running_id()
         if after is None or after == before:
             raise DemoFailed(f"The domain id is {after}, and was {before} before the reboot.")
-        boots, self._boots = self._boots, self._wait_for_boot().boots
+        boots, self._boots = self._boots, self._wait_for_boot()
         if self._boots != boots + 1:
             raise DemoFailed(f"The boot counter on the guest's disk is {self._boots}, after {boots}.")
         self._wait_for_ping()
@@ -147,7 +144,7 @@ class Walk:
         with self._operation("start"):
             self._connection.compute.start_server(self._server)
             self._wait_for("ACTIVE")
-        boots, self._boots = self._boots, self._wait_for_boot().boots
+        boots, self._boots = self._boots, self._wait_for_boot()
         if self._boots != boots + 1:
             raise DemoFailed(f"The boot counter on the guest's disk is {self._boots}, after {boots}.")
         self._wait_for_ping()
@@ -210,23 +207,29 @@ class Walk:
         self._hypervisor_s, self._control_s = times_of(newest)
 
     def _wait_for(self, status: str) -> Any:
-        return self._connection.compute.wait_for_server(
-            self._server, status=status, interval=POLL_S, wait=OPERATION_DEADLINE_S
-        )
+        # Read anew: the SDK believes the status that it has seen last, which is that of before.
+        now = self._connection.compute.get_server(self._server.id)
+        return self._connection.compute.wait_for_server(now, status=status, interval=POLL_S, wait=OPERATION_DEADLINE_S)
 
     def _console(self) -> str:
         return str(self._connection.compute.get_server_console_output(self._server)["output"])
 
-    def _wait_for_boot(self) -> Console:
-        """The guest tells that it is up, for a boot that it had not told of before."""
+    def _wait_for_boot(self) -> int:
+        """The guest tells on its console that it is up, with its address, for a boot that it had not told of before.
+
+        The number of the boot, which it counts on its disk."""
         began = time.monotonic()
+        console = Console(0, 0, [])
         while time.monotonic() - began < GUEST_DEADLINE_S:
             console = read_console(self._console())
-            if console.ready > self._boots and console.ready == console.boots:
+            if console.ready > self._boots and console.ready == console.boots and self._address in console.addresses:
                 self._guest_s = time.monotonic() - began
-                return console
+                return console.boots
             time.sleep(POLL_S)
-        raise DemoFailed(f"The guest's console did not show a boot within {GUEST_DEADLINE_S:g} s.")
+        raise DemoFailed(
+            f"The guest's console shows boot {console.boots}, ready {console.ready}, addresses {console.addresses} after "
+            f"{GUEST_DEADLINE_S:g} s, and not a new boot with {self._address}."
+        )
 
     def _wait_for_ping(self) -> None:
         deadline = time.monotonic() + GUEST_DEADLINE_S
