@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import subprocess
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -21,44 +20,26 @@ COMMAND_MAX_S = 20.0
 async def run(*argv: str, stdin: str | None = None, timeout_s: float = COMMAND_MAX_S) -> bytes:
     """The standard output of a command. Raises HypervisorError (it failed, is not installed, or took too long); what it
     said on standard error goes to the log, not to users."""
+    # In a thread, not as a subprocess of the event loop: under uvloop, commands that ran side by side were now and then
+    # killed by SIGPIPE before they had read their input.
+    return await asyncio.to_thread(_run, argv, (stdin or "").encode(), timeout_s)
+
+
+def _run(argv: tuple[str, ...], given: bytes, timeout_s: float) -> bytes:
     program = argv[0]
     began = time.monotonic()
-    with _as_file(stdin or "") as given:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv, stdin=given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-            )
-        except FileNotFoundError:
-            raise HypervisorError(reason=f"the program {program} is not installed on the host") from None
     try:
-        async with asyncio.timeout(timeout_s):
-            output, errors = await process.communicate()
-    except TimeoutError:
+        ended = subprocess.run(argv, input=given, capture_output=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise HypervisorError(reason=f"the program {program} is not installed on the host") from None
+    except subprocess.TimeoutExpired:
         raise HypervisorError(reason=f"the host's {program} did not finish within {timeout_s:g} seconds") from None
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.shield(process.wait())
-    if process.returncode != 0:
-        text = errors.decode(errors="replace")[:2000]
-        log.warning("host_command.failed", argv=argv, code=process.returncode, errors=text)
+    if ended.returncode != 0:
+        text = ended.stderr.decode(errors="replace")[:2000]
+        log.warning("host_command.failed", argv=argv, code=ended.returncode, errors=text)
         raise HypervisorError(reason=f"the host's {program} refused a change of the networking")
     log.debug("host_command.done", argv=argv, took_s=round(time.monotonic() - began, 4))
-    return output
-
-
-@contextlib.contextmanager
-def _as_file(text: str) -> Iterator[int]:
-    """A file in memory, open at its start. A pipe would do, but for programs that end before they have read it all: then
-    uvloop raises a RuntimeError where asyncio says nothing."""
-    file = os.memfd_create("instar-stdin")
-    try:
-        os.write(file, text.encode())
-        os.lseek(file, 0, os.SEEK_SET)
-        yield file
-    finally:
-        os.close(file)
+    return ended.stdout
 
 
 async def ip_batch(lines: list[str], *, namespace: str | None = None, force: bool = False) -> None:
