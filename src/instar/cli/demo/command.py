@@ -50,6 +50,7 @@ def demo() -> None:
 
 
 Say = Callable[[str], None]
+INTERRUPTED = "interrupted"
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -67,7 +68,7 @@ def _demo(say: Say) -> int:
     try:
         _walk(cloud, story, say)
     except KeyboardInterrupt:
-        failure = "interrupted"
+        failure = INTERRUPTED
     except InstarError as error:
         failure = error.message
     except Exception as error:  # the edge: whatever it was, what is there must go, and the reader is told
@@ -78,7 +79,7 @@ def _demo(say: Say) -> int:
         # would be inherited by what we start, and a shell that was started so can never be told to end.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _go_on)
-        if failure or not all(row.ok for row in story.rows):
+        if failure != INTERRUPTED and (failure or not all(row.ok for row in story.rows)):
             say(f"the end of the cloud's log:\n{cloud.log_end()}")
         say("removing the cloud")
         left = cloud.remove(say)
