@@ -8,8 +8,8 @@ own with limits and a deadline and with the format forced, says that QEMU can op
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
+import subprocess
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -125,28 +125,24 @@ async def _ask_qemu_img(path: Path, disk_format: str, virtual_size: int, deadlin
     ]
     if shutil.which("qemu-img") is None:
         raise HypervisorError(reason="qemu-img is not installed where the image service runs")
-    process = await asyncio.create_subprocess_exec(
-        "prlimit", *limits, "--", "qemu-img", "info", "--output=json", "-f", disk_format, str(path),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
     try:
-        async with asyncio.timeout(deadline_s):
-            output, trouble = await process.communicate()
-    except TimeoutError as error:
+        # In a thread: subprocesses of uvloop that start side by side are not reliable (see linux_network/host_commands).
+        ended = await asyncio.to_thread(
+            subprocess.run,
+            ["prlimit", *limits, "--", "qemu-img", "info", "--output=json", "-f", disk_format, str(path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=deadline_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
         raise ImageUnusable(f"The image could not be inspected within {deadline_s:g} seconds.") from error
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    if process.returncode != 0 or len(output) > _QEMU_IMG_OUTPUT_MAX_BYTES:
+    if ended.returncode != 0 or len(ended.stdout) > _QEMU_IMG_OUTPUT_MAX_BYTES:
         # Its words hold the path of the file: they are for the log, not for the user.
-        log.warning("image.qemu_img_refused", exit_code=process.returncode, says=trouble[:500].decode(errors="replace"))
+        log.warning("image.qemu_img_refused", exit_code=ended.returncode, says=ended.stderr[:500].decode(errors="replace"))
         raise ImageUnusable(f"QEMU cannot open the image as {disk_format}.")
     try:
-        info = msgspec.json.decode(output, type=_Info)
+        info = msgspec.json.decode(ended.stdout, type=_Info)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # names in a header need not be text
         raise ImageUnusable(f"QEMU cannot describe the image as {disk_format}.") from error
     _check_info(info, disk_format, virtual_size)
