@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from program import Up, running
+from tests.cli.program import Up, running
 
 
 @pytest.fixture(scope="session")

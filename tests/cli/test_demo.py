@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from program import INSTAR
+
+from tests.cli.program import INSTAR
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
 

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from program import Up, instar
+
+from tests.cli.program import Up, instar
 
 
 def login(cloud: Up, name: str) -> httpx.Client:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import yaml
-from program import Up, instar, running
+
+from tests.cli.program import Up, instar, running
 
 SIMULATED = ("--hypervisor", "simulated")
 

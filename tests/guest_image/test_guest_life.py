@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from qemu_machine import QemuMachine, make_config_drive
 
 from instar.images.guest import GuestImage
+from tests.guest_image.qemu_machine import QemuMachine, make_config_drive
 
 INSTANCE = "6f70656e-7374-4163-8b00-000000000001"
 USER_DATA = """\

@@ -68,6 +68,8 @@ def now_us() -> int:
 class LocalImages:
     """Implements `ImageService`. Call `open` before anything else; `clock` gives microseconds since the epoch."""
 
+    participant = "image"  # in the journal of operations
+
     def __init__(
         self, store: Store, state_dir: Path, settings: ImageSettings, *, clock: Callable[[], int] = now_us
     ) -> None:
