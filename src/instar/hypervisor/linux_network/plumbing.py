@@ -24,6 +24,8 @@ from instar.model.network import NetworkDefinition
 log = structlog.get_logger(__name__)
 
 OUTER_INTERFACE = "out"
+PLUG_ATTEMPTS = 5
+PLUG_PAUSE_S = 0.05  # a tap that leaves is gone in less
 SYS_NET = Path("/sys/class/net")
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _NAMESPACE_SYSCTLS = (
@@ -208,8 +210,16 @@ class Plumbing:
 
     async def _plug(self, network: NetworkDefinition, taps: tuple[str, ...]) -> None:
         """Put running guests' taps back into a bridge that had to be made again."""
-        there = await asyncio.to_thread(self._look, network, taps)
-        await ip_batch([f"link set {tap} master {self._bridge} up" for tap in there.strays])
+        for attempt in range(PLUG_ATTEMPTS):
+            strays = (await asyncio.to_thread(self._look, network, taps)).strays
+            try:
+                await ip_batch([f"link set {tap} master {self._bridge} up" for tap in strays])
+                return
+            except HypervisorError:
+                # The tap of a guest that ends leaves the bridge first and the host a moment later: it needs no place.
+                if attempt == PLUG_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(PLUG_PAUSE_S)
 
     async def _ensure_routes(self, network: NetworkDefinition, link: Link) -> None:
         """The host reaches the subnets, unless a route of its own is in the way."""
