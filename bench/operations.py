@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from typing import Any
 
 from bench.http_client import Connection
 from bench.process import cloud
-from bench.refs import build, reach, refs_of
+from bench.refs import build, gone, reach, refs_of
 from bench.table import Row
 
 TURNS = 40
 POLL_S = 0.001
-DELETE_DEADLINE_S = 30.0
 
 
 async def operations() -> list[Row]:
@@ -48,9 +46,5 @@ async def _act(connection: Connection, server_id: str, action: dict[str, Any], s
 async def _delete(connection: Connection, server_id: str) -> float:
     began = time.perf_counter()
     await connection.json("DELETE", f"/compute/v2.1/servers/{server_id}", expect=204)
-    async with asyncio.timeout(DELETE_DEADLINE_S):
-        while True:
-            status, _ = await connection.request("GET", f"/compute/v2.1/servers/{server_id}")
-            if status == 404:
-                return time.perf_counter() - began
-            await asyncio.sleep(POLL_S)
+    await gone(connection, server_id, POLL_S)
+    return time.perf_counter() - began

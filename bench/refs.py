@@ -78,3 +78,13 @@ async def reach(connection: Connection, server_id: str, status: str, poll_s: flo
                 if server["status"] == "ERROR":
                     raise RuntimeError(f"{server['name']}: {server['fault']['message']}")
             await asyncio.sleep(poll_s)
+
+
+async def gone(connection: Connection, server_id: str, poll_s: float) -> None:
+    """Poll until the server is deleted."""
+    async with asyncio.timeout(BUILD_DEADLINE_S):
+        while True:
+            status, _ = await connection.request("GET", f"/compute/v2.1/servers/{server_id}")
+            if status == 404:
+                return
+            await asyncio.sleep(poll_s)

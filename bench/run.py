@@ -13,6 +13,7 @@ import structlog
 import uvloop
 
 from bench.control_plane import control_plane
+from bench.libvirt_overhead import libvirt_overhead
 from bench.operations import operations
 from bench.recovery import recovery
 from bench.scheduling import scheduling
@@ -22,6 +23,7 @@ PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row]]]]] = {
     "control-plane": ("Control plane (embedded, simulated hypervisor)", control_plane),
     "operations": ("Operations, control-plane time (embedded, simulated hypervisor)", operations),
     "scheduling": ("Scheduling (10,000 hosts, in process)", scheduling),
+    "libvirt": ("Overhead on libvirt (real guests)", libvirt_overhead),
     "recovery": ("Recovery (kill -9, simulated hypervisor)", recovery),
 }
 
