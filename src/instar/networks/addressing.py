@@ -64,6 +64,8 @@ class Addressing:
         chosen = self._next(subnet)
         if chosen is None:
             used = [number(address) for address in await addresses_used(self._store, subnet.id)]
+            if subnet.dhcp_enabled and subnet.dhcp_ip is not None:
+                used.append(number(subnet.dhcp_ip))
             if len(self._free) >= SUBNETS_REMEMBERED_MAX:
                 self._free.clear()
             self._free[subnet.id] = (subnet.revision, FreeAddresses(free_runs(subnet.allocation_pools, used)))
@@ -97,6 +99,13 @@ def subnet_of(topology: Topology, ip_address: str) -> SubnetRecord | None:
         if usable(subnet.cidr, value):
             return subnet
     return None
+
+
+def kept_by_cloud(topology: Topology, subnet: SubnetRecord, ip_address: str) -> bool:
+    """Whether the cloud itself has this address: its DHCP server, or its router on a network with NAT."""
+    if ip_address == subnet.dhcp_ip:
+        return subnet.dhcp_enabled
+    return ip_address == subnet.gateway_ip and (topology.network.nat or subnet.dhcp_ip is None)
 
 
 def usable(cidr: str, value: int) -> bool:

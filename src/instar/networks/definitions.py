@@ -57,6 +57,8 @@ class TopologyCache:
 
 
 def instance_port(port: PortRecord, topology: Topology, rules: tuple[SecurityRule, ...]) -> InstancePort:
+    """A port or network that is administratively down lets nothing through: filtered, with no rule."""
+    up = port.admin_state_up and topology.network.admin_state_up
     return InstancePort(
         definition=PortDefinition(
             id=port.id,
@@ -64,8 +66,8 @@ def instance_port(port: PortRecord, topology: Topology, rules: tuple[SecurityRul
             mac_address=port.mac_address,
             fixed_ips=port.fixed_ips,
             hostname=port.dns_name,
-            port_security=port.port_security,
-            rules=rules,
+            port_security=port.port_security or not up,
+            rules=rules if up else (),
             allowed_pairs=port.allowed_pairs,
         ),
         network_name=topology.network.name,

@@ -25,6 +25,10 @@ class SecurityGroupRuleNotFound(NotFound):
     template = "Security group rule {id} does not exist"
 
 
+class TagNotFound(NotFound):
+    template = "Tag {id} could not be found."
+
+
 class NetworkInUse(Conflict):
     template = "Unable to complete operation on network {id}. There are one or more ports still in use on the network."
 
@@ -93,3 +97,25 @@ class ChangedMeanwhile(Conflict):
     """What a decision was made on is not so any more: read again and decide again. Never leaves this room."""
 
     template = "The network was changed by someone else in the meantime."
+
+
+class InvalidInput(BadRequest):
+    """A value that cannot be; `path` says where in the body it stands."""
+
+    template = "Invalid input for operation: {reason} - at `{path}`."
+
+
+class InvalidSharedSetting(Conflict):
+    template = "Unable to reconfigure sharing settings for network {id}. Other projects have ports on it."
+
+
+class GatewayConflictWithAllocationPools(Conflict):
+    template = "Gateway ip {ip_address} conflicts with allocation pool {pool}."
+
+
+class PortSecurityPortHasSecurityGroup(Conflict):
+    template = "Port has security group associated. Cannot disable port security until security group is removed."
+
+
+class AddressPairAndPortSecurityRequired(Conflict):
+    template = "Port Security must be enabled in order to have allowed address pairs on a port."

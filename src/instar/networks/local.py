@@ -18,7 +18,7 @@ from instar.config import NetworkSettings
 from instar.errors import BadRequest, Conflict, NoFreeAddress, PortInUse, QuotaExceeded, UnknownReference
 from instar.model.network import FixedIp, InstancePort, RequestedNetwork
 from instar.networks.addresses import new_mac
-from instar.networks.addressing import Addressing, Held, conflict, fixed_ip, subnet_of
+from instar.networks.addressing import Addressing, Held, conflict, fixed_ip, kept_by_cloud, subnet_of
 from instar.networks.bootstrap import bootstrap_statements, host_nameservers
 from instar.networks.definitions import Topology, TopologyCache, instance_port
 from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
@@ -126,7 +126,8 @@ class LocalNetworks:
         subnet = subnet_of(topology, ip_address)
         if subnet is None:
             raise BadRequest(f"Fixed IP address {ip_address} is not a valid ip address for network {topology.network.id}.")
-        if await sql.address_is_used(self.store, subnet.id, ip_address):
+        taken = kept_by_cloud(topology, subnet, ip_address)
+        if taken or await sql.address_is_used(self.store, subnet.id, ip_address):
             raise BadRequest(f"Fixed IP address {ip_address} is already in use on network {topology.network.id}.")
 
     def _check_quota(self, facts: sql.AllocationFacts, wanted: int) -> int:
@@ -319,7 +320,10 @@ class _Plan:
             subnet = subnet_of(topology, wanted)
             if subnet is None:
                 raise UnknownReference(kind="Fixed IP address", name=wanted)
-            return fixed_ip(subnet, wanted), IpAddressInUse(ip_address=wanted, network_id=topology.network.id)
+            in_use = IpAddressInUse(ip_address=wanted, network_id=topology.network.id)
+            if kept_by_cloud(topology, subnet, wanted):
+                raise in_use
+            return fixed_ip(subnet, wanted), in_use
         address = await self._networks.addressing.choose(topology, held)
         if address is None:
             raise NoFreeAddress(network_id=topology.network.id)

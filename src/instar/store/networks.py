@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from instar.errors import InstarError
 from instar.store.contract import Row, Statement, Store, Value
@@ -148,6 +148,24 @@ def network_delete(network_id: str, *, in_use: InstarError) -> list[Statement]:
         Statement("DELETE FROM networks WHERE id = :id AND NOT EXISTS (SELECT 1 FROM ports WHERE network_id = :id)",
                   params, rows=1, error=in_use),
     ]  # fmt: skip
+
+
+def network_unshared(network: NetworkRecord, *, error: InstarError) -> Statement:
+    """Nobody but the network's project has ports on it, else `error`."""
+    return Statement(
+        "UPDATE networks SET shared = 0 WHERE id = :id AND NOT EXISTS "
+        "(SELECT 1 FROM ports WHERE network_id = :id AND project_id <> :project_id)",
+        {"id": network.id, "project_id": network.project_id}, rows=1, error=error,
+    )  # fmt: skip
+
+
+async def instances_of_network(store: Store, network_id: str) -> set[str]:
+    """Instances that some host has plugged into this network."""
+    rows = await store.read(
+        "SELECT DISTINCT device_id FROM ports WHERE network_id = :id AND position IS NOT NULL AND host <> ''",
+        {"id": network_id},
+    )
+    return {row["device_id"] for row in rows}
 
 
 def subnet_delete(subnet: SubnetRecord, now: int, *, in_use: InstarError) -> list[Statement]:
@@ -305,9 +323,21 @@ async def network_quota(store: Store, project_id: str) -> tuple[dict[str, int], 
     return limits, {row["resource"]: row["number"] for row in rows if row["kind"] == "used"}
 
 
+class QuotaCondition(TypedDict):
+    guard: str
+    params: dict[str, Value]
+
+
 def quota_guard(resource: str) -> str:
     """Condition of an insert: the project has fewer than `:quota_limit` of the resource."""
     return f"(SELECT COUNT(*) FROM {_COUNTED[resource]} WHERE project_id = :project_id) < :quota_limit"  # noqa: S608
+
+
+def quota_condition(resource: str, limit: int) -> QuotaCondition:
+    """The `guard` and `params` of an insert that `limit` (-1: none) restricts."""
+    if limit < 0:
+        return QuotaCondition(guard="1 = 1", params={})
+    return QuotaCondition(guard=quota_guard(resource), params={"quota_limit": limit})
 
 
 async def network_quota_set(store: Store, project_id: str, limits: dict[str, int]) -> None:

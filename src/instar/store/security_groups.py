@@ -13,6 +13,7 @@ from instar.store.network_records import (
     SecurityGroupRuleRecord,
     any_of,
 )
+from instar.store.networks import QuotaCondition
 
 
 async def groups_of_project(store: Store, project_id: str) -> Sequence[Row]:
@@ -105,6 +106,16 @@ async def groups_naming(store: Store, group_id: str) -> set[str]:
         "SELECT DISTINCT group_id FROM security_group_rules WHERE remote_group_id = :id", {"id": group_id}
     )
     return {row["group_id"] for row in rows}
+
+
+def rule_insert(
+    rule: SecurityGroupRuleRecord, quota: QuotaCondition, *, error: InstarError, duplicate: InstarError
+) -> Statement:
+    """A rule of a group that is still there (and so is the remote one), within the project's quota; else `error`."""
+    guard = quota["guard"] + " AND EXISTS (SELECT 1 FROM security_groups WHERE id = :group_id)"  # noqa: S608 - our own text
+    if rule.remote_group_id is not None:
+        guard += " AND EXISTS (SELECT 1 FROM security_groups WHERE id = :remote_group_id)"
+    return SECURITY_GROUP_RULES.insert(rule, guard=guard, params=quota["params"], error=error, duplicate=duplicate)
 
 
 def rule_delete(rule_id: str) -> Statement:
