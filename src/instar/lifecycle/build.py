@@ -39,10 +39,18 @@ async def build(run: Run, cloud: Cloud) -> None:
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.append((host, error))
-            run.note(host=None, availability_zone=run.instance.spec.availability_zone, facts={"ports": ()})
+            _note_nowhere(run)
+        except InstarError:
+            _note_nowhere(run)
+            raise
     tried = "; ".join(error.message for _, error in refusals)
     lines = [f"{host}: {error.message}" for host, error in refusals]
     raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[*lines, *selection.details])
+
+
+def _note_nowhere(run: Run) -> None:
+    """What the record says after an attempt that was undone: no host, no address."""
+    run.note(host=None, availability_zone=run.instance.spec.availability_zone, facts={"ports": ()})
 
 
 async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
