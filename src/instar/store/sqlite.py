@@ -13,8 +13,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +36,12 @@ class _Transaction(NamedTuple):
     future: asyncio.Future[list[Result]]
 
 
+class _Query(NamedTuple):
+    sql: str
+    params: Mapping[str, Value]
+    future: asyncio.Future[Sequence[Row]]
+
+
 class SqliteStore:
     """`path` is the database file, in a directory that exists. `durable`: fsync at every commit."""
 
@@ -44,9 +49,9 @@ class SqliteStore:
         self._path = path
         self._durable = durable
         self._queue: queue.SimpleQueue[_Transaction | None] = queue.SimpleQueue()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-read")
-        self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        # A queue of our own: an executor's futures cost the event loop more than most queries cost SQLite.
+        self._queries: queue.SimpleQueue[_Query | None] = queue.SimpleQueue()
+        self._readers: list[threading.Thread] = []
         self._writer: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -55,23 +60,31 @@ class SqliteStore:
         connection = await self._loop.run_in_executor(None, self._open_and_migrate)
         self._writer = threading.Thread(target=self._write_groups, args=(connection,), name="sqlite-write", daemon=True)
         self._writer.start()
+        self._readers = [
+            threading.Thread(target=self._answer_queries, name=f"sqlite-read-{number}", daemon=True)
+            for number in range(READERS)
+        ]
+        for reader in self._readers:
+            reader.start()
 
     async def close(self) -> None:
         if self._writer is None:
             return
         writer, self._writer = self._writer, None
         self._queue.put(None)
-        await asyncio.get_running_loop().run_in_executor(None, writer.join)
+        for _ in self._readers:
+            self._queries.put(None)
+        for thread in (writer, *self._readers):
+            await asyncio.get_running_loop().run_in_executor(None, thread.join)
         self._loop = None
-        self._readers.shutdown(wait=True)
-        for connection in self._opened:
-            connection.close()
-        self._opened.clear()
+        self._readers.clear()
 
     async def read(self, sql: str, params: Mapping[str, Value] | None = None) -> Sequence[Row]:
-        if self._loop is None:
+        if self._writer is None or self._loop is None:
             raise Unavailable(retry_after_s=1)
-        return await self._loop.run_in_executor(self._readers, self._read, sql, params or {})
+        future: asyncio.Future[Sequence[Row]] = self._loop.create_future()
+        self._queries.put(_Query(sql, params or {}, future))
+        return await future
 
     async def write(self, *statements: Statement) -> list[Result]:
         if self._writer is None or self._loop is None:
@@ -79,7 +92,7 @@ class SqliteStore:
         future: asyncio.Future[list[Result]] = self._loop.create_future()
         self._queue.put(_Transaction(statements, future))
         # A caller that is cancelled stops waiting; its transaction is committed or refused all the same.
-        return await asyncio.shield(future)
+        return await future
 
     # --- in the threads -------------------------------------------------------------------------------------------
 
@@ -106,19 +119,31 @@ class SqliteStore:
             raise StartupError(f"The database {self._path.name} cannot be used: {error}.") from error
         return connection
 
-    def _read(self, sql: str, params: Mapping[str, Value]) -> Sequence[Row]:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._connect()
-            connection.execute("PRAGMA query_only = ON")
-            self._local.connection = connection
-            self._opened.append(connection)
-        try:
-            return connection.execute(sql, params).fetchall()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise Unavailable(retry_after_s=1) from error
-            raise
+    def _answer_queries(self) -> None:
+        """A reader thread: one query after another on its own connection, until told to end."""
+        connection: sqlite3.Connection | None = None
+        while (query := self._queries.get()) is not None:
+            outcome: Sequence[Row] | Exception
+            try:
+                if connection is None:
+                    connection = self._connect()
+                    connection.execute("PRAGMA query_only = ON")
+                outcome = connection.execute(query.sql, query.params).fetchall()
+            except sqlite3.OperationalError as error:
+                outcome = error
+                if "locked" in str(error) or "busy" in str(error):
+                    outcome = Unavailable(retry_after_s=1)
+                    outcome.__cause__ = error
+            except Exception as error:  # noqa: BLE001,RUF100 - handed to the caller that waits for this query
+                outcome = error
+            self._call_soon(_answer, query, outcome)
+        if connection is not None:
+            connection.close()
+
+    def _call_soon(self, callback: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            self._loop.call_soon_threadsafe(callback, *args)
 
     def _write_groups(self, connection: sqlite3.Connection) -> None:
         """The writer thread: commit whatever waits, as one group, until told to end."""
@@ -155,9 +180,16 @@ class SqliteStore:
             for outcome in outcomes:
                 if isinstance(outcome, Exception):
                     outcome.__cause__ = error
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            self._loop.call_soon_threadsafe(_tell, group, outcomes)
+        self._call_soon(_tell, group, outcomes)
+
+
+def _answer(query: _Query, outcome: Sequence[Row] | Exception) -> None:
+    if query.future.done():
+        return  # whoever asked was cancelled
+    if isinstance(outcome, Exception):
+        query.future.set_exception(outcome)
+    else:
+        query.future.set_result(outcome)
 
 
 def _tell(group: list[_Transaction], outcomes: list[list[Result] | Exception]) -> None:
