@@ -25,6 +25,16 @@ async def test_a_database_of_a_newer_version_is_refused_and_both_versions_are_na
         await SqliteStore(path).open()
 
 
+async def test_a_database_that_is_marked_read_only_is_refused_also_for_root(tmp_path: Path) -> None:
+    path = tmp_path / "instar.db"
+    store = SqliteStore(path)
+    await store.open()
+    await store.close()
+    path.chmod(0o400)
+    with pytest.raises(StartupError, match=r"instar\.db is read-only"):
+        await SqliteStore(path).open()
+
+
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "instar.db"
     path.write_bytes(b"this is a text file, not a database" * 100)

@@ -12,6 +12,7 @@ import contextlib
 import os
 import queue
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ class SqliteStore:
         try:
             # Its owner alone reads it (users' data, password hashes); SQLite gives its side files the same mode.
             os.close(os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if not self._path.stat().st_mode & stat.S_IWUSR:  # root could write all the same, but was told not to
+                raise StartupError(f"The database {self._path.name} is read-only: let its owner write to it, then start.")
             connection = self._connect()
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
