@@ -1,6 +1,7 @@
 """The fence: which epoch a host has seen for each instance, so that a slow conductor's command does no harm.
 
-An append-only file, so that it survives the process; compacted when it is opened. Used by the agent alone.
+An append-only file, so that it survives the process; compacted when it is opened, and before it grows long. Used by
+the agent alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from instar.errors import StaleEpoch
 
 REMEMBERED_MAX = 100_000  # instances; the ones that were longest without a command are forgotten first
 
+
 class Fence:
     """`path` None keeps it in memory (simulated hosts that live no longer than their process)."""
 
@@ -19,6 +21,7 @@ class Fence:
         self._path = path
         self._epochs: dict[str, int] = {}
         self._file: int | None = None
+        self._lines = 0
 
     def open(self) -> None:
         if self._path is None:
@@ -30,10 +33,16 @@ class Fence:
                     self._epochs[key] = max(int(epoch), self._epochs.pop(key, 0))
             for key in list(self._epochs)[:-REMEMBERED_MAX]:
                 del self._epochs[key]
+        self._compact()
+
+    def _compact(self) -> None:
+        assert self._path is not None
+        self.close()
         compacted = self._path.with_suffix(".new")
         compacted.write_text("".join(f"{key} {epoch}\n" for key, epoch in self._epochs.items()), encoding="ascii")
         compacted.replace(self._path)
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._lines = len(self._epochs)
 
     def close(self) -> None:
         if self._file is not None:
@@ -53,3 +62,6 @@ class Fence:
                 del self._epochs[next(iter(self._epochs))]
             if self._file is not None:
                 os.write(self._file, f"{key} {epoch}\n".encode("ascii"))
+                self._lines += 1
+                if self._lines > 2 * REMEMBERED_MAX:
+                    self._compact()
