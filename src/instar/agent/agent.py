@@ -2,6 +2,7 @@
 reports inventory and events. It needs no database.
 
 Commands for one instance run one after another, in the order in which they come; those for different ones side by side.
+One that only waits for its guest gives way to a newer operation: a delete is not kept waiting by a stop's grace time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from instar.agent.fence import Fence
 from instar.agent.locks import Locks
 from instar.bus.contract import Bus, Message, Reply, Subscription
 from instar.config import HostSettings
-from instar.errors import HypervisorUnavailable, InstarError, StepFailed
+from instar.errors import HypervisorUnavailable, InstarError, StaleEpoch, StepFailed
 from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
 from instar.model.guest import GuestEvent
@@ -52,6 +53,7 @@ class Agent:
         self._settings = settings
         self._boot_id = boot_id
         self._locks = Locks()
+        self._waits: dict[str, _Wait] = {}
         self._served: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._reports: asyncio.Task[None] | None = None
@@ -104,13 +106,40 @@ class Agent:
         return handle  # type: ignore[return-value]
 
     async def _fenced(self, host: str, hypervisor: Hypervisor, command: c.AnyCommand) -> bytes:
-        if not command.instance_id:
+        # A console is a log that may be read at any time, also while the guest is being rebooted.
+        if not command.instance_id or isinstance(command, c.ReadConsole):
             return _encode(await self._do(hypervisor, command))
-        async with self._locks.hold(f"{host} {command.instance_id}"):
-            # Asked after the lock: while this command waited, a newer operation may have come and gone.
+        key = f"{host} {command.instance_id}"
+        if command.epoch:
+            self._fence.check(host, command.instance_id, command.epoch)
+            self._end_wait(key, command.epoch)
+        async with self._locks.hold(key):
+            # Asked again after the lock: while this command waited, a newer operation may have come and gone.
             if command.epoch:
                 self._fence.check(host, command.instance_id, command.epoch)
-            return _encode(await self._do(hypervisor, command))
+            wait_s = _wait_s(command)
+            if not wait_s:
+                return _encode(await self._do(hypervisor, command))
+            return _encode(await self._wait(key, command, self._do(hypervisor, command), wait_s))
+
+    async def _wait(self, key: str, command: c.AnyCommand, work: Awaitable[object], wait_s: float) -> object:
+        """Work that mostly waits for a guest, up to `wait_s`. Raises StaleEpoch when a newer operation ended the wait."""
+        wait = self._waits[key] = _Wait(command.epoch, time.monotonic() + wait_s, asyncio.ensure_future(work))
+        try:
+            return await wait.task
+        except asyncio.CancelledError:
+            if wait.superseded:
+                raise StaleEpoch(id=command.instance_id) from None
+            raise
+        finally:
+            del self._waits[key]
+
+    def _end_wait(self, key: str, epoch: int) -> None:
+        wait = self._waits.get(key)
+        # After its time it no longer waits but acts (destroys the guest): that is left to its end.
+        if wait is not None and wait.epoch < epoch and time.monotonic() < wait.until:
+            wait.superseded = True
+            wait.task.cancel()
 
     def _do(self, hypervisor: Hypervisor, command: c.AnyCommand) -> Awaitable[object]:
         """One line for each command: what it asks of the hypervisor."""
@@ -179,6 +208,25 @@ class Agent:
             log.debug("agent.hypervisor_away", host=host, reason=str(error))
         report = HostReport(host, self._boot_id(), self.id, inventory is not None, inventory)
         await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report)))
+
+
+class _Wait:
+    """A command that waits for its guest until `until` (monotonic seconds)."""
+
+    def __init__(self, epoch: int, until: float, task: asyncio.Future[object]) -> None:
+        self.epoch = epoch
+        self.until = until
+        self.task = task
+        self.superseded = False
+
+
+def _wait_s(command: c.AnyCommand) -> float:
+    match command:
+        case c.EnsureStopped(grace_s=grace_s):
+            return grace_s
+        case c.AwaitSoftReboot(wait_s=wait_s):
+            return wait_s
+    return 0.0
 
 
 def _since(started_ns: int) -> int:

@@ -1,0 +1,250 @@
+"""The agent of a host: stale commands refused, one at a time for an instance, waits that give way, reports that go on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from instar.agent.agent import Agent
+from instar.agent.fence import Fence
+from instar.agent.locks import Locks
+from instar.bus.contract import Message
+from instar.bus.memory import MemoryBus
+from instar.config import HostSettings, SimulatedSettings
+from instar.engine.hosts import HostClient
+from instar.errors import HostUnreachable, HypervisorUnavailable, StaleEpoch, StepFailed, StepTimeout
+from instar.hypervisor.simulated.driver import SimulatedHypervisor
+from instar.hypervisor.simulated.world import SimulatedWorld
+from instar.model.guest import DiskDefinition, GuestDefinition
+from instar.model.host import HOST_REPORTS, HostReport
+from instar.model.states import PowerState
+
+HOST = "sim-0"
+DISK = DiskDefinition("root", 1 << 30)
+
+
+class Bench:
+    """One host, its agent, a bus, and clients of operations on one instance."""
+
+    def __init__(self, fence: Path) -> None:
+        self.bus = MemoryBus()
+        self.world = SimulatedWorld(None, SimulatedSettings())
+        self.hypervisor: SimulatedHypervisor = self.world.host(HOST)
+        self.fence = fence
+        self.instance_id = str(uuid.uuid4())
+        self.reports: list[HostReport] = []
+        self.agent = self.new_agent()
+
+    def new_agent(self) -> Agent:
+        settings = HostSettings(heartbeat_s=0.02)
+        return Agent({HOST: self.hypervisor}, self.bus, Fence(self.fence), settings, boot_id=lambda: "boot-1")
+
+    async def open(self) -> None:
+        async def remember(message: Message) -> None:
+            self.reports.append(msgspec.msgpack.decode(message.body, type=HostReport))
+
+        await self.bus.open()
+        await self.bus.subscribe(HOST_REPORTS, remember)
+        await self.agent.open()
+
+    async def restart_agent(self) -> None:
+        await self.agent.close()
+        self.agent = self.new_agent()
+        await self.agent.open()
+
+    def client(self, epoch: int, deadline_s: float = 5.0) -> HostClient:
+        return HostClient(self.bus, instance_id=self.instance_id, epoch=epoch, deadline_s=deadline_s)
+
+    async def start_guest(self, epoch: int) -> None:
+        client = self.client(epoch)
+        await client.ensure_disk(HOST, DISK)
+        await client.ensure_running(HOST, GuestDefinition(self.instance_id, "guest", 1, 128, (DISK,)))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "fences")
+    await made.open()
+    yield made
+    await made.agent.close()
+    await made.bus.close()
+    made.world.close()
+
+
+async def test_command_of_an_older_epoch_is_refused_and_does_nothing(bench: Bench) -> None:
+    await bench.start_guest(5)
+    await bench.client(6).observe(HOST)
+    with pytest.raises(StaleEpoch):
+        await bench.client(5).ensure_absent(HOST)
+    assert (await bench.hypervisor.observe(bench.instance_id)).power_state is PowerState.RUNNING
+
+
+async def test_older_epoch_is_refused_after_the_agent_was_restarted(bench: Bench) -> None:
+    await bench.start_guest(5)
+    await bench.restart_agent()
+    with pytest.raises(StaleEpoch):
+        await bench.client(4).ensure_absent(HOST)
+    await bench.client(5).observe(HOST)
+
+
+async def test_command_that_waited_while_a_newer_operation_came_is_refused(bench: Bench) -> None:
+    await bench.start_guest(1)
+    bench.hypervisor.faults.hang_next("ensure_disk")
+    first = asyncio.create_task(bench.client(1).ensure_disk(HOST, DISK))
+    await asyncio.sleep(0)
+    stale = asyncio.create_task(bench.client(1).ensure_absent(HOST))
+    await asyncio.sleep(0)
+    newer = asyncio.create_task(bench.client(2).observe(HOST))
+    await asyncio.sleep(0.01)
+    bench.hypervisor.faults.release()
+    await first
+    with pytest.raises(StaleEpoch):
+        await stale
+    assert (await newer).power_state is PowerState.RUNNING
+
+
+async def test_commands_for_one_instance_never_overlap_and_those_for_others_do(bench: Bench) -> None:
+    running, most, order = 0, 0, []
+    work = bench.hypervisor.ensure_disk
+
+    async def watched(instance_id: str, disk: DiskDefinition) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.005)
+        order.append(disk.name)
+        await work(instance_id, disk)
+        running -= 1
+
+    bench.hypervisor.ensure_disk = watched  # type: ignore[method-assign]
+    disks = [DiskDefinition(f"disk{number}", 1) for number in range(6)]
+    await asyncio.gather(*(bench.client(1).ensure_disk(HOST, disk) for disk in disks))
+    assert (most, order) == (1, [disk.name for disk in disks])
+    clients = [HostClient(bench.bus, instance_id=str(uuid.uuid4()), epoch=1) for _ in range(4)]
+    await asyncio.gather(*(client.ensure_disk(HOST, DISK) for client in clients))
+    assert most == 4
+
+
+@pytest.mark.parametrize("waiting", ["stop", "soft reboot"])
+async def test_wait_for_a_guest_gives_way_to_a_newer_operation_but_not_to_its_own(bench: Bench, waiting: str) -> None:
+    await bench.start_guest(1)
+    bench.hypervisor.faults.ignores_acpi = True
+    domain_id = (await bench.client(1).observe(HOST)).domain_id
+    assert domain_id is not None
+    client = bench.client(1)
+    wait = client.ensure_stopped(HOST, 60) if waiting == "stop" else client.await_soft_reboot(HOST, domain_id, 60)
+    old = asyncio.ensure_future(wait)
+    await asyncio.sleep(0.01)
+    same = asyncio.create_task(bench.client(1).observe(HOST))
+    await asyncio.sleep(0.05)
+    assert not old.done()
+    assert not same.done()
+    async with asyncio.timeout(1):
+        assert (await bench.client(2).observe(HOST)).domain_id == domain_id, "nobody ended the guest"
+    for task in (old, same):
+        with pytest.raises(StaleEpoch):
+            await task
+
+
+async def test_end_of_a_guest_is_not_cut_short_when_the_grace_time_is_over(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "fences")
+    bench.world = SimulatedWorld(None, SimulatedSettings(destroy_s=0.1))
+    bench.hypervisor = bench.world.host(HOST)
+    bench.agent = bench.new_agent()
+    await bench.open()
+    await bench.start_guest(1)
+    bench.hypervisor.faults.ignores_acpi = True
+    old = asyncio.create_task(bench.client(1).ensure_stopped(HOST, 0.01))
+    await asyncio.sleep(0.05)
+    newer = await bench.client(2).observe(HOST)
+    assert newer.power_state is PowerState.SHUTDOWN, "the newer command saw the guest while it was being ended"
+    assert (await old).power_state is PowerState.SHUTDOWN
+    await bench.agent.close()
+    await bench.bus.close()
+
+
+async def test_reports_go_on_while_the_hypervisor_is_away_and_say_so(bench: Bench) -> None:
+    bench.hypervisor.faults.down = True
+    async with asyncio.timeout(5):
+        while not bench.reports or bench.reports[-1].hypervisor_ok:
+            await asyncio.sleep(0.005)
+    assert bench.reports[-1].inventory is None
+    with pytest.raises(HypervisorUnavailable, match="The hypervisor of host sim-0 is not available"):
+        await bench.client(1).observe(HOST)
+    bench.hypervisor.faults.down = False
+    async with asyncio.timeout(5):
+        while not bench.reports[-1].hypervisor_ok:
+            await asyncio.sleep(0.005)
+    assert bench.reports[-1].inventory is not None
+
+
+async def test_host_is_up_again_when_a_hypervisor_that_was_away_at_the_start_comes_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "fences")
+    bench.hypervisor.faults.down = True
+    await bench.open()
+    bench.hypervisor.faults.down = False
+    async with asyncio.timeout(5):
+        while not bench.reports or not bench.reports[-1].hypervisor_ok:
+            await asyncio.sleep(0.005)
+    await bench.agent.close()
+    await bench.bus.close()
+
+
+async def test_jump_of_the_hosts_clock_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, jump = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + jump) * 1e9))
+    for years in (1, -1):
+        jump = 86_400.0 * 365 * years
+        heard = len(bench.reports)
+        async with asyncio.timeout(5):
+            while len(bench.reports) < heard + 3:
+                await asyncio.sleep(0.005)
+        await bench.client(3).observe(HOST)
+        with pytest.raises(StaleEpoch):
+            await bench.client(2).observe(HOST)
+    assert len({(report.boot_id, report.agent_id) for report in bench.reports}) == 1
+
+
+async def test_answer_that_does_not_come_names_what_was_waited_for(bench: Bench) -> None:
+    bench.hypervisor.faults.hang_next("observe")
+    with pytest.raises(StepTimeout, match=r"Waited 0\.05 seconds for host sim-0 to answer Observe"):
+        await bench.client(1, deadline_s=0.05).observe(HOST)
+
+
+async def test_host_without_an_agent_cannot_be_reached(bench: Bench) -> None:
+    with pytest.raises(HostUnreachable):
+        await bench.client(1).observe("elsewhere")
+
+
+async def test_defect_in_a_driver_is_a_clear_failure_and_the_agent_goes_on(bench: Bench) -> None:
+    bench.hypervisor.faults.fail_next("observe", ZeroDivisionError("/secret/path"))
+    with pytest.raises(StepFailed, match="Observe on host sim-0 failed") as failure:
+        await bench.client(1).observe(HOST)
+    assert "/secret/path" not in str(failure.value)
+    assert not (await bench.client(1).observe(HOST)).exists
+
+
+async def test_unknown_command_is_refused(bench: Bench) -> None:
+    reply = await bench.bus.call(f"host.{HOST}", Message("EnsureWorldPeace", b"\x80", 1.0))
+    assert reply.error is not None
+
+
+async def test_locks_exist_only_while_somebody_wants_them() -> None:
+    locks = Locks()
+
+    async def hold(name: str) -> None:
+        async with locks.hold(name):
+            await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(hold(name)) for name in "aab"]
+    await asyncio.sleep(0)
+    tasks[1].cancel()  # while it waits
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert locks._locks == {}
