@@ -33,9 +33,9 @@ async def control_plane() -> list[Row]:
         ids = await _until_listed(connection, refs)
         rows += await _lists(one, connection, ids)
         rows.append(Row("resident memory with 1,000 servers", one.resident_mib, "MB", at_most=150))
-        rows += await _in_parallel(one, refs)
         await connection.close()
-        rows.append(await _start_ups(one))
+        rows += await _start_ups(one)
+        rows += await _in_parallel(one, refs)
     return rows
 
 
@@ -127,9 +127,13 @@ async def _read_one(one: Cloud, ids: list[str]) -> float:
     return READS / (time.perf_counter() - began)
 
 
-async def _start_ups(one: Cloud) -> Row:
+async def _start_ups(one: Cloud) -> list[Row]:
     times = []
     for _ in range(STARTS):
         await one.stop()
         times.append(await one.start())
-    return Row(f"start-up to first answer, median of {STARTS}", statistics.median(times), "s", at_most=1.5)
+    return [
+        Row("start-up to first answer, a new cloud", one.first_start_s, "s", at_most=1.5),
+        Row(f"start-up to first answer, 1,000 servers, best of {STARTS}", min(times), "s", at_most=1.5),
+        Row(f"start-up to first answer, 1,000 servers, median of {STARTS}", statistics.median(times), "s", at_most=1.5),
+    ]

@@ -31,6 +31,7 @@ class Cloud:
         self.directory = directory
         self.url = ""
         self.token = ""
+        self.first_start_s = 0.0
         self._environ = dict(environ)
         self._arguments = ["up", "--dir", str(directory), "--port", "0", "--hypervisor", hypervisor]
         if hypervisor == "simulated":
@@ -108,7 +109,7 @@ async def cloud(
     }  # fmt: skip
     one = Cloud(directory, hypervisor, hosts, unlimited | dict(environ or {}))
     try:
-        await one.start()
+        one.first_start_s = await one.start()
         yield one
     finally:
         await one.stop()

@@ -20,11 +20,20 @@ SCOPE = "aggregate_instance_extra_specs:"
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64", "i386": "i686"}
 
 
+Hosts = list[HostView]
+
+
 class Rule(NamedTuple):
-    """What a filter says of one request."""
+    """What a filter says of one request. `sift`, where it is given, says the same as `passes` of many hosts at once."""
 
     passes: Callable[[HostView], bool]
     why: Callable[[HostView], str]
+    sift: Callable[[Hosts], Hosts] | None = None
+
+
+def sifting(sift: Callable[[Hosts], Hosts], why: Callable[[HostView], str]) -> Rule:
+    """A rule that every request has, so that of ten thousand hosts not each costs a call."""
+    return Rule(lambda host: bool(sift([host])), why, sift)
 
 
 Filter = Callable[[SchedulingRequest, Circumstances], Rule | None]
@@ -34,14 +43,15 @@ def enabled(_request: SchedulingRequest, circumstances: Circumstances) -> Rule:
     """The host reports, its hypervisor works, and no admin has disabled it."""
     oldest = circumstances.now - circumstances.down_after_s
 
-    def passes(host: HostView) -> bool:
-        heard_at = host.heard_at
-        return (
-            heard_at is not None
+    def sift(hosts: Hosts) -> Hosts:
+        return [
+            host
+            for host in hosts
+            if (heard_at := host.heard_at) is not None
             and heard_at >= oldest
             and host.hypervisor_ok
             and not (host.disabled or host.forced_down)
-        )
+        ]
 
     def why(host: HostView) -> str:
         if host.disabled:
@@ -54,7 +64,7 @@ def enabled(_request: SchedulingRequest, circumstances: Circumstances) -> Rule:
             return "has not reported yet"
         return f"silent for {circumstances.now - host.heard_at:.0f} seconds"
 
-    return Rule(passes, why)
+    return sifting(sift, why)
 
 
 def not_tried(request: SchedulingRequest, _circumstances: Circumstances) -> Rule | None:
@@ -82,16 +92,17 @@ def capacity(request: SchedulingRequest, _circumstances: Circumstances) -> Rule:
     flavor = request.flavor
     vcpus, memory_mib, disk_gib = flavor.vcpus, flavor.memory_mib, disk_gib_of(flavor)
 
-    def passes(host: HostView) -> bool:
-        inventory = host.inventory
-        return (
-            host.memory_free_mib >= memory_mib
+    def sift(hosts: Hosts) -> Hosts:
+        return [
+            host
+            for host in hosts
+            if host.memory_free_mib >= memory_mib
             and host.vcpus_free >= vcpus
             and (host.disk_free_gib >= disk_gib or not disk_gib)
-            and inventory is not None
+            and (inventory := host.inventory) is not None
             and inventory.vcpus >= vcpus
             and inventory.memory_mib >= memory_mib
-        )
+        ]
 
     def why(host: HostView) -> str:
         lacking = [
@@ -108,7 +119,7 @@ def capacity(request: SchedulingRequest, _circumstances: Circumstances) -> Rule:
             return f"{vcpus} vcpus and {memory_mib} MiB of memory wanted, it has {has} in all"
         return "; ".join(lacking)
 
-    return Rule(passes, why)
+    return sifting(sift, why)
 
 
 def image_properties(request: SchedulingRequest, _circumstances: Circumstances) -> Rule | None:

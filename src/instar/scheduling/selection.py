@@ -34,7 +34,7 @@ class Admission:
         """Those that every filter lets through, in their order."""
         for name, rule in self._rules:
             passes = rule.passes
-            left = [host for host in hosts if passes(host)]
+            left = rule.sift(hosts) if rule.sift else [host for host in hosts if passes(host)]
             if len(left) < len(hosts):
                 self._count(name, rule, hosts, len(hosts) - len(left))
             hosts = left
