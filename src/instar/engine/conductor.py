@@ -16,7 +16,6 @@ import msgspec
 import structlog
 
 from instar.bus.contract import Bus, Message, NobodyListens, Reply, Subscription
-from instar.clock import now_us
 from instar.config import EngineSettings
 from instar.engine.notifications import Outbox
 from instar.engine.run import Interrupted, Run
@@ -70,6 +69,8 @@ class Conductor:
         self._loops: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
         self._seen_beats: dict[str, tuple[int, float]] = {}
+        self._seen_unowned: set[str] = set()
+        self._closing = False
 
     async def open(self) -> None:
         """Register, take over what is unfinished, and serve the queue."""
@@ -87,6 +88,7 @@ class Conductor:
 
     async def close(self) -> None:
         """Stop. What is in flight stays in the journal, for the next that starts."""
+        self._closing = True
         for subscription in self._subscriptions:
             await subscription.cancel()
         tasks = [*self._loops, *(task for _, task in self._running.values())]
@@ -111,7 +113,7 @@ class Conductor:
 
     async def _take(self, operation_id: str, from_owner: str | None) -> None:
         """Own and start an operation, unless someone else does or an older one of the instance is still unfinished."""
-        if operation_id in self._running:
+        if operation_id in self._running or self._closing:
             return
         operation = await operation_fetch(self._store, operation_id)
         if operation is None or operation.finished_at is not None:
@@ -121,6 +123,8 @@ class Conductor:
             results = await self._store.write(bump, operation_take(operation_id, self.id, from_owner=from_owner))
         except WriteConflict:
             await self._tell_to_cancel(operation.instance_id, operation.action)
+            return
+        if self._closing:  # it is ours in the record: the next that starts takes it from there
             return
         taken = operation_from_row(results[-1].rows[0])  # type: ignore[arg-type]
         if from_owner is not None:
@@ -199,12 +203,16 @@ class Conductor:
         while True:
             await asyncio.sleep(self._settings.lease_s / BEATS_PER_LEASE)
             try:
-                await self._store.write(conductor_beat(self.id))
-            except WriteConflict:
-                log.error("conductor.lease_lost", conductor=self.id)
-                await self._store.write(conductor_register(self.id))
+                await self._show_life()
             except Exception:
                 log.exception("conductor.beat_failed")
+
+    async def _show_life(self) -> None:
+        try:
+            await self._store.write(conductor_beat(self.id))
+        except WriteConflict:
+            log.error("conductor.lease_lost", conductor=self.id)
+            await self._store.write(conductor_register(self.id))
 
     async def _poll(self) -> None:
         while True:
@@ -217,9 +225,11 @@ class Conductor:
     async def _look_for_work(self, *, first: bool) -> None:
         """Take what nobody owns, and what is owned by the dead. Told operations are found here when the word was lost."""
         lost = await self._lost_conductors(first=first)
-        for operation in await operations_unfinished(self._store):
-            fresh = now_us() - operation.started_at < self._settings.poll_s * 1e6
-            if operation.owner is None and (first or not fresh):
+        unfinished = await operations_unfinished(self._store)
+        # One that the last poll has seen, too, is not just on its way here. No clock is asked: it may be another host's.
+        seen, self._seen_unowned = self._seen_unowned, {one.id for one in unfinished if one.owner is None}
+        for operation in unfinished:
+            if operation.owner is None and (first or operation.id in seen):
                 await self._take(operation.id, None)
             elif operation.owner in lost or (operation.owner == self.id and operation.id not in self._running):
                 await self._take(operation.id, operation.owner)

@@ -241,6 +241,8 @@ class Run:
     async def _execute(
         self, name: str, call: Callable[..., Awaitable[T]], args: tuple[Any, ...], limit_s: float, *, forward: bool
     ) -> T:
+        if forward and self._cancelled_by:  # told while the start of this step was being written
+            raise self._failed(name, Cancelled(by=self._cancelled_by))
         self.hosts.hypervisor_us = 0
         executing = asyncio.ensure_future(call(*args))
         self._executing = executing if forward else None  # an undo is never cancelled: what takes over waits for it
@@ -248,7 +250,9 @@ class Run:
             async with asyncio.timeout(limit_s) as deadline:
                 output = await executing
         except asyncio.CancelledError:
-            if not forward or self._cancelled_by is None or not executing.cancelled():
+            task = asyncio.current_task()
+            stopping = task is not None and task.cancelling() > 0
+            if not forward or self._cancelled_by is None or stopping or not executing.cancelled():
                 raise  # the process stops: the journal has the start, the next run goes on from here
             raise self._failed(name, Cancelled(by=self._cancelled_by)) from None
         except Unavailable as error:
