@@ -18,6 +18,7 @@ from instar.identity.api import identity_service
 from instar.identity.bootstrap import FirstCredentials, bootstrap
 from instar.identity.local import LocalIdentity
 from instar.model.context import Authenticated
+from instar.model.network import RequestedNetwork
 from instar.networks.api import network_service
 from instar.networks.local import LocalNetworks
 from instar.store.sqlite import SqliteStore
@@ -121,8 +122,6 @@ class Cloud(NamedTuple):
 
     async def serve(self, network_id: str, *, project_id: str = "p1", **more: Any) -> tuple[str, str]:
         """A server of the project, bound to a host: its id and that of its port."""
-        from instar.model.network import RequestedNetwork
-
         instance_id = str(uuid4())
         requested = more.pop("requested", (RequestedNetwork(network_id=network_id),))
         await self.networks.allocate(

@@ -49,8 +49,9 @@ class NetworkService(Protocol):
         """Fresh definitions of the ports of many instances at once. An instance without a port is left out."""
         ...
 
-    async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> None:
-        """Raises UnknownReference for a security group (name or id) that the project has not."""
+    async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> tuple[str, ...]:
+        """The groups' names, in the same order. Raises UnknownReference for a security group (name or id) that the
+        project has not."""
         ...
 
     async def port_owners(self) -> dict[str, str]:

@@ -98,7 +98,7 @@ class GroupRoutes:
         return await visible(self._store, SECURITY_GROUPS, group_id, context, SecurityGroupNotFound)
 
     async def group_create(self, request: Request) -> Answer:
-        body = await request.json(schemas.NewGroupBody)
+        body = await schemas.read(request, schemas.NewGroupBody)
         wanted, is_list = one_or_many(body.security_group, body.security_groups, "security_group")
         context = request.context
         made = []
@@ -126,7 +126,7 @@ class GroupRoutes:
         return json_answer({"security_groups": views} if is_list else {"security_group": views[0]}, 201)
 
     async def group_update(self, request: Request) -> Answer:
-        changes = (await request.json(schemas.ChangedGroupBody)).security_group
+        changes = (await schemas.read(request, schemas.ChangedGroupBody)).security_group
         _check_stateful(changes.stateful)
         group_id = request.params["id"]
 
@@ -172,7 +172,7 @@ class GroupRoutes:
         )
 
     async def rule_create(self, request: Request) -> Answer:
-        body = await request.json(schemas.NewRuleBody)
+        body = await schemas.read(request, schemas.NewRuleBody)
         wanted, is_list = one_or_many(body.security_group_rule, body.security_group_rules, "security_group_rule")
         rules = [await self._new_rule(one, request.context) for one in wanted]
         counts = dict(Counter(rule.project_id for rule in rules))

@@ -137,8 +137,11 @@ class LocalNetworks:
             raise QuotaExceeded(resource="ports", requested=wanted, used=facts.ports_used, limit=limit)
         return limit
 
-    async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> None:
-        chosen_groups(await groups_of_project(self.store, project_id), names)
+    async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> tuple[str, ...]:
+        groups = await groups_of_project(self.store, project_id)
+        chosen_groups(groups, names)
+        name_of = {row["id"]: row["name"] for row in groups}
+        return tuple(name_of.get(name, name) for name in names)
 
     # --- allocate -----------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class NetworkRoutes:
         return (await self._with_subnets([network_view(network)]))[0]
 
     async def network_create(self, request: Request) -> Answer:
-        body = await request.json(schemas.NewNetworkBody)
+        body = await schemas.read(request, schemas.NewNetworkBody)
         wanted, is_list = one_or_many(body.network, body.networks, "network")
         records = [self._new(one, request.context) for one in wanted]
         counts = dict(Counter(record.project_id for record in records))
@@ -93,7 +93,7 @@ class NetworkRoutes:
         )  # fmt: skip
 
     async def network_update(self, request: Request) -> Answer:
-        changes = (await request.json(schemas.ChangedNetworkBody)).network
+        changes = (await schemas.read(request, schemas.ChangedNetworkBody)).network
         schemas.refuse_unserved("network", router__external=changes.router_external, is_default=changes.is_default)
         if changes.shared is not UNSET and not request.context.is_admin:
             raise Forbidden(action="update_network:shared")

@@ -72,7 +72,7 @@ class PortRoutes:
     # --- create -------------------------------------------------------------------------------------------------------
 
     async def port_create(self, request: Request) -> Answer:
-        body = await request.json(schemas.NewPortBody)
+        body = await schemas.read(request, schemas.NewPortBody)
         wanted, is_list = one_or_many(body.port, body.ports, "port")
         context = request.context
         projects = [project_of(context, one.project_id, one.tenant_id, "create_port") for one in wanted]
@@ -145,7 +145,7 @@ class PortRoutes:
     # --- update, delete -----------------------------------------------------------------------------------------------
 
     async def port_update(self, request: Request) -> Answer:
-        changes = (await request.json(schemas.ChangedPortBody)).port
+        changes = (await schemas.read(request, schemas.ChangedPortBody)).port
         port_id, context = request.params["id"], request.context
 
         async def attempt() -> PortRecord:

@@ -57,7 +57,7 @@ class QuotaRoutes:
         return json_answer({"quota": details})
 
     async def quota_update(self, request: Request) -> Answer:
-        wanted = (await request.json(schemas.LimitsBody)).quota
+        wanted = (await schemas.read(request, schemas.LimitsBody)).quota
         limits = {
             resource: value for resource in self._defaults if (value := getattr(wanted, resource)) is not UNSET
         }

@@ -6,11 +6,15 @@ IPv6, QoS …) has a field only where clients send it unasked, and only with the
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from instar.errors import BadRequest
+from instar.http.body import convert
+from instar.http.request import Request
+
+T = TypeVar("T")
 
 BULK_MAX = 100
 FIXED_IPS_MAX = 5
@@ -265,6 +269,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 class LimitsBody(Struct, frozen=True, forbid_unknown_fields=True):
     quota: Limits
+
+
+async def read(request: Request, body_type: type[T]) -> T:
+    """The body as a `body_type`. Text is taken for a number or a flag where one belongs: clients of this API send it.
+
+    Raises BadRequest with the JSON path and the rule."""
+    return convert(await request.json(object), body_type)
 
 
 def refuse_unserved(where: str, **asked: object) -> None:

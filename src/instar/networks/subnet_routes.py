@@ -63,7 +63,7 @@ class SubnetRoutes:
     # --- create -------------------------------------------------------------------------------------------------------
 
     async def subnet_create(self, request: Request) -> Answer:
-        body = await request.json(schemas.NewSubnetBody)
+        body = await schemas.read(request, schemas.NewSubnetBody)
         wanted, is_list = one_or_many(body.subnet, body.subnets, "subnet")
         context = request.context
 
@@ -104,7 +104,7 @@ class SubnetRoutes:
     # --- update, delete -----------------------------------------------------------------------------------------------
 
     async def subnet_update(self, request: Request) -> Answer:
-        changes = (await request.json(schemas.ChangedSubnetBody)).subnet
+        changes = (await schemas.read(request, schemas.ChangedSubnetBody)).subnet
         schemas.refuse_unserved("subnet", dns_publish_fixed_ip=changes.dns_publish_fixed_ip)
         subnet_id, context = request.params["id"], request.context
 

@@ -98,7 +98,7 @@ class _Handlers:
         return empty_answer()
 
     async def tag_replace(self, request: Request) -> Answer:
-        wanted = (await request.json(schemas.TagsBody)).tags
+        wanted = (await schemas.read(request, schemas.TagsBody)).tags
         return json_answer({"tags": await self._routes.change(request, self._tagged, lambda tags: wanted)})
 
     async def tag_clear(self, request: Request) -> Answer:
