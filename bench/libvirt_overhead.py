@@ -47,15 +47,19 @@ async def libvirt_overhead() -> list[Row]:
         connection = one.connect()
         ours, bare = await _measured(one, connection)
         await connection.close()
-    rows = []
-    for name in OPERATIONS:
-        mine, theirs = statistics.median(ours[name]) * 1000, statistics.median(bare[name]) * 1000
-        rows += [
-            Row(f"{name}: bare calls, median of {TURNS}", theirs, "ms"),
-            Row(f"{name}: through the API, median of {TURNS}", mine, "ms"),
-            Row(f"{name}: ratio of the medians", mine / theirs, "×", at_most=1.25 if name == "create" else None),
-        ]
-    return rows
+    return [row for name in OPERATIONS for row in _rows(name, ours[name], bare[name])]
+
+
+def _rows(name: str, ours: list[float], bare: list[float]) -> list[Row]:
+    """The ratio of the best is what is left when other work on the machine disturbs neither."""
+    budget = 1.25 if name == "create" else None
+    middle, bare_middle = statistics.median(ours), statistics.median(bare)
+    return [
+        Row(f"{name}: bare calls, median of {TURNS}", bare_middle * 1000, "ms"),
+        Row(f"{name}: through the API, median of {TURNS}", middle * 1000, "ms"),
+        Row(f"{name}: ratio of the medians", middle / bare_middle, "×", at_most=budget),
+        Row(f"{name}: ratio of the best", min(ours) / min(bare), "×", at_most=budget),
+    ]
 
 
 async def _measured(one: Cloud, connection: Connection) -> tuple[_Timing, _Timing]:
