@@ -38,9 +38,12 @@ log = structlog.get_logger()
 BUSY_RETRY_S = 1.0
 HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 4
+GUESTS_WAITING_MAX = 10_000
 PRUNE_EVERY_S = 3600.0
 REFRESH_BATCH = 500  # instances whose packet filters are refreshed from one read
 DAY_US = 86_400_000_000
+
+_Guest = tuple[str, str]  # host, instance id
 
 
 class Reconciler:
@@ -55,7 +58,8 @@ class Reconciler:
         self._pruned = float("-inf")
         self._due: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
-        self._nudged: asyncio.Queue[HostEvent] = asyncio.Queue(10_000)
+        self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
+        self._waiting: set[_Guest] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
 
@@ -88,8 +92,11 @@ class Reconciler:
 
     async def _on_event(self, message: Message) -> None:
         event = msgspec.msgpack.decode(message.body, type=HostEvent)
-        if not self._nudged.full():  # the timer finds what an overflow loses
-            self._nudged.put_nowait(event)
+        guest = (event.host, event.event.instance_id)
+        # An event says only that there is something to look at: a guest that has many is looked at once.
+        if guest not in self._waiting and len(self._waiting) < GUESTS_WAITING_MAX:  # the timer finds what this loses
+            self._waiting.add(guest)
+            self._nudged.put_nowait(guest)
 
     async def _on_timer(self) -> None:
         while True:
@@ -123,31 +130,28 @@ class Reconciler:
         """One guest at a time, as its event comes; while an operation is in flight, again a moment later."""
         loop = asyncio.get_running_loop()
         while True:
-            event = await self._nudged.get()
+            guest = host, instance_id = await self._nudged.get()
+            self._waiting.discard(guest)  # before the look: an event that comes during it asks for another
             try:
-                if await self._sync_guest(event):
-                    continue
-                loop.call_later(BUSY_RETRY_S, self._again, event)
+                if not await self._sync_guest(host, instance_id) and guest not in self._waiting:
+                    self._waiting.add(guest)
+                    loop.call_later(BUSY_RETRY_S, self._nudged.put_nowait, guest)
             except InstarError as error:
-                log.info("power.not_synced", instance=event.event.instance_id, reason=error.message)
+                log.info("power.not_synced", instance=instance_id, reason=error.message)
             except Exception:
                 log.exception("power.sync_failed")
 
-    def _again(self, event: HostEvent) -> None:
-        if not self._nudged.full():
-            self._nudged.put_nowait(event)
-
-    async def _sync_guest(self, event: HostEvent) -> bool:
+    async def _sync_guest(self, host: str, instance_id: str) -> bool:
         """False: an operation is in flight, come again."""
         try:
-            instance = await instance_fetch(self._cloud.store, event.event.instance_id)
+            instance = await instance_fetch(self._cloud.store, instance_id)
         except NotFound:
             return True
-        if instance.terminated_at is not None or (instance.host != event.host and instance.task_state is None):
+        if instance.terminated_at is not None or (instance.host != host and instance.task_state is None):
             return True
         if instance.task_state is not None:
             return False
-        state = await self._client().observe_of(event.host, instance.id)
+        state = await self._client().observe_of(host, instance.id)
         await sync(self._cloud, instance, state)
         return True
 

@@ -1,0 +1,167 @@
+"""Hosts whose hypervisor is away: operations say so, go elsewhere or wait for nobody, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from instar.errors import HypervisorError
+from instar.model.instance import Instance
+from instar.model.states import PowerState, VmState
+from tests.lifecycle.harness import Plane
+from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
+
+
+async def until_known(one: Plane, host: str | None, *, ok: bool) -> None:
+    async def known() -> bool:
+        view = one.control.hosts.get(host or "")
+        return view is not None and view.hypervisor_ok is ok
+
+    await until(f"the control plane knows of {host}", known)
+
+
+async def test_create_goes_elsewhere_while_a_hypervisor_is_away(one: Plane) -> None:
+    for host in one.hosts[:2]:
+        faults(one, host).down = True
+    # At once, before any report says so: a host that does not answer costs an attempt; and afterwards, when it is known.
+    assert (await one.created("first")).host == one.hosts[2]
+    for host in one.hosts[:2]:
+        await until_known(one, host, ok=False)
+    second = await one.created("second")
+    assert second.host == one.hosts[2]
+    assert "claim (2)" not in [step.name for step in await one.journal(second.id)]
+
+
+async def test_create_fails_with_a_reason_when_every_hypervisor_is_away(one: Plane) -> None:
+    for host in one.hosts:
+        faults(one, host).down = True
+    first = await one.created("first")
+    for host in one.hosts:
+        await until_known(one, host, ok=False)
+    second = await one.created("second")
+    for instance in (first, second):
+        assert (instance.vm_state, instance.host) == (VmState.ERROR, None)
+        assert instance.facts.fault is not None
+    assert first.facts.fault is not None
+    assert "The hypervisor of host sim-" in first.facts.fault.message
+    assert second.facts.fault is not None
+    assert second.facts.fault.message == "No valid host was found. enabled: 3 hosts refused."
+    assert "sim-1: enabled: its hypervisor is not available" in second.facts.fault.details.splitlines()
+    for host in one.hosts:
+        faults(one, host).clear()
+    for host in one.hosts:
+        await until_known(one, host, ok=True)
+    await check_no_trace(one)
+
+
+@pytest.mark.parametrize("action", ["soft reboot", "hard reboot", "stop", "start"])
+async def test_operation_on_a_host_that_is_away_fails_clearly_and_leaves_the_state(one: Plane, action: str) -> None:
+    instance = await one.created()
+    lifecycle, context = one.control.lifecycle, one.context()
+    if action == "start":
+        await lifecycle.stop(context, instance)
+        await one.settled()
+        instance = await one.fetch(instance.id)
+    faults(one, instance.host).down = True
+    acts = {
+        "soft reboot": lambda: lifecycle.reboot(context, instance, hard=False),
+        "hard reboot": lambda: lifecycle.reboot(context, instance, hard=True),
+        "stop": lambda: lifecycle.stop(context, instance),
+        "start": lambda: lifecycle.start(context, instance),
+    }
+    await acts[action]()
+    await one.settled()
+    ended = await one.fetch(instance.id)
+    assert (ended.vm_state, ended.task_state, ended.power_state) == (instance.vm_state, None, instance.power_state)
+    assert ended.facts.fault is not None
+    assert ended.facts.fault.message == f"The hypervisor of host {instance.host} is not available."
+    operation = await one.last_operation(instance.id)
+    assert (operation.result, operation.message) == ("Error", ended.facts.fault.message)
+    faults(one, instance.host).down = False
+    instance = ended
+    await acts[action]()
+    await one.settled()
+    assert (await one.fetch(instance.id)).facts.fault is None
+
+
+async def test_delete_does_not_wait_for_a_host_that_is_away_and_its_leftovers_go_when_it_returns(one: Plane) -> None:
+    instance = await one.created()
+    faults(one, instance.host).down = True
+    await until_known(one, instance.host, ok=False)
+    await one.control.lifecycle.delete(one.context(), instance)
+    await one.settled()
+    assert (await one.fetch(instance.id)).vm_state is VmState.DELETED
+    assert faults(one, instance.host)._machine.state_of(instance.id).power_state is PowerState.RUNNING
+    faults(one, instance.host).down = False
+
+    async def gone() -> bool:
+        return await one.guests() == {}
+
+    await until("the leftovers are removed", gone)
+    await check_no_trace(one)
+
+
+async def test_host_that_goes_away_during_a_build_keeps_nothing_of_it_when_it_returns(one: Plane) -> None:
+    held = one.around_step = Held("start guest")
+    instance = await one.create()
+    await held.wait()
+    first = (await one.fetch(instance.id)).host
+    faults(one, first).down = True
+    held.go.set()
+    await one.settled()
+    ended = await one.fetch(instance.id)
+    assert (ended.vm_state, ended.facts.fault) == (VmState.ACTIVE, None)
+    assert ended.host not in (None, first)
+    await until_known(one, first, ok=False)
+    faults(one, first).down = False
+
+    async def cleaned() -> bool:
+        census = await one.world.host(first or "").census()
+        return (census.guests, census.instance_dirs) == ({}, ())
+
+    await until("the first host is clean", cleaned)
+    assert await one.guests() == {instance.id: ended.host}
+    assert await one.findings() == []
+
+
+async def test_guest_that_stopped_while_its_host_was_away_is_found_when_it_returns(one: Plane) -> None:
+    instance = await one.created()
+    faults(one, instance.host).down = True
+    await until_known(one, instance.host, ok=False)
+    faults(one, instance.host).guest_powers_off(instance.id)
+    await asyncio.sleep(0.05)
+    assert (await one.fetch(instance.id)).vm_state is VmState.ACTIVE
+    faults(one, instance.host).down = False
+    await until_state(one, instance.id, VmState.STOPPED)
+
+
+async def failing_hard_reboot(one: Plane, instance: Instance, *, after_work: bool) -> Instance:
+    faults(one, instance.host).fail_next(
+        "ensure_restarted", HypervisorError(reason="no"), after_work=after_work
+    )
+    await one.control.lifecycle.reboot(one.context(), instance, hard=True)
+    await one.settled()
+    return await one.fetch(instance.id)
+
+
+async def test_reboot_that_failed_although_the_guest_runs_leaves_it_active_with_a_fault(one: Plane) -> None:
+    ended = await failing_hard_reboot(one, await one.created(), after_work=True)
+    assert ended.vm_state is VmState.ACTIVE
+    assert ended.facts.fault is not None
+
+
+async def test_reboot_that_failed_and_left_the_guest_off_is_an_error_from_which_a_reboot_leads_out(one: Plane) -> None:
+    instance = await one.created()
+    held = one.around_step = Held("restart guest")
+    faults(one, instance.host).fail_next("ensure_restarted", HypervisorError(reason="no"))
+    await one.control.lifecycle.reboot(one.context(), instance, hard=True)
+    await held.wait()
+    faults(one, instance.host).guest_is_destroyed(instance.id)
+    held.go.set()
+    await one.settled()
+    ended = await one.fetch(instance.id)
+    assert ended.vm_state is VmState.ERROR
+    await one.control.lifecycle.reboot(one.context(), ended, hard=True)
+    await one.settled()
+    assert (await one.fetch(instance.id)).vm_state is VmState.ACTIVE
