@@ -41,7 +41,9 @@ class OpenstackShell:
         return self._until(f"{marker}\n".encode()).decode()
 
     def do(self, command: str, *more: str) -> str:
-        """Run a command that answers nothing. `more`: words with blanks in them. Raises CommandFailed when it complains."""
+        """Run a command that answers nothing. `more`: further words, without blanks, at which the client would split them.
+
+        Raises CommandFailed when it complains."""
         output = self.said(*command.split(), *more).strip()
         if output:
             raise CommandFailed(f"{command}: {output}")
