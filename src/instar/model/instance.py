@@ -49,7 +49,8 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     flavor: Flavor
     image: SpecImage | None = None
     networks: tuple[RequestedNetwork, ...] = ()
-    security_groups: tuple[str, ...] = ("default",)
+    security_groups: tuple[str, ...] = ("default",)  # as given: names or ids
+    security_group_names: tuple[str, ...] = ()  # as shown; empty where they are as given
     metadata: dict[str, str] = {}
     tags: tuple[str, ...] = ()
     description: str | None = None

@@ -74,13 +74,14 @@ class ServerCreation:
         key_public = await self._public_key(server, context)
         group_id = await self._group(hints, context, least, limits)
         placement = await self._placement(server, context)
-        groups = await self._security_groups(server, context)
+        groups, group_names = await self._security_groups(server, context)
         networks = await self._networks(server, request, most)
         spec = InstanceSpec(
             flavor=flavor,
             image=image,
             networks=networks,
             security_groups=groups,
+            security_group_names=group_names,
             metadata=read_metadata(server, limits),
             tags=tuple(dict.fromkeys(given(server.tags, []))),
             description=read_description(server, request.microversion),
@@ -189,12 +190,14 @@ class ServerCreation:
             raise QuotaExceeded(resource="server_group_members", requested=count, used=used, limit=limit)
         return str(group_id)
 
-    async def _security_groups(self, server: NewServer, context: RequestContext) -> tuple[str, ...]:
-        names = tuple(
+    async def _security_groups(self, server: NewServer, context: RequestContext) -> tuple[tuple[str, ...], ...]:
+        """As given, and their names."""
+        given_groups = tuple(
             dict.fromkeys(group.name for group in given(server.security_groups, []) if group.name is not UNSET)
         ) or ("default",)  # fmt: skip
-        await self._compute.networks.security_groups_exist(names, project_id=context.project_id)
-        return names
+        return given_groups, await self._compute.networks.security_groups_exist(
+            given_groups, project_id=context.project_id
+        )
 
     async def _networks(self, server: NewServer, request: Request, count: int) -> tuple[RequestedNetwork, ...]:
         version, asked = request.microversion, server.networks

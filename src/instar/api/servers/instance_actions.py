@@ -103,7 +103,8 @@ def _action(operation: Operation, version: int) -> dict[str, Any]:
         "user_id": operation.user_id,
         "project_id": operation.project_id,
         "start_time": iso_us(operation.started_at),
-        "message": operation.message,
+        # The reason is the fault's, and in the events' details: it may name what is not for users, such as a host.
+        "message": "Error" if operation.result == "Error" else operation.message,
     }
     if version >= UPDATED_SINCE:
         view["updated_at"] = iso_us(operation.updated_at)
@@ -123,6 +124,6 @@ def _event(step: Step, project_id: str, version: int, context: RequestContext) -
         if context.is_admin:
             view["host"] = step.host
         view["hostId"] = host_id(project_id, step.host)
-    if version >= DETAILS_SINCE:
+    if version >= DETAILS_SINCE and context.is_admin:
         view["details"] = _decode_error(step.error).message if step.error else None
     return view

@@ -71,9 +71,10 @@ class ServerParts:
 
     async def security_groups(self, request: Request) -> Answer:
         instance = await self._server(request)
+        spec = instance.spec
         groups = [
-            {"id": name, "name": name, "description": "", "tenant_id": instance.project_id, "rules": []}
-            for name in instance.spec.security_groups
+            {"id": group, "name": name, "description": "", "tenant_id": instance.project_id, "rules": []}
+            for group, name in zip(spec.security_groups, spec.security_group_names or spec.security_groups, strict=True)
         ]
         return json_answer({"security_groups": groups})
 

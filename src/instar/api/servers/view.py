@@ -220,7 +220,7 @@ def server_view(instance: Instance, scene: Scene, *, is_admin: bool, kind: str =
     for name, value in _fields(scene.version, is_admin, kind):
         view[name] = value(instance, scene)
     if (kind != UPDATE or scene.version >= 75) and instance.vm_state is not VmState.DELETED:
-        view["security_groups"] = [{"name": name} for name in spec.security_groups]
+        view["security_groups"] = [{"name": name} for name in spec.security_group_names or spec.security_groups]
     return view
 
 
