@@ -58,6 +58,16 @@ else
     say "this is no Debian: see packaging/host-packages.txt for what the machine must have"
 fi
 
+# Debian's libvirtd looks for this account when it starts, whoever its guests run as. The service's package makes it; a
+# machine without a service manager has only the program, so the account is made here, as that package would.
+if command -v libvirtd >/dev/null && ! getent passwd libvirt-qemu >/dev/null; then
+    say "making the account libvirt-qemu"
+    for group in kvm libvirt-qemu; do
+        getent group $group >/dev/null || as_root groupadd --system $group
+    done
+    as_root useradd --system --gid kvm --groups libvirt-qemu --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin libvirt-qemu
+fi
+
 # --- Python ------------------------------------------------------------------------------------------------------------
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import httpx
+import pytest
 import yaml
 
 from tests.cli.program import Up, instar, running
@@ -42,12 +43,14 @@ def test_a_second_one_on_the_same_directory_is_refused_and_names_the_pid(cloud: 
     assert second.stdout == ""
 
 
+@pytest.mark.slow
 def test_two_directories_run_side_by_side(cloud: Up, tmp_path: Path) -> None:
     with running(tmp_path / "other", tmp_path / "log", *SIMULATED) as other:
         assert other.said.splitlines()[-1] != cloud.said.splitlines()[-1]
         assert other.stop() == 0
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_well_and_a_restart_keeps_passwords_and_records(tmp_path: Path) -> None:
     with running(tmp_path / "state", tmp_path / "log", *SIMULATED) as first:
         assert first.stop() == 0
@@ -60,6 +63,7 @@ def test_sigterm_ends_it_well_and_a_restart_keeps_passwords_and_records(tmp_path
         assert second.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_a_directory_that_starts_again(tmp_path: Path) -> None:
     with running(tmp_path / "state", tmp_path / "log", *SIMULATED) as first:
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -67,6 +71,7 @@ def test_a_kill_leaves_a_directory_that_starts_again(tmp_path: Path) -> None:
         assert second.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_database_of_a_newer_version_is_refused_in_one_line(tmp_path: Path) -> None:
     with running(tmp_path / "state", tmp_path / "log", *SIMULATED) as first:
         assert first.stop() == 0
@@ -110,6 +115,7 @@ def test_down_refuses_a_running_cloud(cloud: Up) -> None:
     assert (cloud.directory / "instar.db").exists()
 
 
+@pytest.mark.slow
 def test_down_deletes_what_is_a_cloud_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday").write_text("")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import select
@@ -16,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from instar.cli.demo.footprint import Footprint
-from instar.cli.embedded import remove_everything
 from instar.cli.state_dir import MODE, StateDir
-from instar.errors import InstarError, StartupError
+from instar.errors import StartupError
 
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 30.0
+DOWN_DEADLINE_S = 120.0
 GONE_DEADLINE_S = 5.0
 READY = b"ready: "
 POLL_S = 0.2
@@ -73,14 +72,28 @@ class DemoCloud:
     def remove(self, say: Callable[[str], None]) -> list[str]:
         """Stop the cloud, end its guests, remove its networks, its libvirtd and its directory. What is left, if any."""
         self._stop()
-        try:
-            asyncio.run(remove_everything(self.state))
-        except (InstarError, OSError, TimeoutError) as error:
-            say(f"removing the cloud failed: {error}")
+        if not self._down(say):
+            self.footprint.end_by_force()
         shutil.rmtree(self.directory, ignore_errors=True)
+        return self._wait_until_gone()
+
+    def _down(self, say: Callable[[str], None]) -> bool:
+        # A process of its own can be given up: a libvirtd that hangs would hold a thread of ours for ever.
+        command = [sys.executable, "-m", "instar.cli", "down", "--dir", str(self.directory)]
+        try:
+            down = subprocess.run(command, capture_output=True, text=True, timeout=DOWN_DEADLINE_S, check=False)
+        except subprocess.TimeoutExpired:
+            say(f"removing the cloud did not end within {DOWN_DEADLINE_S:g} seconds")
+            return False
+        if down.returncode != 0:
+            say(f"removing the cloud failed: {down.stderr.strip()}")
+        return down.returncode == 0
+
+    def _wait_until_gone(self) -> list[str]:
+        """What is still there after a while: processes that were ended are reaped by others."""
         deadline = time.monotonic() + GONE_DEADLINE_S
         while (left := self.footprint.found()) and time.monotonic() < deadline:
-            time.sleep(0.1)  # processes that were ended are reaped by others
+            time.sleep(0.1)
         return left
 
     def _stop(self) -> None:

@@ -5,9 +5,11 @@ Only things that carry the cloud's own names are counted: other clouds may come 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -40,6 +42,13 @@ class Footprint:
             *(f"domain {name}" for name in self._domains()),
             *(f"directory {path}" for path in (self.directory, self._runtime, self._names.run_dir) if path.exists()),
         ]
+
+    def end_by_force(self) -> None:
+        """Kill the processes of the cloud and remove its runtime directory: for when it could not be removed in order."""
+        for pid, _ in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self._runtime, ignore_errors=True)
 
     def _processes(self) -> list[tuple[int, str]]:
         marks = [str(self.directory), str(self._runtime), str(self._names.run_dir), self._names.tag]
