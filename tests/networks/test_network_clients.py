@@ -6,18 +6,25 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import openstack
 import pytest
 
-from tests.networks.network_cloud import Cloud
+from tests.networks.network_cloud import Cloud, running_cloud
 
 pytestmark = pytest.mark.slow  # each command of the client takes a second to start
 
 OPENSTACK = Path(sys.executable).with_name("openstack")
 COMMAND_DEADLINE_S = 40
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
+    async with running_cloud(tmp_path, with_identity=True) as running:
+        yield running
 
 
 async def run(cloud: Cloud, command: str) -> tuple[int, str, str]:
