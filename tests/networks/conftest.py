@@ -1,20 +1,16 @@
-"""The network service on a database of its own."""
+"""One running Network API for each test that needs one."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from network_world import World
+from tests.networks.network_cloud import Cloud, running_cloud
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path / "networks.db")
-    await world.open()
-    yield world
-    await world.close()
+async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
+    async with running_cloud(tmp_path) as running:
+        yield running
