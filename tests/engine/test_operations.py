@@ -398,3 +398,22 @@ async def test_a_database_that_is_away_for_a_moment_undoes_nothing(bench: Bench,
     assert seen > failing, "the write that should fail was never made"
     assert not [done for done in calls.done if done.startswith("-")]
     assert conductor.in_flight == []
+
+
+async def test_an_operation_that_is_being_taken_is_not_taken_again_by_the_poll(bench: Bench) -> None:
+    """The poll once saw, in the database, an operation that was ours but that we had not heard to be ours yet: it took it
+    again under a newer epoch, and two runs of one operation chased each other."""
+    calls = Calls()
+    conductor = await bench.conductor(calls.functions())
+    write = bench.store.write
+
+    async def late(*statements: Statement) -> list[Result]:
+        results = await write(*statements)
+        if len(statements) == 2 and "SET owner" in statements[1].sql:
+            await conductor._look_for_work(first=False)
+        return results
+
+    bench.store.write = late  # type: ignore[method-assign]
+    operation = await bench.accept_build()
+    assert (await bench.finished(operation)).epoch == 1
+    assert calls.done == ["a", "b", "c"]

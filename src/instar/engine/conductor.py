@@ -65,6 +65,7 @@ class Conductor:
         self._monotonic = monotonic
         self._outbox = Outbox(store, bus)
         self._running: dict[str, tuple[Run | None, asyncio.Task[None]]] = {}
+        self._taking: set[str] = set()
         self._slots = asyncio.Semaphore(settings.operations_max)
         self._loops: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
@@ -113,8 +114,16 @@ class Conductor:
 
     async def _take(self, operation_id: str, from_owner: str | None) -> None:
         """Own and start an operation, unless someone else does or an older one of the instance is still unfinished."""
-        if operation_id in self._running or self._closing:
+        if operation_id in self._running or operation_id in self._taking or self._closing:
             return
+        # Between the commit that makes it ours and our hearing of it, the poll must not take it for one that we lost.
+        self._taking.add(operation_id)
+        try:
+            await self._take_and_start(operation_id, from_owner)
+        finally:
+            self._taking.discard(operation_id)
+
+    async def _take_and_start(self, operation_id: str, from_owner: str | None) -> None:
         operation = await operation_fetch(self._store, operation_id)
         if operation is None or operation.finished_at is not None:
             return
