@@ -59,7 +59,7 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     instances = await audit_instances(cloud.store)
     for host, census in censuses.items():
         findings += leftovers(host, census, instances, owners)
-    findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if c["instance_id"] not in instances]
+    findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if _is_stray(c, instances)]
     findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
     findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
     findings += [Finding(Kind.HOST_TOTALS, row["name"], row["name"]) for row in await audit_host_totals(cloud.store)]
@@ -86,6 +86,12 @@ def leftovers(
     for tap in census.taps:
         if tap not in known:
             yield Finding(Kind.TAP, tap, host)
+
+
+def _is_stray(claim: Row, instances: dict[str, Row]) -> bool:
+    """A claim on a host that its instance is not on, and that no operation in flight answers for."""
+    row = instances.get(claim["instance_id"])
+    return row is None or (not row["busy"] and row["host"] != claim["host"])
 
 
 def _epoch(row: Row | None) -> int:

@@ -138,6 +138,8 @@ class Lifecycle:
 
     async def lock(self, context: RequestContext, instance: Instance, reason: str | None) -> None:
         """Others than admins get 409 until it is unlocked. A lock by an admin is an admin's to undo."""
+        if instance.locked_by == "admin" and not context.is_admin:
+            return  # locked already; a lock of the owner's own would be the owner's to undo
         by = "admin" if context.is_admin and context.project_id != instance.project_id else "owner"
         await self._set_lock(context, instance, Action.LOCK, by, reason)
 
