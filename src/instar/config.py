@@ -163,7 +163,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings
             section, _, name = info.name.rpartition(".")
             target = tree.setdefault(section, {}) if section else tree
             text = environ[variable]
-            target[name] = [part.strip() for part in text.split(",")] if isinstance(info.default, tuple) else text
+            if isinstance(target, dict):  # else the file is wrong there, and refused below
+                target[name] = [part.strip() for part in text.split(",")] if isinstance(info.default, tuple) else text
     try:
         return msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
