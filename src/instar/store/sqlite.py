@@ -116,6 +116,7 @@ class SqliteStore:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
             _migrate(connection, all_migrations())
+            _check_writable(connection)
         except OSError as error:
             raise StartupError(f"The database {self._path.name} cannot be used: {error.strerror}.") from error
         except sqlite3.Error as error:
@@ -231,6 +232,15 @@ def _execute(connection: sqlite3.Connection, statement: Statement) -> Result:
     if statement.rows is not None and changed != statement.rows:
         raise statement.error or WriteConflict()
     return Result(changed, rows)
+
+
+def _check_writable(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error where nothing can be written: to find that out at the first request would be too late."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("INSERT INTO migrations VALUES (-1, 'never committed')")
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def _migrate(connection: sqlite3.Connection, migrations: list[Migration]) -> None:
