@@ -180,6 +180,7 @@ class Conductor:
         run = Run(
             operation, instance, steps,
             store=self._store, bus=self._bus, step_deadline_s=self._settings.step_deadline_s,
+            told=self._outbox.nudge,
         )  # fmt: skip
         task = asyncio.current_task()
         assert task is not None

@@ -28,6 +28,7 @@ TOPIC = "notifications."  # + instance.<action>.<phase>
 BATCH_MAX = 200
 RETRY_S = 1.0
 LOOK_AGAIN_S = 30.0
+GATHER_S = 0.02  # what is recorded within this time is told together
 
 
 def notification(
@@ -47,6 +48,7 @@ def notification(
         "user_id": instance.user_id,
         "request_id": operation.request_id,
         "state": vm_state.value,
+        "power_state": instance.power_state.name.lower(),
         "task_state": instance.task_state.value if phase == "start" and instance.task_state else None,
         "host": instance.host,
         "flavor": {"flavorid": flavor.id, "name": flavor.name, "vcpus": flavor.vcpus, "memory_mb": flavor.memory_mib},
@@ -59,6 +61,7 @@ def notification(
         "block_devices": [],
         "created_at": iso(instance.created_at),
         "launched_at": iso(instance.launched_at) if instance.launched_at else None,
+        "terminated_at": iso(instance.terminated_at) if instance.terminated_at else None,
         "fault": {"exception": type(fault).__name__, "exception_message": fault.message} if fault else None,
     }
     time_us = now_us()
@@ -97,6 +100,7 @@ class Outbox:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_S):
                     await self._waiting.wait()
+            await asyncio.sleep(GATHER_S)
 
     async def _publish_some(self) -> bool:
         found = await notifications_fetch(self._store, BATCH_MAX)

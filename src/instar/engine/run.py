@@ -49,6 +49,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 UNDO_DEADLINE_S = 60.0
+TOLD_COLUMNS = ("host", "power_state", "launched_at", "terminated_at")
 
 
 class Interrupted(Exception):
@@ -75,6 +76,7 @@ class Run:
         store: Store,
         bus: Bus,
         step_deadline_s: float,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
         self.operation = operation
         self.instance = instance
@@ -90,6 +92,8 @@ class Run:
         self._row_task = instance.task_state  # what the database has: every write compares and swaps
         self._undos: list[_Undo] = []
         self._changes: dict[str, Value] = {}
+        self._found: dict[str, Value] = {}  # all that was changed by this operation, committed or not
+        self._told = told  # called when there is something in the outbox
         self._pending: list[Statement] = []
         self._executing: asyncio.Future[Any] | None = None
         self._cancelled_by: str | None = None
@@ -133,6 +137,7 @@ class Run:
             self._changes["facts"] = encode_facts(self.facts)
             self._changes["addresses"] = addresses_text(self.facts)
         self._changes.update(columns)
+        self._found.update(columns)
 
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[None]:
@@ -159,12 +164,13 @@ class Run:
         `fault`: it ended in that state, but not as asked; the record says Error. `also` joins the transaction."""
         self._changes["vm_state"] = vm_state.value
         if power_state is not None:
-            self._changes["power_state"] = int(power_state)
+            self.note(power_state=int(power_state))
         self.note(facts={"fault": _fault(fault) if fault else None})
         finish = operation_finish(
             self.operation.id, result="Error" if fault else "Success", message=fault.message if fault else None
         )
-        told = notification(self.instance, self.operation, "error" if fault else "end", vm_state, self.facts, fault)
+        phase = "error" if fault else "end"
+        told = notification(self._instance_now(), self.operation, phase, vm_state, self.facts, fault)
         guard = operation_guard(self.operation, forward=True)
         statements = (guard, *self._pending, *also, self._change(None), finish, notification_insert(told))
         results = await self._write(statements)
@@ -179,7 +185,7 @@ class Run:
         finish = operation_finish(self.operation.id, result="Error", message=shown.message)
         guard = operation_guard(self.operation, forward=False)
         ours = not isinstance(error, Cancelled | TaskStateConflict)
-        told = notification(self.instance, self.operation, "error", self.failed_state, self.facts, shown)
+        told = notification(self._instance_now(), self.operation, "error", self.failed_state, self.facts, shown)
         rest = (finish, notification_insert(told))
         if ours:
             self._changes["vm_state"] = self.failed_state.value
@@ -234,6 +240,8 @@ class Run:
             self._journal.forget(name)
             raise
         self._pending.clear()
+        if started.seq == 0:
+            self._told()
         if forward:
             self._row_task = self._task
             self._changes.clear()
@@ -288,6 +296,13 @@ class Run:
                 await self._execute(name, undo.call, undo.args, UNDO_DEADLINE_S, forward=False)
             except (OperationError, StepFailed) as error:
                 log.warning("undo.failed", operation=self.operation.action, step=undo.name, reason=error.message)
+
+    def _instance_now(self) -> Instance:
+        """The instance with what this operation found, for those who are told of its end."""
+        known = {name: self._found[name] for name in TOLD_COLUMNS if name in self._found}
+        if "power_state" in known:
+            known["power_state"] = PowerState(known["power_state"])  # type: ignore[arg-type]
+        return msgspec.structs.replace(self.instance, **known)
 
     def _change(self, task: TaskState | None) -> Statement:
         return instance_change(self.instance.id, self._row_task, task, self._changes)
