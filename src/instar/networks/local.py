@@ -46,6 +46,8 @@ _GROUPS = msgspec.json.Decoder(tuple[str, ...])
 class LocalNetworks:
     """A `NetworkService`. `ports_changed` is told which instances need fresh packet filters: see `filter_refresh`."""
 
+    participant = "network"  # in the diagrams of operations
+
     def __init__(self, store: Store, settings: NetworkSettings, ports_changed: PortsChanged | None = None) -> None:
         self.store = store
         self.settings = settings
