@@ -30,7 +30,7 @@ test: install-dev ## everything: units, real guests, crashes, real clients (unde
 	@$(ROOT) $(BIN)/python -m pytest $(ARGS)
 
 test-fast: install-dev ## what needs no host and no guest (under a minute)
-	@$(BIN)/python -m pytest -m "not host and not guest and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not host and not guest and not slow" $(ARGS)
 
 check: install-dev ## ruff, strict types, and who may import whom
 	@$(BIN)/ruff check src tests bench

@@ -35,7 +35,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operations_max: Annotated[int, _setting("operations that one conductor runs at once", "operations", ge=1)] = 256
     step_deadline_s: Annotated[float, _setting("longest a step may take unless it says otherwise", "seconds", gt=0)] = 120
-    lease_s: Annotated[float, _setting("a conductor that is silent for so long has lost its operations", "seconds", gt=0)] = 6
+    lease_s: Annotated[float, _setting("a conductor silent for so long has lost its operations", "seconds", gt=0)] = 6
     poll_s: Annotated[float, _setting("how often unowned operations are looked for", "seconds", gt=0)] = 2
     journal_keep_days: Annotated[int, _setting("how long records of deleted instances are kept", "days", ge=0)] = 30
 

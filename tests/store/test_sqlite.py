@@ -96,6 +96,6 @@ async def test_the_owner_alone_reads_the_database_and_its_side_files(tmp_path: P
     of the host who knew the path could read password hashes and users' data."""
     store = SqliteStore(tmp_path / "instar.db")
     await store.open()
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}  # noqa: ASYNC240 - a test
     await store.close()
     assert len(modes) == 3 and set(modes.values()) == {0o600}

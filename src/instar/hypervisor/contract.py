@@ -1,7 +1,8 @@
 """What a hypervisor must do. Implemented by `libvirt` and `simulated`; both pass tests/hypervisor.
 
 A driver only ensures: it is told what should be true, may be told again with the same arguments, decides nothing, knows
-no HTTP and no database. Calls for one instance never overlap (the agent sees to that), `console_output` aside; calls for different ones do.
+no HTTP and no database. Calls for one instance never overlap (the agent sees to that), `console_output` aside; calls
+for different ones do.
 
 Every method raises HypervisorUnavailable when the hypervisor's daemon is away, HypervisorError when it refuses, DiskFull
 when a file system is full. Nothing here shows a path of the host.
