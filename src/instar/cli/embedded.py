@@ -34,6 +34,7 @@ from instar.networks.addresses import pick_free_cidr
 from instar.networks.api import network_service
 from instar.operator.service import operator_service
 
+
 class Embedded:
     """A whole cloud: what `instar up` runs. `progress` is told, in words for people, what takes a while."""
 
