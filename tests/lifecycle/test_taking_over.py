@@ -11,13 +11,15 @@ import msgspec
 import pytest
 
 from instar.config import LifecycleSettings, Settings
+from instar.engine.hosts import HostClient
 from instar.errors import HypervisorError, NotFound, WrongState
+from instar.lifecycle import reconcile
 from instar.model.instance import Instance
 from instar.model.states import VmState
 from instar.store.operations import operations_of_instance
 from tests.lifecycle.harness import SETTINGS, Plane, plane
 from tests.lifecycle.scenarios import SCENARIOS, victim
-from tests.lifecycle.watching import Held, check_no_trace, faults
+from tests.lifecycle.watching import Held, check_no_trace, faults, until
 
 AT_ONCE_S = 3.0  # far less than any of the waits that are cut short here
 
@@ -204,3 +206,57 @@ async def test_second_operation_is_refused_while_the_first_is_in_flight(one: Pla
     held.go.set()
     await one.settled()
     assert (await one.fetch(instance.id)).vm_state is scenario.ends
+
+
+async def test_packet_filters_are_not_brought_back_to_the_host_of_a_server_that_is_being_deleted(
+    one: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filters are refreshed beside operations. A refresh that had read of its instance during a delete carried the delete's
+    own epoch: coming after the guest was removed, it set up the ports again, and they stayed on the host for ever."""
+    monkeypatch.setattr(reconcile, "BUSY_RETRY_S", 0.05)
+    instance = await one.created()
+    read, go_on = asyncio.Event(), asyncio.Event()
+    ports_of_instances = one.control.networks.ports_of_instances
+
+    async def slowly(instance_ids):  # type: ignore[no-untyped-def]
+        found = await ports_of_instances(instance_ids)
+        read.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(one.control.networks, "ports_of_instances", slowly)
+    held = one.around_step = Held("remove guest")
+    await one.control.lifecycle.delete(one.context(), instance)
+    await held.wait()
+    during = asyncio.create_task(one.control.reconciler.refresh_ports({instance.id}))
+    await read.wait()
+    held.go.set()
+    await one.settled()
+    go_on.set()
+    await during
+    await check_no_trace(one)
+
+
+async def test_packet_filters_of_a_busy_server_are_refreshed_when_it_is_idle(
+    one: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = await one.created()
+    set_up: list[str] = []
+    ensure_ports = HostClient.ensure_ports
+
+    async def counted(self: HostClient, host: str, ports):  # type: ignore[no-untyped-def]
+        set_up.append(host)
+        await ensure_ports(self, host, ports)
+
+    monkeypatch.setattr(HostClient, "ensure_ports", counted)
+    held = one.around_step = Held("stop guest")
+    await one.control.lifecycle.stop(one.context(), instance)
+    await held.wait()
+    await one.control.reconciler.refresh_ports({instance.id})
+    assert set_up == []
+    held.go.set()
+
+    async def refreshed() -> bool:
+        return set_up == [instance.host]
+
+    await until("the ports are set up anew", refreshed)

@@ -60,7 +60,7 @@ async def check_no_trace(plane: Plane) -> None:
     """Nothing of any guest is left, neither on hosts nor in the records."""
     for host in plane.hosts:
         census = await plane.world.host(host).census()
-        assert (census.guests, census.instance_dirs, census.taps, census.networks) == ({}, (), (), ()), host
+        assert (census.guests, census.instance_dirs, census.taps, census.networks) == ({}, (), (), ()), (host, census)
     assert await plane.findings() == []
     assert await plane.control.networks.port_owners() == {}
     claims = await plane.control.store.read("SELECT id FROM claims")

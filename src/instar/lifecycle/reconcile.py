@@ -60,6 +60,7 @@ class Reconciler:
         self._queued: set[str] = set()
         self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
         self._waiting: set[_Guest] = set()
+        self._ports_due: set[str] = set()  # instances that were busy when their ports changed
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
 
@@ -72,6 +73,7 @@ class Reconciler:
         self._tasks = [asyncio.create_task(self._work(), name="reconcile hosts") for _ in range(HOSTS_AT_ONCE)]
         self._tasks.append(asyncio.create_task(self._follow_events(), name="power sync"))
         self._tasks.append(asyncio.create_task(self._on_timer(), name="reconcile timer"))
+        self._tasks.append(asyncio.create_task(self._refresh_busy(), name="refresh ports"))
 
     async def close(self) -> None:
         for subscription in self._subscriptions:
@@ -234,9 +236,23 @@ class Reconciler:
         for some in batched(sorted(instance_ids), REFRESH_BATCH):
             places = await instance_places(self._cloud.store, some)
             ports = await self._cloud.networks.ports_of_instances(some)
-            for instance_id, (host, epoch) in places.items():
-                if instance_id in ports:
+            for instance_id, (host, epoch, busy) in places.items():
+                # Under the epoch of an operation in flight this could come after its last command, and bring back to the
+                # host what it had removed. Under that of the one before, the host refuses what comes late.
+                if busy:
+                    self._ports_due.add(instance_id)
+                elif instance_id in ports:
                     await self._refresh_one(instance_id, host, epoch, ports[instance_id])
+
+    async def _refresh_busy(self) -> None:
+        while True:
+            await asyncio.sleep(BUSY_RETRY_S)
+            due, self._ports_due = self._ports_due, set()
+            try:
+                await self.refresh_ports(due)
+            except Exception:
+                log.exception("reconcile.ports_not_refreshed")
+                self._ports_due |= due
 
     async def _refresh_one(self, instance_id: str, host: str, epoch: int, ports: tuple[InstancePort, ...]) -> None:
         client = HostClient(self._cloud.bus, instance_id=instance_id, epoch=epoch, deadline_s=HOST_DEADLINE_S)

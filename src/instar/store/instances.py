@@ -159,17 +159,19 @@ async def instances_of_host(store: Store, host: str) -> list[Instance]:
     return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 
-async def instance_places(store: Store, instance_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """(host, epoch) of those of these instances that are on a host."""
+async def instance_places(store: Store, instance_ids: Sequence[str]) -> dict[str, tuple[str, int, bool]]:
+    """(host, epoch, whether an operation is in flight) of those of these instances that are on a host."""
     if not instance_ids:
         return {}
     params: dict[str, Value] = {f"i{number}": instance_id for number, instance_id in enumerate(instance_ids)}
     names = ", ".join(f":{name}" for name in params)
     rows = await store.read(
-        f"SELECT id, host, epoch FROM instances WHERE id IN ({names}) AND host IS NOT NULL AND deleted = 0",  # noqa: S608
+        "SELECT id, host, epoch, task_state IS NOT NULL OR EXISTS (SELECT 1 FROM operations o "  # noqa: S608 - our names
+        "WHERE o.instance_id = instances.id AND o.finished_at IS NULL) AS busy "
+        f"FROM instances WHERE id IN ({names}) AND host IS NOT NULL AND deleted = 0",
         params,
     )
-    return {row["id"]: (row["host"], row["epoch"]) for row in rows}
+    return {row["id"]: (row["host"], row["epoch"], bool(row["busy"])) for row in rows}
 
 
 async def instances_existing(store: Store) -> dict[str, str | None]:
