@@ -181,13 +181,14 @@ def test_libvirtd_killed_while_guests_are_worked_on(cloud: RunningCloud, workloa
                 assert cloud.admin.call("DELETE", f"/servers/{server_id}").status_code == 204
                 workload.servers.discard(server_id)
                 workload.deleted.add(server_id)
-        wait_until(lambda: host_state(cloud) == "up", 10)
+        wait_for_host(cloud)
         workload.check_settled()
     workload.check_nothing_was_lost()
 
 
 def test_libvirtd_away_for_a_while(cloud: RunningCloud, workload: Workload, daemon: PrivateDaemon) -> None:
     """Its host is down, creates and reboots say so, states stay as they were; once it is back everything works."""
+    wait_for_host(cloud)
     server_id = workload.create()
     cloud.settled(server_id, "ACTIVE")
     asyncio.run(daemon.hold())
@@ -201,7 +202,7 @@ def test_libvirtd_away_for_a_while(cloud: RunningCloud, workload: Workload, daem
     assert failed["fault"]["message"].startswith("No valid host was found.")
     assert failed["fault"]["code"] == 500
     asyncio.run(daemon.ensure_running())
-    wait_until(lambda: host_state(cloud) == "up", 10)
+    wait_for_host(cloud)
     cloud.settled(workload.create(), "ACTIVE")
     assert cloud.admin.act(server_id, {"reboot": {"type": "HARD"}}).status_code == 202
     cloud.settled(server_id, "ACTIVE")
@@ -209,6 +210,12 @@ def test_libvirtd_away_for_a_while(cloud: RunningCloud, workload: Workload, daem
     workload.servers.discard(failed["id"])
     workload.deleted.add(failed["id"])
     workload.check_settled()
+
+
+def wait_for_host(cloud: RunningCloud) -> None:
+    """The hypervisor answers, and the scheduler knows. The other way round would take an old report for a new one."""
+    wait_until(lambda: cloud.admin.findings() == [], 20)
+    wait_until(lambda: host_state(cloud) == "up", 10)
 
 
 def host_state(cloud: RunningCloud) -> str:

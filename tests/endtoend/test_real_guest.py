@@ -141,7 +141,8 @@ def check_killed_from_outside(guest: Guest, demo: OpenstackShell) -> None:
 
 def remove(guest: Guest, demo: OpenstackShell) -> None:
     name = guest.cloud.admin.get(f"/servers/{guest.id}")["server"]["name"]
-    demo.do("server delete --wait", name)
+    demo.do("server delete", name)
+    guest.cloud.gone(guest.id)
     demo.do("keypair delete", name)
     assert guest.id not in domains_of(guest.cloud)
     assert not (guest.cloud.directory / "instances" / guest.id).exists()
