@@ -131,7 +131,7 @@ class Conductor:
         try:
             results = await self._store.write(bump, operation_take(operation_id, self.id, from_owner=from_owner))
         except WriteConflict:
-            await self._tell_to_cancel(operation.instance_id, operation.action)
+            await tell_to_cancel(self._bus, operation.instance_id, operation.action)
             return
         if self._closing:  # it is ours in the record: the next that starts takes it from there
             return
@@ -140,11 +140,6 @@ class Conductor:
             log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
         task = asyncio.create_task(self._run(taken, fresh=operation.epoch == 0), name=f"{taken.action} {taken.instance_id}")
         self._running[operation_id] = (None, task)
-
-    async def _tell_to_cancel(self, instance_id: str, by: str) -> None:
-        """Whoever runs the operation that stands before it ends its step now, rather than at its next write."""
-        body = msgspec.msgpack.encode((instance_id, by))
-        await self._bus.publish(CANCEL_TOPIC, Message("Cancel", body))
 
     async def _on_cancel(self, message: Message) -> None:
         instance_id, by = msgspec.msgpack.decode(message.body, type=tuple[str, str])
@@ -271,3 +266,8 @@ async def tell_accepted(bus: Bus, operation: Operation) -> None:
         await bus.send(CONDUCTOR_QUEUE, Message("OperationAccepted", body))
     except NobodyListens:
         log.warning("conductor.none", action=operation.action, instance=operation.instance_id)
+
+
+async def tell_to_cancel(bus: Bus, instance_id: str, by: str) -> None:
+    """Whoever runs an operation of the instance that was taken over ends its step now, rather than at its next write."""
+    await bus.publish(CANCEL_TOPIC, Message("Cancel", msgspec.msgpack.encode((instance_id, by))))

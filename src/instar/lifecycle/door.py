@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from instar.clock import now_us
-from instar.engine.conductor import tell_accepted
+from instar.engine.conductor import tell_accepted, tell_to_cancel
 from instar.engine.hosts import HostClient
 from instar.errors import Conflict, Locked, QuotaExceeded, WrongState
 from instar.lifecycle.cloud import Cloud
@@ -169,6 +169,7 @@ class Lifecycle:
             instance_set_states(instance.id, vm_state),
             operation_insert(operation),
         )
+        await tell_to_cancel(self._cloud.bus, instance.id, operation.action)
 
     async def console_output(self, context: RequestContext, instance: Instance, length_bytes: int | None) -> str:
         """The end of the serial console's log. Raises Conflict where the instance is on no host, HostUnreachable."""
