@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -279,7 +280,7 @@ def agrees(vm_state: VmState, power: PowerState) -> bool:
     return vm_state is VmState.ERROR or power not in (PowerState.RUNNING, PowerState.PAUSED)
 
 
-TestRandomLives = Cloud.TestCase
+TestRandomLives = pytest.mark.slow(Cloud.TestCase)
 TestRandomLives.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, database=None, print_blob=True,
     suppress_health_check=list(HealthCheck),
