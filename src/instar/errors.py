@@ -23,6 +23,14 @@ class InstarError(Exception):
         self.message = message if message is not None else self.template.format(**facts)
         super().__init__(self.message)
 
+    @property
+    def user_message(self) -> str:
+        """The message without the name of the host that it is about: which host it was is for admins."""
+        host = self.facts.get("host")
+        if not host:
+            return self.message
+        return self.message.replace(f"Host {host} ", "The host ").replace(f"host {host}", "the host")
+
     def __init_subclass__(cls) -> None:
         InstarError.registry[cls.__name__] = cls
 

@@ -198,7 +198,8 @@ async def test_disk_full_while_spawning_is_undone_and_names_the_file_system(one:
     instance = await one.created()
     ended = await check_failed(one, instance.id)
     assert ended.facts.fault is not None
-    assert "No space left on file system / of host sim-" in ended.facts.fault.message
+    assert "No space left on file system / of the host." in ended.facts.fault.message
+    assert "No space left on file system / of host sim-" in ended.facts.fault.details
     assert "/" not in ended.facts.fault.message.replace("file system / of", ""), "a path is shown"
 
 

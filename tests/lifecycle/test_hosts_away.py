@@ -44,7 +44,8 @@ async def test_create_fails_with_a_reason_when_every_hypervisor_is_away(one: Pla
         assert (instance.vm_state, instance.host) == (VmState.ERROR, None)
         assert instance.facts.fault is not None
     assert first.facts.fault is not None
-    assert "The hypervisor of host sim-" in first.facts.fault.message
+    assert "The hypervisor of the host is not available." in first.facts.fault.message
+    assert "The hypervisor of host sim-" in first.facts.fault.details
     assert second.facts.fault is not None
     assert second.facts.fault.message == "No valid host was found. enabled: 3 hosts refused."
     assert "sim-1: enabled: its hypervisor is not available" in second.facts.fault.details.splitlines()
@@ -75,9 +76,10 @@ async def test_operation_on_a_host_that_is_away_fails_clearly_and_leaves_the_sta
     ended = await one.fetch(instance.id)
     assert (ended.vm_state, ended.task_state, ended.power_state) == (instance.vm_state, None, instance.power_state)
     assert ended.facts.fault is not None
-    assert ended.facts.fault.message == f"The hypervisor of host {instance.host} is not available."
+    assert ended.facts.fault.message == "The hypervisor of the host is not available."
+    assert ended.facts.fault.details == f"The hypervisor of host {instance.host} is not available."
     operation = await one.last_operation(instance.id)
-    assert (operation.result, operation.message) == ("Error", ended.facts.fault.message)
+    assert (operation.result, operation.message) == ("Error", ended.facts.fault.details)
     faults(one, instance.host).down = False
     instance = ended
     await acts[action]()

@@ -105,7 +105,7 @@ class HostClient:
             raise HostUnreachable(host=host) from error
         except TimeoutError as error:
             what = f"host {host} to answer {message.kind}"
-            raise StepTimeout(what=what, waited_s=deadline_s) from error
+            raise StepTimeout(what=what, waited_s=deadline_s, host=host) from error
         self.hypervisor_us += reply.took_us
         if reply.error is not None:
             raise revive(*reply.error)

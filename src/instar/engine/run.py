@@ -25,7 +25,6 @@ from instar.errors import (
     Cancelled,
     InstarError,
     LeaseLost,
-    OperationError,
     StepFailed,
     StepTimeout,
     TaskStateConflict,
@@ -294,7 +293,7 @@ class Run:
             await self._begin(name, undo.participant, undo.host, forward=False)
             try:
                 await self._execute(name, undo.call, undo.args, UNDO_DEADLINE_S, forward=False)
-            except (OperationError, StepFailed) as error:
+            except InstarError as error:
                 log.warning("undo.failed", operation=self.operation.action, step=undo.name, reason=error.message)
 
     def _instance_now(self) -> Instance:
@@ -330,8 +329,12 @@ class Run:
 
 
 def _fault(error: InstarError, cause: Exception | None = None) -> Fault:
+    """The message is for users, and names no host; the details are for admins."""
     details = error.facts.get("details", "")
     if isinstance(details, list | tuple):
         details = "\n".join(str(line) for line in details)
     code = error.status if error.status >= 400 else 500
-    return Fault(code=code, message=error.message[:255], created_at=now_us(), details=str(details))
+    message = error.user_message
+    if message != error.message:
+        details = f"{error.message}\n{details}".rstrip()
+    return Fault(code=code, message=message[:255], created_at=now_us(), details=str(details))

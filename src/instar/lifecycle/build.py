@@ -43,7 +43,7 @@ async def build(run: Run, cloud: Cloud) -> None:
         except InstarError:
             _note_nowhere(run)
             raise
-    tried = "; ".join(error.message for _, error in refusals)
+    tried = "; ".join(error.user_message for _, error in refusals)
     lines = [f"{host}: {error.message}" for host, error in refusals]
     raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[*lines, *selection.details])
 
@@ -71,7 +71,7 @@ async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
     guest = guest_of(instance, disks, ports)
     state = await run.step("start guest", hosts.ensure_running, host, guest, undo=hosts.ensure_no_guest)
     if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason=f"the guest is not running on host {host}")
+        raise HypervisorError(reason="the guest is not running")
     run.note(launched_at=now_us())
     await run.settle(VmState.ACTIVE, power_state=state.power_state)
 

@@ -21,7 +21,7 @@ async def start(run: Run, cloud: Cloud) -> None:
     guest = guest_of(instance, disks_of(instance, None), ports)
     state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
     if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason=f"the guest is not running on host {host}")
+        raise HypervisorError(reason="the guest is not running")
     await run.settle(VmState.ACTIVE, power_state=state.power_state)
 
 
@@ -29,5 +29,5 @@ async def stop(run: Run, cloud: Cloud) -> None:
     host, grace_s = host_of(run.instance), cloud.settings.lifecycle.shutdown_grace_s
     state = await run.step("stop guest", run.hosts.ensure_stopped, host, grace_s, deadline_s=grace_s + 60)
     if state.power_state is PowerState.RUNNING:
-        raise HypervisorError(reason=f"the guest still runs on host {host}")
+        raise HypervisorError(reason="the guest still runs")
     await run.settle(VmState.STOPPED, power_state=PowerState.SHUTDOWN)

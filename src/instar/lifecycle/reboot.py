@@ -83,7 +83,7 @@ async def _reboot_hard(run: Run, cloud: Cloud) -> None:
 
 async def _settle(run: Run, host: str, state: GuestState) -> None:
     if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason=f"the guest is not running on host {host}")
+        raise HypervisorError(reason="the guest is not running")
     await run.settle(VmState.ACTIVE, power_state=state.power_state)
 
 

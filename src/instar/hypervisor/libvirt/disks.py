@@ -34,7 +34,7 @@ class InstanceDisks:
         if disk.image is not None:
             base = self._paths.image(disk.image.sha256)
             if not await asyncio.to_thread(base.exists):
-                raise HypervisorError(reason=f"image {disk.image.id} is not in the cache of host {self._host}")
+                raise HypervisorError(reason=f"image {disk.image.id} is not in the host's cache")
             size_bytes = max(size_bytes, disk.image.virtual_size_bytes)
             backing = ["-b", str(base), "-F", disk.image.format]
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
