@@ -110,3 +110,8 @@ class HostClient:
         if reply.error is not None:
             raise revive(*reply.error)
         return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
+
+
+async def tell_leftovers(bus: Bus, host: str) -> None:
+    """Something could not be removed from this host: whoever reconciles looks at it as soon as it answers."""
+    await bus.publish(c.LEFTOVERS_TOPIC, Message("Leftovers", host.encode()))

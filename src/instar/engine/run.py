@@ -18,7 +18,7 @@ import structlog
 
 from instar.bus.contract import Bus
 from instar.clock import now_us
-from instar.engine.hosts import HostClient
+from instar.engine.hosts import HostClient, tell_leftovers
 from instar.engine.journal import Journal, decode_output
 from instar.engine.notifications import notification
 from instar.errors import (
@@ -85,6 +85,7 @@ class Run:
         self.settled = False
         self.next_operation_id: str | None = None
         self._store = store
+        self._bus = bus
         self._step_deadline_s = step_deadline_s
         self._journal = Journal(operation.id, steps)
         self._task: TaskState | None = TRANSITIONS[operation.rule].task
@@ -295,6 +296,8 @@ class Run:
                 await self._execute(name, undo.call, undo.args, UNDO_DEADLINE_S, forward=False)
             except InstarError as error:
                 log.warning("undo.failed", operation=self.operation.action, step=undo.name, reason=error.message)
+                if undo.host:
+                    await tell_leftovers(self._bus, undo.host)
 
     def _instance_now(self) -> Instance:
         """The instance with what this operation found, for those who are told of its end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import structlog
 
 from instar.clock import now_us
+from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
 from instar.errors import HostUnreachable, HypervisorUnavailable, StepTimeout
 from instar.lifecycle.cloud import Cloud
@@ -25,6 +26,7 @@ async def delete(run: Run, cloud: Cloud) -> None:
             await run.step("remove guest", run.hosts.ensure_absent, instance.host)
         except (HostUnreachable, HypervisorUnavailable, StepTimeout) as error:
             log.warning("delete.host_away", instance=instance.id, host=instance.host, reason=error.message)
+            await tell_leftovers(cloud.bus, instance.host)
     await run.step("release ports", cloud.networks.release, instance.id)
     await run.step("release claims", cloud.scheduler.release_instance, instance.id)
     run.note(deleted=1, terminated_at=now_us())

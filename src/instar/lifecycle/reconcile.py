@@ -22,7 +22,7 @@ from instar.lifecycle.audit import Finding, Kind, audit, leftovers
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
-from instar.model.commands import GUEST_EVENTS
+from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC
 from instar.model.context import RequestContext
 from instar.model.guest import GuestState, HostCensus
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
@@ -36,6 +36,7 @@ from instar.store.operations import operations_prune
 log = structlog.get_logger()
 
 BUSY_RETRY_S = 1.0
+AWAY_RETRY_S = 2.0
 HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 4
 GUESTS_WAITING_MAX = 10_000
@@ -69,6 +70,7 @@ class Reconciler:
         self._subscriptions = [
             await bus.subscribe(HOST_REPORTS, self._on_report),
             await bus.subscribe(GUEST_EVENTS, self._on_event),
+            await bus.subscribe(LEFTOVERS_TOPIC, self._on_leftovers),
         ]
         self._tasks = [asyncio.create_task(self._work(), name="reconcile hosts") for _ in range(HOSTS_AT_ONCE)]
         self._tasks.append(asyncio.create_task(self._follow_events(), name="power sync"))
@@ -100,6 +102,10 @@ class Reconciler:
             self._waiting.add(guest)
             self._nudged.put_nowait(guest)
 
+    async def _on_leftovers(self, message: Message) -> None:
+        # A moment later: the operation that tells of them is not at its end yet, and its instance is still its own.
+        asyncio.get_running_loop().call_later(BUSY_RETRY_S, self._put, message.body.decode())
+
     async def _on_timer(self) -> None:
         while True:
             try:
@@ -125,6 +131,9 @@ class Reconciler:
                 await self.reconcile_host(host)
             except InstarError as error:
                 log.warning("reconcile.host_away", host=host, reason=error.message)
+                # One that reports to be away is looked at when it reports to be back; others were away between two reports.
+                if self._seen.get(host, ("", "", False))[2]:
+                    asyncio.get_running_loop().call_later(AWAY_RETRY_S, self._put, host)
             except Exception:
                 log.exception("reconcile.failed", host=host)
 

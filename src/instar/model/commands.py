@@ -93,3 +93,4 @@ HOST_QUEUE = "host."  # + the host's name
 CONDUCTOR_QUEUE = "conductor"
 GUEST_EVENTS = "guests.event"
 CANCEL_TOPIC = "operations.cancel"
+LEFTOVERS_TOPIC = "hosts.leftovers"  # body: the name of a host that something was left on
