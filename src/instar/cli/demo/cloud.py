@@ -94,6 +94,8 @@ class DemoCloud:
         deadline = time.monotonic() + GONE_DEADLINE_S
         while (left := self.footprint.found()) and time.monotonic() < deadline:
             time.sleep(0.1)
+            # Again: a Ctrl-C in the very moment of the start leaves a process that still wrote while it was removed.
+            shutil.rmtree(self.directory, ignore_errors=True)
         return left
 
     def _stop(self) -> None:
