@@ -1,0 +1,20 @@
+"""Which whole files are too slow for `make test-fast`: they start a cloud for each test, or walk every route."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SLOW_FILES = frozenset({
+    "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
+    "cli/test_operator_commands.py", "cli/test_up.py", "networks/test_networks_and_ports.py",
+    "networks/test_network_policy_walk.py", "networks/test_security_groups.py", "identity/test_records.py",
+})  # fmt: skip
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(HERE).as_posix() in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
