@@ -204,11 +204,6 @@ class Run:
         if self._executing is not None:
             self._executing.cancel()
 
-    @property
-    def in_flight(self) -> str | None:
-        """The step that the journal began last, for logs."""
-        return self._journal.last_name
-
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _replay(self, step: Step, call: Callable[..., Awaitable[T]], undoing: _Undo | None) -> T:

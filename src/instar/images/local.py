@@ -9,7 +9,6 @@ next `open` removes the file and puts the row back to `queued`. Files without a 
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 import structlog
 
+from instar.clock import now_us
 from instar.config import ImageSettings
 from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, NotFound, TooLarge
 from instar.images.blobs import Blobs, Received
@@ -58,11 +58,6 @@ class Download(NamedTuple):
     image: ImageRecord
     file: BinaryIO
     size_bytes: int
-
-
-def now_us() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 class LocalImages:

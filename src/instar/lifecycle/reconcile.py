@@ -24,7 +24,7 @@ from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
 from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC
 from instar.model.context import RequestContext
-from instar.model.guest import GuestState, HostCensus
+from instar.model.guest import GuestState
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
 from instar.model.network import InstancePort
@@ -291,8 +291,3 @@ def system_context(instance: Instance) -> RequestContext:
         request_id=f"req-{uuid.uuid4()}", user_id=instance.user_id, user_name="", project_id=instance.project_id,
         project_name="", roles=frozenset({"admin"}),
     )  # fmt: skip
-
-
-def census_is_empty(census: HostCensus) -> bool:
-    """Nothing of ours on the host, cached images aside."""
-    return not (census.guests or census.instance_dirs or census.taps or census.networks)
