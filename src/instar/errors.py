@@ -186,6 +186,16 @@ class ImageGone(OperationError):
     template = "Image {image_id} could not be found."
 
 
+class GuestAgentMissing(Conflict):
+    """The guest would have to help, and runs no agent that can."""
+
+    template = "Instance {id} runs no guest agent that can {what}."
+
+
+class MigrationAborted(OperationError):
+    template = "The live migration of instance {id} was aborted."
+
+
 class NoFreeAddress(OperationError):
     template = "No more addresses are available on network {network_id}."
 

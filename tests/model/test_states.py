@@ -75,11 +75,32 @@ TABLE: dict[str, tuple[str, str | None, str | None]] = {
     Action.START: ("stopped", "powering-on", "active"),
     Action.STOP: ("active error", "powering-off", "stopped"),
     REBOOT_SOFT: ("active", "rebooting", "active"),
-    REBOOT_HARD: ("active stopped paused suspended error", "rebooting_hard", "active"),
+    REBOOT_HARD: ("active stopped paused suspended error rescued", "rebooting_hard", "active"),
     Action.PAUSE: ("active", "pausing", "paused"),
     Action.UNPAUSE: ("paused", "unpausing", "active"),
     Action.SUSPEND: ("active", "suspending", "suspended"),
     Action.RESUME: ("suspended", "resuming", "active"),
+    Action.CREATE_IMAGE: ("active stopped paused suspended", "image_snapshot", None),
+    Action.CREATE_BACKUP: ("active stopped paused suspended", "image_backup", None),
+    Action.SHELVE: ("active stopped paused suspended", "shelving", "shelved"),
+    Action.SHELVE_OFFLOAD: ("shelved", "shelving_offloading", "shelved_offloaded"),
+    Action.UNSHELVE: ("shelved shelved_offloaded", "unshelving", "active"),
+    Action.RESIZE: ("active stopped", "resize_prep", "resized"),
+    Action.MIGRATE: ("active stopped", "resize_prep", "resized"),
+    Action.CONFIRM_RESIZE: ("resized", None, "active"),
+    Action.REVERT_RESIZE: ("resized", "resize_reverting", "active"),
+    Action.REBUILD: ("active stopped error", "rebuilding", "active"),
+    Action.RESCUE: ("active stopped error", "rescuing", "rescued"),
+    Action.UNRESCUE: ("rescued", "unrescuing", "active"),
+    Action.LIVE_MIGRATE: ("active paused", "migrating", None),
+    Action.EVACUATE: ("active stopped error", "rebuilding", None),
+    Action.CHANGE_PASSWORD: ("active", "updating_password", "active"),
+    Action.RESTORE: ("soft-delete", "restoring", "active"),
+    Action.ATTACH_VOLUME: ("active paused stopped resized soft-delete shelved shelved_offloaded", None, None),
+    Action.DETACH_VOLUME: ("active paused stopped resized soft-delete shelved shelved_offloaded", None, None),
+    Action.SWAP_VOLUME: ("active paused resized", None, None),
+    Action.ATTACH_INTERFACE: ("active paused stopped", None, None),
+    Action.DETACH_INTERFACE: ("active paused stopped", None, None),
 }
 DURING_HARD_REBOOT = """rebooting reboot_pending reboot_started rebooting_hard reboot_pending_hard reboot_started_hard
     pausing unpausing suspending resuming"""
@@ -123,5 +144,5 @@ def test_wrong_state_names_what_stands_in_the_way() -> None:
 
 
 def test_every_rule_is_in_the_table_of_the_contract() -> None:
-    assert set(TRANSITIONS) == {*TABLE, *ANY, Action.CREATE}
+    assert set(TRANSITIONS) == {*TABLE, *ANY, Action.CREATE, Action.SOFT_DELETE}
     assert TRANSITIONS[Action.CREATE].fails is VmState.ERROR

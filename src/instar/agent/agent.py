@@ -22,7 +22,7 @@ from instar.config import HostSettings
 from instar.errors import HypervisorUnavailable, InstarError, StaleEpoch, StepFailed
 from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
-from instar.model.guest import GuestEvent
+from instar.model.guest import GuestEvent, WorkProgress
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 
 log = structlog.get_logger()
@@ -32,6 +32,8 @@ _decoders = {
 }
 _encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 INVENTORY_DEADLINE_S = 10.0
+PROGRESS_EVERY_S = 0.5
+DATA_MOVES_MAX_S = 7 * 86_400.0
 
 
 class Agent:
@@ -106,9 +108,8 @@ class Agent:
         return handle  # type: ignore[return-value]
 
     async def _fenced(self, host: str, hypervisor: Hypervisor, command: c.AnyCommand) -> bytes:
-        # A console is a log that may be read at any time, also while the guest is being rebooted.
-        if not command.instance_id or isinstance(command, c.ReadConsole):
-            return _encode(await self._do(hypervisor, command))
+        if not command.instance_id or isinstance(command, c.UNFENCED):
+            return _encode(await self._do(host, hypervisor, command))
         key = f"{host} {command.instance_id}"
         if command.epoch:
             self._fence.check(host, command.instance_id, command.epoch)
@@ -119,8 +120,8 @@ class Agent:
                 self._fence.check(host, command.instance_id, command.epoch)
             wait_s = _wait_s(command)
             if not wait_s:
-                return _encode(await self._do(hypervisor, command))
-            return _encode(await self._wait(key, command, self._do(hypervisor, command), wait_s))
+                return _encode(await self._do(host, hypervisor, command))
+            return _encode(await self._wait(key, command, self._do(host, hypervisor, command), wait_s))
 
     async def _wait(self, key: str, command: c.AnyCommand, work: Awaitable[object], wait_s: float) -> object:
         """Work that mostly waits for a guest, up to `wait_s`. Raises StaleEpoch when a newer operation ended the wait."""
@@ -141,9 +142,10 @@ class Agent:
             wait.superseded = True
             wait.task.cancel()
 
-    def _do(self, hypervisor: Hypervisor, command: c.AnyCommand) -> Awaitable[object]:
+    def _do(self, host: str, hypervisor: Hypervisor, command: c.AnyCommand) -> Awaitable[object]:
         """One line for each command: what it asks of the hypervisor."""
         instance_id = command.instance_id
+        report = self._progress_sender(host, command.epoch)
         match command:
             case c.Observe():
                 return hypervisor.observe(instance_id)
@@ -171,6 +173,56 @@ class Agent:
                 return hypervisor.console_output(instance_id, length_bytes=length_bytes)
             case c.TakeCensus():
                 return hypervisor.census()
+            case c.EnsurePaused():
+                return hypervisor.ensure_paused(instance_id)
+            case c.EnsureSuspended():
+                return hypervisor.ensure_suspended(instance_id)
+            case c.EnsureDiskSize(disk=disk):
+                return hypervisor.ensure_disk_size(instance_id, disk)
+            case c.EnsureNoDisk(name=name):
+                return hypervisor.ensure_no_disk(instance_id, name)
+            case c.EnsureDiskKept(name=name):
+                return hypervisor.ensure_disk_kept(instance_id, name)
+            case c.EnsureDiskRestored(name=name):
+                return hypervisor.ensure_disk_restored(instance_id, name)
+            case c.TakeSnapshot(disk=name, target=target):
+                return hypervisor.take_snapshot(instance_id, name, target, report)
+            case c.TellStreamAddress():
+                return hypervisor.stream_address()
+            case c.EnsureSetAside():
+                return hypervisor.ensure_set_aside(instance_id)
+            case c.OfferDisks(to=to):
+                return hypervisor.offer_disks(instance_id, to)
+            case c.ReceiveDisks(offer=offer):
+                return hypervisor.receive_disks(instance_id, offer, report)
+            case c.EnsureBroughtBack():
+                return hypervisor.ensure_brought_back(instance_id)
+            case c.EnsureNothingAside():
+                return hypervisor.ensure_nothing_aside(instance_id)
+            case c.OfferLive(to=to):
+                return hypervisor.offer_live(instance_id, to)
+            case c.EnsureReadyForLive(guest=guest, offer=offer):
+                return hypervisor.ensure_ready_for_live(guest, offer)
+            case c.MigrateLive(guest=guest, target=live_target, options=options):
+                return hypervisor.migrate_live(guest, live_target, options, report)
+            case c.AbortLive():
+                return hypervisor.abort_live(instance_id)
+            case c.ForceLive():
+                return hypervisor.force_live(instance_id)
+            case c.EnsurePortPlugged(guest=guest, port_id=port_id):
+                return hypervisor.ensure_port_plugged(guest, port_id)
+            case c.EnsurePortUnplugged(port_id=port_id):
+                return hypervisor.ensure_port_unplugged(instance_id, port_id)
+            case c.EnsureVolumeAttached(guest=guest, volume_id=volume_id):
+                return hypervisor.ensure_volume_attached(guest, volume_id)
+            case c.EnsureVolumeDetached(volume_id=volume_id):
+                return hypervisor.ensure_volume_detached(instance_id, volume_id)
+            case c.SwapVolume(old_volume_id=old_volume_id, new=new):
+                return hypervisor.swap_volume(instance_id, old_volume_id, new, report)
+            case c.SetPassword(user=user, password=password):
+                return hypervisor.set_password(instance_id, user, password)
+            case c.ReadDiagnostics():
+                return hypervisor.diagnostics(instance_id)
 
     # --- reports ----------------------------------------------------------------------------------------------------
 
@@ -178,6 +230,22 @@ class Agent:
         def send(event: GuestEvent) -> None:
             body = _encode(HostEvent(host, event))
             task = asyncio.create_task(self._bus.publish(c.GUEST_EVENTS, Message("HostEvent", body)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return send
+
+    def _progress_sender(self, host: str, epoch: int) -> Callable[[WorkProgress], None]:
+        """Tells at most once in PROGRESS_EVERY_S, and always the end: called as often as the driver likes, on the loop."""
+        told_at = float("-inf")
+
+        def send(progress: WorkProgress) -> None:
+            nonlocal told_at
+            if time.monotonic() - told_at < PROGRESS_EVERY_S and progress.percent < 100:
+                return
+            told_at = time.monotonic()
+            body = _encode(c.HostProgress(host, epoch, progress))
+            task = asyncio.create_task(self._bus.publish(c.WORK_PROGRESS, Message("HostProgress", body)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -226,6 +294,8 @@ def _wait_s(command: c.AnyCommand) -> float:
             return grace_s
         case c.AwaitSoftReboot(wait_s=wait_s):
             return wait_s
+        case c.TakeSnapshot() | c.ReceiveDisks() | c.MigrateLive() | c.SwapVolume():
+            return DATA_MOVES_MAX_S  # at any moment a newer operation may end it
     return 0.0
 
 

@@ -15,13 +15,21 @@ from instar.errors import HostUnreachable, StepTimeout, revive
 from instar.model import commands as c
 from instar.model.guest import (
     DiskDefinition,
+    DiskOffer,
     GuestDefinition,
+    GuestDiagnostics,
     GuestState,
     HostCensus,
     ImageSource,
+    LiveMigrationOptions,
+    LiveTarget,
+    SnapshotTaken,
+    SnapshotTarget,
     SoftRebootOutcome,
 )
 from instar.model.network import PortDefinition
+from instar.model.stream import StreamAddress
+from instar.model.volume import VolumeDisk
 
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
@@ -92,6 +100,92 @@ class HostClient:
 
     async def census(self, host: str) -> HostCensus:
         return await self._call(host, c.TakeCensus(), HostCensus)
+
+    # --- memory and disks ---------------------------------------------------------------------------------------------
+
+    async def ensure_paused(self, host: str) -> GuestState:
+        return await self._call(host, c.EnsurePaused(**self._fence()), GuestState)
+
+    async def ensure_suspended(self, host: str) -> GuestState:
+        return await self._call(host, c.EnsureSuspended(**self._fence()), GuestState)
+
+    async def ensure_disk_size(self, host: str, disk: DiskDefinition) -> None:
+        await self._call(host, c.EnsureDiskSize(disk=disk, **self._fence()), None)
+
+    async def ensure_no_disk(self, host: str, name: str) -> None:
+        await self._call(host, c.EnsureNoDisk(name=name, **self._fence()), None)
+
+    async def ensure_disk_kept(self, host: str, name: str) -> None:
+        await self._call(host, c.EnsureDiskKept(name=name, **self._fence()), None)
+
+    async def ensure_disk_restored(self, host: str, name: str) -> None:
+        await self._call(host, c.EnsureDiskRestored(name=name, **self._fence()), None)
+
+    async def take_snapshot(self, host: str, disk: str, target: SnapshotTarget, limit_s: float) -> SnapshotTaken:
+        command = c.TakeSnapshot(disk=disk, target=target, **self._fence())
+        return await self._call(host, command, SnapshotTaken, extra_s=limit_s)
+
+    # --- moves ----------------------------------------------------------------------------------------------------------
+
+    async def stream_address(self, host: str) -> StreamAddress:
+        return await self._call(host, c.TellStreamAddress(), StreamAddress)
+
+    async def ensure_set_aside(self, host: str) -> None:
+        await self._call(host, c.EnsureSetAside(**self._fence()), None)
+
+    async def offer_disks(self, host: str, to: StreamAddress) -> DiskOffer:
+        return await self._call(host, c.OfferDisks(to=to, **self._fence()), DiskOffer)
+
+    async def receive_disks(self, host: str, offer: DiskOffer, limit_s: float) -> None:
+        await self._call(host, c.ReceiveDisks(offer=offer, **self._fence()), None, extra_s=limit_s)
+
+    async def ensure_brought_back(self, host: str, *_: Any) -> None:
+        await self._call(host, c.EnsureBroughtBack(**self._fence()), None)
+
+    async def ensure_nothing_aside(self, host: str) -> None:
+        await self._call(host, c.EnsureNothingAside(**self._fence()), None)
+
+    async def offer_live(self, host: str, to: StreamAddress) -> DiskOffer:
+        return await self._call(host, c.OfferLive(to=to, **self._fence()), DiskOffer)
+
+    async def ensure_ready_for_live(self, host: str, guest: GuestDefinition, offer: DiskOffer) -> LiveTarget:
+        return await self._call(host, c.EnsureReadyForLive(guest=guest, offer=offer, **self._fence()), LiveTarget)
+
+    async def migrate_live(
+        self, host: str, guest: GuestDefinition, target: LiveTarget, options: LiveMigrationOptions, limit_s: float
+    ) -> None:
+        command = c.MigrateLive(guest=guest, target=target, options=options, **self._fence())
+        await self._call(host, command, None, extra_s=limit_s)
+
+    async def abort_live(self, host: str, *_: Any) -> None:
+        await self._call(host, c.AbortLive(instance_id=self._instance_id), None)
+
+    async def force_live(self, host: str) -> None:
+        await self._call(host, c.ForceLive(instance_id=self._instance_id), None)
+
+    # --- devices and small wishes ---------------------------------------------------------------------------------------
+
+    async def ensure_port_plugged(self, host: str, guest: GuestDefinition, port_id: str) -> None:
+        await self._call(host, c.EnsurePortPlugged(guest=guest, port_id=port_id, **self._fence()), None)
+
+    async def ensure_port_unplugged(self, host: str, port_id: str) -> None:
+        await self._call(host, c.EnsurePortUnplugged(port_id=port_id, **self._fence()), None)
+
+    async def ensure_volume_attached(self, host: str, guest: GuestDefinition, volume_id: str) -> None:
+        await self._call(host, c.EnsureVolumeAttached(guest=guest, volume_id=volume_id, **self._fence()), None)
+
+    async def ensure_volume_detached(self, host: str, volume_id: str) -> None:
+        await self._call(host, c.EnsureVolumeDetached(volume_id=volume_id, **self._fence()), None)
+
+    async def swap_volume(self, host: str, old_volume_id: str, new: VolumeDisk, limit_s: float) -> None:
+        command = c.SwapVolume(old_volume_id=old_volume_id, new=new, **self._fence())
+        await self._call(host, command, None, extra_s=limit_s)
+
+    async def set_password(self, host: str, user: str, password: str) -> None:
+        await self._call(host, c.SetPassword(user=user, password=password, **self._fence()), None)
+
+    async def diagnostics(self, host: str) -> GuestDiagnostics:
+        return await self._call(host, c.ReadDiagnostics(instance_id=self._instance_id), GuestDiagnostics)
 
     def _fence(self) -> dict[str, Any]:
         return {"instance_id": self._instance_id, "epoch": self._epoch}

@@ -2,7 +2,8 @@
 
 A driver only ensures: it is told what should be true, may be told again with the same arguments, decides nothing, knows
 no HTTP and no database. Calls for one instance never overlap (the agent sees to that), `console_output` aside; calls
-for different ones do.
+for different ones do. Calls that move data (they take a `report`) may be cancelled when a newer operation takes over: they
+stop, and leave what a later call goes on with or replaces.
 
 Every method raises HypervisorUnavailable when the hypervisor's daemon is away, HypervisorError when it refuses, DiskFull
 when a file system is full. Nothing here shows a path of the host.
@@ -15,15 +16,26 @@ from typing import Protocol
 
 from instar.model.guest import (
     DiskDefinition,
+    DiskOffer,
     GuestDefinition,
+    GuestDiagnostics,
     GuestEvent,
     GuestState,
     HostCensus,
     HostInventory,
     ImageSource,
+    LiveMigrationOptions,
+    LiveTarget,
+    SnapshotTaken,
+    SnapshotTarget,
     SoftRebootOutcome,
+    WorkProgress,
 )
 from instar.model.network import PortDefinition
+from instar.model.stream import StreamAddress
+from instar.model.volume import VolumeDisk
+
+Report = Callable[[WorkProgress], None]
 
 
 class Hypervisor(Protocol):
@@ -64,8 +76,8 @@ class Hypervisor(Protocol):
         ...
 
     async def ensure_running(self, guest: GuestDefinition) -> GuestState:
-        """The guest runs. Defined from `guest` when it does not run yet (paused counts as running); ports and disks
-        must have been ensured. Returns when the hypervisor says RUNNING."""
+        """The guest runs. Defined from `guest` when it does not run yet (one that is paused goes on, one whose memory was
+        saved goes on from there); ports and disks must have been ensured. Returns when the hypervisor says RUNNING."""
         ...
 
     async def ensure_restarted(self, guest: GuestDefinition, *, was_domain_id: int | None) -> GuestState:
@@ -84,6 +96,132 @@ class Hypervisor(Protocol):
 
     async def ensure_absent(self, instance_id: str, *, keep_disks: bool) -> None:
         """No domain, port or (unless kept) disk of the instance is on this host."""
+        ...
+
+    # --- memory ---------------------------------------------------------------------------------------------------------
+
+    async def ensure_paused(self, instance_id: str) -> GuestState:
+        """The guest's processors stand still, its memory stays. Raises HypervisorError for a guest that does not run."""
+        ...
+
+    async def ensure_suspended(self, instance_id: str) -> GuestState:
+        """The guest does not run, its memory is saved on the host's disk: `ensure_running` goes on from there, also after
+        a restart of the machine. Once more does nothing. Raises HypervisorError for one that neither runs nor is saved."""
+        ...
+
+    # --- disks ----------------------------------------------------------------------------------------------------------
+
+    async def ensure_disk_size(self, instance_id: str, disk: DiskDefinition) -> None:
+        """The disk is at least `size_bytes` large (never made smaller); one that is missing is made. The guest is off."""
+        ...
+
+    async def ensure_no_disk(self, instance_id: str, name: str) -> None:
+        """The instance has no disk of this name. The guest does not use it."""
+        ...
+
+    async def ensure_disk_kept(self, instance_id: str, name: str) -> None:
+        """The disk is put away under the name `<name>kept`, so that another can take its place. Nothing is done where one
+        is kept already, or where there is no such disk. The guest is off."""
+        ...
+
+    async def ensure_disk_restored(self, instance_id: str, name: str) -> None:
+        """What `ensure_disk_kept` put away is the disk again; nothing where nothing is kept. The guest is off."""
+        ...
+
+    async def take_snapshot(
+        self, instance_id: str, disk: str, target: SnapshotTarget, report: Report
+    ) -> SnapshotTaken:
+        """A standalone copy of the disk as it is at one moment is at the target, written once and sparse; a running guest
+        goes on (its agent, if any, is asked to quiesce). Again writes the target anew. Raises DiskFull, ImageGone."""
+        ...
+
+    # --- a move to another host, or to another size on the same one -------------------------------------------------------
+
+    async def stream_address(self) -> StreamAddress:
+        """Where this host takes streams, and by which certificate others know it."""
+        ...
+
+    async def ensure_set_aside(self, instance_id: str) -> None:
+        """The instance's disks are put aside as they are (`<instance>_resize`); it has no domain and no port here. The
+        guest is off. Once more does nothing."""
+        ...
+
+    async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
+        """What is set aside may be fetched by the host `to`, for a time."""
+        ...
+
+    async def receive_disks(self, instance_id: str, offer: DiskOffer, report: Report) -> None:
+        """The disks of the offer are the instance's disks here, with the base images that they need, checksums verified;
+        what an interrupted call had fetched is not fetched again. From storage that both hosts share (or on the same host)
+        nothing is copied: the disks are the same, and can be put back as they were. Disks that are here already stay.
+        Raises StreamBroken when the source cannot be reached in time, DiskFull."""
+        ...
+
+    async def ensure_brought_back(self, instance_id: str) -> None:
+        """What was set aside is the instance's again, with the disks as they were then; what was made of them since on this
+        host (or on shared storage) is gone. The guest is off here. Nothing where nothing is set aside."""
+        ...
+
+    async def ensure_nothing_aside(self, instance_id: str) -> None:
+        """Nothing is set aside any more, nor any snapshot kept for going back; the instance's disks stay as they are."""
+        ...
+
+    async def ensure_ready_for_live(self, guest: GuestDefinition, offer: DiskOffer) -> LiveTarget:
+        """This host can receive the running guest: base images, empty disks of the right size (none where storage is
+        shared), ports and config drive are there, and the source may reach what it needs."""
+        ...
+
+    async def offer_live(self, instance_id: str, to: StreamAddress) -> DiskOffer:
+        """What the running guest's disks are, for the host that is to receive it; it may fetch base images."""
+        ...
+
+    async def migrate_live(
+        self, guest: GuestDefinition, target: LiveTarget, options: LiveMigrationOptions, report: Report
+    ) -> None:
+        """The guest runs on the target and no longer here, with its memory and disks, its definition as `guest` says. One
+        that is not here any more is not moved again. A failure (or an abort: raises MigrationAborted) leaves it running
+        here. What stays of it here is removed by `ensure_absent`."""
+        ...
+
+    async def abort_live(self, instance_id: str) -> None:
+        """A live migration of the guest, if one is running, ends with the guest here. May come beside `migrate_live`."""
+        ...
+
+    async def force_live(self, instance_id: str) -> None:
+        """A live migration that runs is finished soon, at the cost of a longer pause (post-copy, or a paused guest)."""
+        ...
+
+    # --- devices of a guest -----------------------------------------------------------------------------------------------
+
+    async def ensure_port_plugged(self, guest: GuestDefinition, port_id: str) -> None:
+        """A running guest has the NIC of this port of `guest` (the port itself was ensured); one that is off gets it when
+        it starts. Raises HypervisorError."""
+        ...
+
+    async def ensure_port_unplugged(self, instance_id: str, port_id: str) -> None:
+        """The guest has no NIC of this port. Raises HypervisorError when the guest does not let go of it."""
+        ...
+
+    async def ensure_volume_attached(self, guest: GuestDefinition, volume_id: str) -> None:
+        """A running guest has the disk of this volume of `guest`; one that is off gets it when it starts."""
+        ...
+
+    async def ensure_volume_detached(self, instance_id: str, volume_id: str) -> None:
+        """The guest has no disk of this volume. Raises HypervisorError when the guest does not let go of it."""
+        ...
+
+    async def swap_volume(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:
+        """The data of the old volume is on the new one, which the running guest has now in its place."""
+        ...
+
+    # --- questions and small wishes --------------------------------------------------------------------------------------
+
+    async def set_password(self, instance_id: str, user: str, password: str) -> None:
+        """The user of the guest has this password. Raises GuestAgentMissing where the guest runs no agent that does it."""
+        ...
+
+    async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
+        """What the hypervisor counts of the running guest. Raises HypervisorError for one that does not run."""
         ...
 
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import msgspec
 
-from instar.model.guest import DiskDefinition, GuestDefinition, ImageSource
+from instar.model.guest import (
+    DiskDefinition,
+    DiskOffer,
+    GuestDefinition,
+    ImageSource,
+    LiveMigrationOptions,
+    LiveTarget,
+    SnapshotTarget,
+    WorkProgress,
+)
 from instar.model.network import PortDefinition
+from instar.model.stream import StreamAddress
+from instar.model.volume import VolumeDisk
 
 
 class HostCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +80,114 @@ class ReadConsole(HostCommand, frozen=True, tag=True):
     length_bytes: int
 
 
+class EnsurePaused(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class EnsureSuspended(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class EnsureDiskSize(HostCommand, frozen=True, tag=True):
+    disk: DiskDefinition
+
+
+class EnsureNoDisk(HostCommand, frozen=True, tag=True):
+    name: str
+
+
+class EnsureDiskKept(HostCommand, frozen=True, tag=True):
+    name: str
+
+
+class EnsureDiskRestored(HostCommand, frozen=True, tag=True):
+    name: str
+
+
+class TakeSnapshot(HostCommand, frozen=True, tag=True):
+    disk: str
+    target: SnapshotTarget
+
+
+class TellStreamAddress(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class EnsureSetAside(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class OfferDisks(HostCommand, frozen=True, tag=True):
+    to: StreamAddress
+
+
+class ReceiveDisks(HostCommand, frozen=True, tag=True):
+    offer: DiskOffer
+
+
+class EnsureBroughtBack(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class EnsureNothingAside(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class OfferLive(HostCommand, frozen=True, tag=True):
+    to: StreamAddress
+
+
+class EnsureReadyForLive(HostCommand, frozen=True, tag=True):
+    guest: GuestDefinition
+    offer: DiskOffer
+
+
+class MigrateLive(HostCommand, frozen=True, tag=True):
+    guest: GuestDefinition
+    target: LiveTarget
+    options: LiveMigrationOptions
+
+
+class AbortLive(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class ForceLive(HostCommand, frozen=True, tag=True):
+    pass
+
+
+class EnsurePortPlugged(HostCommand, frozen=True, tag=True):
+    guest: GuestDefinition
+    port_id: str
+
+
+class EnsurePortUnplugged(HostCommand, frozen=True, tag=True):
+    port_id: str
+
+
+class EnsureVolumeAttached(HostCommand, frozen=True, tag=True):
+    guest: GuestDefinition
+    volume_id: str
+
+
+class EnsureVolumeDetached(HostCommand, frozen=True, tag=True):
+    volume_id: str
+
+
+class SwapVolume(HostCommand, frozen=True, tag=True):
+    old_volume_id: str
+    new: VolumeDisk
+
+
+class SetPassword(HostCommand, frozen=True, tag=True):
+    user: str
+    password: str
+
+
+class ReadDiagnostics(HostCommand, frozen=True, tag=True):
+    pass
+
+
 class TakeCensus(HostCommand, frozen=True, tag=True):
     pass
 
@@ -87,10 +206,48 @@ AnyCommand = (
     | EnsureAbsent
     | ReadConsole
     | TakeCensus
+    | EnsurePaused
+    | EnsureSuspended
+    | EnsureDiskSize
+    | EnsureNoDisk
+    | EnsureDiskKept
+    | EnsureDiskRestored
+    | TakeSnapshot
+    | TellStreamAddress
+    | EnsureSetAside
+    | OfferDisks
+    | ReceiveDisks
+    | EnsureBroughtBack
+    | EnsureNothingAside
+    | OfferLive
+    | EnsureReadyForLive
+    | MigrateLive
+    | AbortLive
+    | ForceLive
+    | EnsurePortPlugged
+    | EnsurePortUnplugged
+    | EnsureVolumeAttached
+    | EnsureVolumeDetached
+    | SwapVolume
+    | SetPassword
+    | ReadDiagnostics
 )
+
+# Questions and wishes that are answered at any time, also while another command for the instance works.
+UNFENCED = (ReadConsole, ReadDiagnostics, AbortLive, ForceLive)
+
+
+class HostProgress(msgspec.Struct, frozen=True, tag=True):
+    """How far a command is that moves data; `epoch` is the command's."""
+
+    host: str
+    epoch: int
+    progress: WorkProgress
+
 
 HOST_QUEUE = "host."  # + the host's name
 CONDUCTOR_QUEUE = "conductor"
 GUEST_EVENTS = "guests.event"
+WORK_PROGRESS = "guests.progress"  # body: HostProgress
 CANCEL_TOPIC = "operations.cancel"
 LEFTOVERS_TOPIC = "hosts.leftovers"  # body: the name of a host that something was left on

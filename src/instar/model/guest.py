@@ -6,6 +6,8 @@ import msgspec
 
 from instar.model.network import PortDefinition
 from instar.model.states import PowerState
+from instar.model.stream import StreamAddress
+from instar.model.volume import VolumeDisk
 
 
 class ImageSource(msgspec.Struct, frozen=True):
@@ -20,7 +22,7 @@ class ImageSource(msgspec.Struct, frozen=True):
 
 
 class DiskDefinition(msgspec.Struct, frozen=True):
-    """A disk of an instance. `name` is its role: root, ephemeral0, swap. With `image` it is a copy-on-write overlay.
+    """A disk of an instance. `name` is its role: root, ephemeral0, swap, rescue. With `image`: a copy-on-write overlay.
 
     `size_bytes` is the virtual size; never smaller than the image's."""
 
@@ -39,7 +41,9 @@ class ConfigDrive(msgspec.Struct, frozen=True):
 
 
 class GuestDefinition(msgspec.Struct, frozen=True):
-    """All that a hypervisor needs to define and start a guest. `name` is for people (instance-0000002a)."""
+    """All that a hypervisor needs to define and start a guest. `name` is for people (instance-0000002a).
+
+    It boots from the volume whose `boot_index` is 0, else from the first of `disks`."""
 
     instance_id: str
     name: str
@@ -51,6 +55,7 @@ class GuestDefinition(msgspec.Struct, frozen=True):
     project_id: str = ""
     display_name: str = ""
     properties: dict[str, str] = {}  # image and flavor hints, e.g. hw_disk_bus, hw_vif_model
+    volumes: tuple[VolumeDisk, ...] = ()
 
 
 class GuestState(msgspec.Struct, frozen=True):
@@ -94,6 +99,7 @@ class HostCensus(msgspec.Struct, frozen=True):
     taps: tuple[str, ...]  # tap device names
     networks: tuple[str, ...]  # network ids that have a bridge, namespace or DHCP server here
     cached_images: tuple[str, ...] = ()  # sha256 of cached base images
+    set_aside: tuple[str, ...] = ()  # instances whose disks are kept here while a resize waits to be confirmed
 
 
 class GuestEvent(msgspec.Struct, frozen=True):
@@ -102,3 +108,106 @@ class GuestEvent(msgspec.Struct, frozen=True):
     instance_id: str
     event: str  # started | stopped | crashed | paused | resumed | shutdown | removed
     state: GuestState
+
+
+class SnapshotTarget(msgspec.Struct, frozen=True):
+    """Where a host writes the copy of a disk: a URL of the image service (file: on the same machine, else http:)."""
+
+    image_id: str
+    location: str
+    format: str = "qcow2"
+
+
+class SnapshotTaken(msgspec.Struct, frozen=True):
+    """A copy that was written whole: the size of its file, and that of the disk which a guest sees."""
+
+    size_bytes: int
+    virtual_size_bytes: int
+
+
+class DiskFile(msgspec.Struct, frozen=True):
+    """A file of a disk as another host will have it. `base_sha256`: the cached image that it is an overlay of."""
+
+    name: str
+    virtual_size_bytes: int
+    size_bytes: int
+    base_sha256: str | None = None
+    base_format: str = "qcow2"
+
+
+class DiskOffer(msgspec.Struct, frozen=True):
+    """Disks that a host lets one other host fetch. `marker` is a file name that who shares its storage can see."""
+
+    source: StreamAddress
+    disks: tuple[DiskFile, ...]
+    marker: str = ""
+
+
+class LiveTarget(msgspec.Struct, frozen=True):
+    """A host that is ready to receive a running guest; `details` are the driver's own, told to the source's driver."""
+
+    address: StreamAddress
+    shared_storage: bool = False
+    details: dict[str, str] = {}
+
+
+class LiveMigrationOptions(msgspec.Struct, frozen=True):
+    """How a live migration runs. `bandwidth_mib_s` 0 is no limit."""
+
+    bandwidth_mib_s: int = 0
+    downtime_ms: int = 500
+
+
+class MigrationProgress(msgspec.Struct, frozen=True):
+    """How far a move of a guest's memory and disks is, in bytes."""
+
+    memory_total: int = 0
+    memory_processed: int = 0
+    memory_remaining: int = 0
+    disk_total: int = 0
+    disk_processed: int = 0
+    disk_remaining: int = 0
+
+
+class WorkProgress(msgspec.Struct, frozen=True):
+    """Told by a host while a command moves data: percent of the whole, and the bytes of a migration where it is one."""
+
+    instance_id: str
+    percent: int
+    migration: MigrationProgress | None = None
+
+
+class NicDiagnostics(msgspec.Struct, frozen=True):
+    mac_address: str
+    rx_octets: int | None = None
+    rx_errors: int | None = None
+    rx_drop: int | None = None
+    rx_packets: int | None = None
+    tx_octets: int | None = None
+    tx_errors: int | None = None
+    tx_drop: int | None = None
+    tx_packets: int | None = None
+
+
+class DiskDiagnostics(msgspec.Struct, frozen=True):
+    read_bytes: int | None = None
+    read_requests: int | None = None
+    write_bytes: int | None = None
+    write_requests: int | None = None
+    errors_count: int | None = None
+
+
+class GuestDiagnostics(msgspec.Struct, frozen=True):
+    """What a hypervisor counts of a running guest. Memory in MiB, times as their names say; None: not counted."""
+
+    power_state: PowerState
+    driver: str  # libvirt | simulated
+    hypervisor: str  # kvm | qemu | simulated
+    hypervisor_os: str = "linux"
+    uptime_s: int | None = None
+    vcpu_times_ns: tuple[int, ...] = ()
+    memory_maximum_mib: int | None = None
+    memory_used_mib: int | None = None
+    nics: tuple[NicDiagnostics, ...] = ()
+    disks: tuple[DiskDiagnostics, ...] = ()
+    config_drive: bool = False

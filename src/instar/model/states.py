@@ -95,6 +95,28 @@ class Action(StrEnum):
     UNPAUSE = "unpause"
     SUSPEND = "suspend"
     RESUME = "resume"
+    CREATE_IMAGE = "createImage"
+    CREATE_BACKUP = "createBackup"
+    SHELVE = "shelve"
+    SHELVE_OFFLOAD = "shelveOffload"
+    UNSHELVE = "unshelve"
+    RESIZE = "resize"
+    MIGRATE = "migrate"
+    CONFIRM_RESIZE = "confirmResize"
+    REVERT_RESIZE = "revertResize"
+    REBUILD = "rebuild"
+    RESCUE = "rescue"
+    UNRESCUE = "unrescue"
+    LIVE_MIGRATE = "live-migration"
+    EVACUATE = "evacuate"
+    CHANGE_PASSWORD = "changePassword"  # noqa: S105 - an action, not a password
+    SOFT_DELETE = "softDelete"
+    RESTORE = "restore"
+    ATTACH_VOLUME = "attach_volume"
+    DETACH_VOLUME = "detach_volume"
+    SWAP_VOLUME = "swap_volume"
+    ATTACH_INTERFACE = "attach_interface"
+    DETACH_INTERFACE = "detach_interface"
     LOCK = "lock"
     UNLOCK = "unlock"
     RESET_STATE = "resetState"
@@ -119,6 +141,8 @@ def _states(*states: VmState) -> frozenset[VmState]:
     return frozenset(states)
 
 
+_WITH_DISK = _states(_S.ACTIVE, _S.STOPPED, _S.PAUSED, _S.SUSPENDED)
+
 # A soft reboot and a hard one are one action in the record; their rules differ, so each has its row.
 REBOOT_SOFT, REBOOT_HARD = "reboot SOFT", "reboot HARD"
 
@@ -127,9 +151,9 @@ TRANSITIONS: Mapping[str, Transition] = {
     Action.DELETE: Transition(_ANY_VM, _T.DELETING, ends=_S.DELETED, task_states=_ANY_TASK, fails=_S.ERROR),
     REBOOT_SOFT: Transition(_states(_S.ACTIVE), _T.REBOOTING, ends=_S.ACTIVE),
     REBOOT_HARD: Transition(
-        _states(_S.ACTIVE, _S.STOPPED, _S.PAUSED, _S.SUSPENDED, _S.ERROR),
+        _states(_S.ACTIVE, _S.STOPPED, _S.PAUSED, _S.SUSPENDED, _S.ERROR, _S.RESCUED),
         _T.REBOOTING_HARD,
-        ends=_S.ACTIVE,
+        ends=_S.ACTIVE,  # rescued stays rescued
         task_states=frozenset(
             {
                 None, _T.REBOOTING, _T.REBOOT_PENDING, _T.REBOOT_STARTED, _T.REBOOTING_HARD, _T.REBOOT_PENDING_HARD,
@@ -143,6 +167,37 @@ TRANSITIONS: Mapping[str, Transition] = {
     Action.UNPAUSE: Transition(_states(_S.PAUSED), _T.UNPAUSING, ends=_S.ACTIVE),
     Action.SUSPEND: Transition(_states(_S.ACTIVE), _T.SUSPENDING, ends=_S.SUSPENDED),
     Action.RESUME: Transition(_states(_S.SUSPENDED), _T.RESUMING, ends=_S.ACTIVE),
+    Action.CREATE_IMAGE: Transition(_WITH_DISK, _T.IMAGE_SNAPSHOT),
+    Action.CREATE_BACKUP: Transition(_WITH_DISK, _T.IMAGE_BACKUP),
+    Action.SHELVE: Transition(_WITH_DISK, _T.SHELVING, ends=_S.SHELVED),
+    Action.SHELVE_OFFLOAD: Transition(_states(_S.SHELVED), _T.SHELVING_OFFLOADING, ends=_S.SHELVED_OFFLOADED),
+    Action.UNSHELVE: Transition(_states(_S.SHELVED, _S.SHELVED_OFFLOADED), _T.UNSHELVING, ends=_S.ACTIVE),
+    Action.RESIZE: Transition(_states(_S.ACTIVE, _S.STOPPED), _T.RESIZE_PREP, ends=_S.RESIZED),
+    Action.MIGRATE: Transition(_states(_S.ACTIVE, _S.STOPPED), _T.RESIZE_PREP, ends=_S.RESIZED),
+    # Ends active, or stopped where it was stopped before the resize.
+    Action.CONFIRM_RESIZE: Transition(_states(_S.RESIZED), None, ends=_S.ACTIVE),
+    Action.REVERT_RESIZE: Transition(_states(_S.RESIZED), _T.RESIZE_REVERTING, ends=_S.ACTIVE),
+    # A rebuilt instance that was stopped stays stopped.
+    Action.REBUILD: Transition(_states(_S.ACTIVE, _S.STOPPED, _S.ERROR), _T.REBUILDING, ends=_S.ACTIVE),
+    Action.RESCUE: Transition(_states(_S.ACTIVE, _S.STOPPED, _S.ERROR), _T.RESCUING, ends=_S.RESCUED),
+    Action.UNRESCUE: Transition(_states(_S.RESCUED), _T.UNRESCUING, ends=_S.ACTIVE),
+    Action.LIVE_MIGRATE: Transition(_states(_S.ACTIVE, _S.PAUSED), _T.MIGRATING),
+    Action.EVACUATE: Transition(_states(_S.ACTIVE, _S.STOPPED, _S.ERROR), _T.REBUILDING),
+    Action.CHANGE_PASSWORD: Transition(_states(_S.ACTIVE), _T.UPDATING_PASSWORD, ends=_S.ACTIVE),
+    Action.SOFT_DELETE: Transition(
+        _ANY_VM - {_S.SOFT_DELETED}, _T.SOFT_DELETING, ends=_S.SOFT_DELETED, task_states=_ANY_TASK, fails=_S.ERROR
+    ),
+    Action.RESTORE: Transition(_states(_S.SOFT_DELETED), _T.RESTORING, ends=_S.ACTIVE),
+    # Without a task_state: they wait for their turn, and what comes after them waits for them.
+    Action.ATTACH_VOLUME: Transition(
+        _states(_S.ACTIVE, _S.PAUSED, _S.STOPPED, _S.RESIZED, _S.SOFT_DELETED, _S.SHELVED, _S.SHELVED_OFFLOADED), None
+    ),
+    Action.DETACH_VOLUME: Transition(
+        _states(_S.ACTIVE, _S.PAUSED, _S.STOPPED, _S.RESIZED, _S.SOFT_DELETED, _S.SHELVED, _S.SHELVED_OFFLOADED), None
+    ),
+    Action.SWAP_VOLUME: Transition(_states(_S.ACTIVE, _S.PAUSED, _S.RESIZED), None),
+    Action.ATTACH_INTERFACE: Transition(_states(_S.ACTIVE, _S.PAUSED, _S.STOPPED), None),
+    Action.DETACH_INTERFACE: Transition(_states(_S.ACTIVE, _S.PAUSED, _S.STOPPED), None),
     Action.LOCK: Transition(_ANY_VM, None, task_states=_ANY_TASK),
     Action.UNLOCK: Transition(_ANY_VM, None, task_states=_ANY_TASK),
     Action.RESET_STATE: Transition(_ANY_VM, None, task_states=_ANY_TASK),

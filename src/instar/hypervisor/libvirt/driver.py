@@ -27,6 +27,7 @@ from instar.hypervisor.libvirt.guest_events import GuestEvents
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.image_cache import ImageCache
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.hypervisor.not_yet import NotYet
 from instar.model.guest import (
     DiskDefinition,
     GuestDefinition,
@@ -55,7 +56,7 @@ class _Capabilities(msgspec.Struct, frozen=True):
     hypervisor_version: int
 
 
-class LibvirtHypervisor:
+class LibvirtHypervisor(NotYet):
     """See contract.Hypervisor. `host` names the host in errors; everything of it lies under `state_dir`.
 
     `open` returns although libvirtd is away, and connects as soon as it is there: an agent must be able to start first."""

@@ -15,6 +15,7 @@ import msgspec
 
 from instar.config import SimulatedSettings
 from instar.errors import DiskFull, HypervisorError, HypervisorUnavailable
+from instar.hypervisor.not_yet import NotYet
 from instar.hypervisor.simulated.faults import HostFaults
 from instar.hypervisor.simulated.image_check import ImageCheck
 from instar.hypervisor.simulated.machine import Machine
@@ -69,7 +70,7 @@ def _call(
     return call
 
 
-class SimulatedHypervisor:
+class SimulatedHypervisor(NotYet):
     """One simulated host, as `hypervisor.contract.Hypervisor`. `faults` makes trouble on demand."""
 
     def __init__(self, machine: Machine, settings: SimulatedSettings, images: ImageCheck) -> None:
