@@ -109,6 +109,12 @@ class Locked(Conflict):
     template = "Instance {id} is locked"
 
 
+class VolumeUnusable(Conflict):
+    """The volume's status, or who has it, forbids what was asked: `reason` says what it would have to be."""
+
+    template = "Volume {volume_id} cannot be used: {reason}"
+
+
 class TooLarge(InstarError):
     status, fault = 413, "overLimit"
 
@@ -194,6 +200,12 @@ class GuestAgentMissing(Conflict):
 
 class MigrationAborted(OperationError):
     template = "The live migration of instance {id} was aborted."
+
+
+class VolumeFailed(OperationError):
+    """A volume or snapshot could not be made, or its data cannot be served. `reason` is safe to show to users."""
+
+    template = "Volume {volume_id} failed: {reason}"
 
 
 class NoFreeAddress(OperationError):
