@@ -1,7 +1,8 @@
 """The data of images as files: `<sha256>` for what is stored, `incoming/<uuid>` for what is on its way.
 
-Called by `local.py` alone. A file gets its final name only when it is whole, synced, hashed and inspected; it is read-only
-from then on. Which files are in use is the database's matter: `sweep` is told. One process owns the directory.
+Called by this room alone. A file gets its final name only when it is whole, synced, hashed and inspected; it is read-only
+from then on. Which files are in use is the database's matter: `prepare` is told. One process owns the directory; hosts
+on the same machine write into `incoming/` what they were given a name for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from instar.errors import TooLarge
+from instar.errors import HypervisorError, TooLarge
 
 _T = TypeVar("_T")
 
@@ -24,6 +25,7 @@ BUFFER_BYTES = 1 << 20
 FILE_THREADS = 4
 _FILE_MODE = 0o444
 _DIRECTORY_MODE = 0o711
+_ADOPT_BUFFER_BYTES = 4 << 20
 _ZEROS = bytes(BUFFER_BYTES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -52,9 +54,12 @@ class Blobs:
     def path(self, sha256: str) -> Path:
         return self._directory / sha256
 
-    async def prepare(self, keep: set[str]) -> int:
-        """At start: make the directory; remove unfinished uploads, and stored data not in `keep`. Returns how many."""
-        return await self._run(self._prepare, keep)
+    def incoming(self, name: str) -> Path:
+        return self._incoming / name
+
+    async def prepare(self, keep: set[str], keep_incoming: set[str]) -> int:
+        """At start: make the directory; remove unfinished uploads and stored data, but what is named. Returns how many."""
+        return await self._run(self._prepare, keep, keep_incoming)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown)
@@ -79,8 +84,36 @@ class Blobs:
             await asyncio.shield(self._run(file.discard))
             raise
 
+    async def adopt(self, name: str, *, size_max_bytes: int) -> Received:
+        """Hash incoming/<name>, which somebody else has written; it is read-only and synced from then on.
+
+        Raises FileNotFoundError, TooLarge, HypervisorError where somebody still writes to it."""
+        path = self._incoming / name
+        file = await self._run(_open_written, path)
+        try:
+            before = os.fstat(file.fileno())
+            if before.st_size > size_max_bytes:
+                raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
+            hashes = (hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha512())
+            while data := await self._run(file.read, _ADOPT_BUFFER_BYTES):
+                # Side by side: hashing is most of what storing costs, and releases the interpreter.
+                await asyncio.gather(*(self._run(running.update, data) for running in hashes))
+            after = os.fstat(file.fileno())
+        finally:
+            file.close()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise HypervisorError(reason="the data of the image changed while it was read")
+        md5, sha256, sha512 = (running.hexdigest() for running in hashes)
+        return Received(path, after.st_size, md5, sha256, sha512)
+
+    async def discard_incoming(self, name: str) -> None:
+        """Remove incoming/<name> and what a host keeps beside it while it writes, incoming/<name>.<anything>."""
+        await self._run(self._discard_incoming, name)
+
     async def place(self, received: Received) -> Path:
-        """Give the file its final name. Call with `names` held. The same content again: the one that is there stays."""
+        """Give the file its final name. Call with `names` held. The same content again: the one that is there stays.
+
+        The incoming name stays until `discard`: what is killed before the row is written can begin anew from there."""
         return await self._run(self._place, received)
 
     async def discard(self, received: Received) -> None:
@@ -113,12 +146,12 @@ class Blobs:
     async def _run(self, call: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
-    def _prepare(self, keep: set[str]) -> int:
+    def _prepare(self, keep: set[str], keep_incoming: set[str]) -> int:
         # Other users of this machine may open a file whose hash they know, as QEMU does, and not look around.
         self._directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         self._directory.chmod(_DIRECTORY_MODE)
         self._incoming.mkdir(mode=0o700, exist_ok=True)
-        leftovers = list(self._incoming.iterdir())
+        leftovers = [path for path in self._incoming.iterdir() if path.name not in keep_incoming]
         leftovers += [path for path in self._directory.iterdir() if path.is_file() and path.name not in keep]
         for path in leftovers:
             _unlink(path)
@@ -128,15 +161,21 @@ class Blobs:
         path = self.path(received.sha256)
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size == received.size_bytes:
-                _unlink(received.path)
                 return path
-        received.path.replace(path)
+            _unlink(path)
+        os.link(received.path, path)
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
         return path
+
+
+    def _discard_incoming(self, name: str) -> None:
+        for path in self._incoming.iterdir():
+            if path.name == name or path.name.startswith(f"{name}."):
+                _unlink(path)
 
 
 class FileStream:
@@ -214,6 +253,16 @@ async def _buffered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def _open_binary(path: Path) -> BinaryIO:
     return path.open("rb")
+
+
+def _open_written(path: Path) -> BinaryIO:
+    """Open for reading what another process has written, so that it is on the disk and stays as it is."""
+    if path.is_symlink() or not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "No file of this name")
+    path.chmod(_FILE_MODE)
+    file = path.open("rb", buffering=0)
+    os.fsync(file.fileno())
+    return file
 
 
 def _unlink(path: Path) -> None:

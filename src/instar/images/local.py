@@ -5,6 +5,7 @@ Called by the Image API (`api.py`) and, through `contract.py`, by the lifecycle.
 An upload: the row says `saving` (whoever comes second gets a Conflict), the data goes to a file of its own, is hashed,
 synced and inspected, gets its final name, and one transaction makes the image active. Killed anywhere in between, the
 next `open` removes the file and puts the row back to `queued`. Files without a row that uses them are swept there, too.
+What hosts write for snapshots and the like is `instance_images.py`.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from instar.clock import now_us
 from instar.config import ImageSettings
 from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, NotFound, TooLarge
 from instar.images.blobs import Blobs, Received
-from instar.images.contract import Image
+from instar.images.contract import Image, ImageDraft
 from instar.images.fields import TAGS_MAX, Caller, new_image, tag_of, with_field
-from instar.images.inspect import inspect_image
+from instar.images.instance_images import InstanceImages
 from instar.images.patch import Change, apply_changes
 from instar.images.sharing import ImageMembers
+from instar.images.storing import Storing
 from instar.model.guest import ImageSource
 from instar.store.contract import Store
 from instar.store.image_queries import ImageQuery, image_list
 from instar.store.images import (
     ImageRecord,
-    StoredData,
     image_data_names,
-    image_data_used,
     image_delete,
     image_fetch,
     image_fetch_registered,
@@ -44,7 +44,11 @@ from instar.store.images import (
     image_upload_abort,
     image_upload_abort_all,
     image_upload_begin,
-    image_upload_finish,
+)
+from instar.store.instance_images import (
+    instance_image_all_saving,
+    instance_image_backups,
+    instance_image_unfinished,
 )
 
 log = structlog.get_logger()
@@ -74,6 +78,10 @@ class LocalImages:
         self._system = Caller("", is_admin=True)
         self.blobs = Blobs(state_dir / "images")
         self.members = ImageMembers(store, clock)
+        self._storing = Storing(store, self.blobs, settings, clock)
+        self._made = InstanceImages(
+            store, self.blobs, self._storing, size_max_bytes=settings.size_max_bytes, clock=clock
+        )
 
     @property
     def size_max_bytes(self) -> int:
@@ -82,7 +90,8 @@ class LocalImages:
 
     async def open(self) -> None:
         """Take the directory over: what a killed process left behind is removed."""
-        removed = await self.blobs.prepare(await image_data_names(self._store))
+        keep, keep_incoming = await image_data_names(self._store), await instance_image_all_saving(self._store)
+        removed = await self.blobs.prepare(keep, keep_incoming)
         aborted = await image_upload_abort_all(self._store, now=self._clock())
         if removed or aborted:
             log.info("images.cleaned", files=removed, uploads=aborted)
@@ -94,19 +103,7 @@ class LocalImages:
 
     async def image_fetch(self, image_id: str, *, project_id: str, is_admin: bool) -> Image:
         record = await self.fetch(image_id, Caller(project_id, is_admin))
-        return Image(
-            id=record.id,
-            name=record.name or "",
-            status=record.status,
-            owner=record.owner,
-            visibility=record.visibility,
-            disk_format=record.disk_format or "",
-            min_disk_gib=record.min_disk_gib,
-            min_ram_mib=record.min_ram_mib,
-            size_bytes=record.size_bytes or 0,
-            virtual_size_bytes=record.virtual_size_bytes or 0,
-            properties=record.properties,
-        )
+        return _image(record)
 
     async def image_source(self, image_id: str) -> ImageSource:
         record = await image_fetch(self._store, image_id)
@@ -126,6 +123,24 @@ class LocalImages:
             size_bytes=record.size_bytes or 0,
             virtual_size_bytes=record.virtual_size_bytes or 0,
         )
+
+    async def queue(self, image_id: str, draft: ImageDraft) -> None:
+        await self._made.queue(image_id, draft)
+
+    async def upload_target(self, image_id: str) -> str:
+        return await self._made.upload_target(image_id)
+
+    async def finish_upload(self, image_id: str) -> Image:
+        return _image(await self._made.finish_upload(image_id))
+
+    async def discard(self, image_id: str) -> None:
+        await self._storing.ensure_removed(image_id)
+
+    async def backups_of(self, instance_id: str, backup_type: str) -> list[str]:
+        return await instance_image_backups(self._store, instance_id, backup_type)
+
+    async def unfinished(self) -> dict[str, str]:
+        return await instance_image_unfinished(self._store)
 
     async def register(
         self, name: str, path: Path, *, disk_format: str, properties: dict[str, str], visibility: str = "public"
@@ -147,7 +162,7 @@ class LocalImages:
             await image_insert(self._store, record)
             await image_upload_begin(self._store, record.id, upload_id, revision=0, now=self._clock())
             try:
-                await self._store_data(record, upload_id, received)
+                await self._storing.keep(record, upload_id, received)
             except BaseException:
                 await image_delete(self._store, record.id, now=self._clock())
                 raise
@@ -232,15 +247,10 @@ class LocalImages:
         if record.protected:
             raise Forbidden(f"Image {image_id} is protected and cannot be deleted.")
         try:
-            sha256 = await image_delete(self._store, image_id, now=self._clock())
+            await self._storing.remove(image_id)
         except Conflict:
             await self.fetch_own(image_id, caller)  # NotFound, where another delete was faster
             raise
-        if sha256 is None:
-            return
-        async with self.blobs.names:
-            if not await image_data_used(self._store, sha256):
-                await self.blobs.remove(sha256)
 
     async def deactivate(self, image_id: str, caller: Caller) -> None:
         """Only admins can read the data from now on, and no server is built from it. Raises Forbidden by status."""
@@ -277,7 +287,7 @@ class LocalImages:
             try:
                 if size_bytes is not None and received.size_bytes != size_bytes:
                     raise BadRequest(f"{size_bytes} bytes were announced, but {received.size_bytes} arrived.")
-                await self._store_data(record, upload_id, received)
+                await self._storing.keep(record, upload_id, received)
             finally:
                 await self.blobs.discard(received)
         except BaseException:
@@ -286,24 +296,6 @@ class LocalImages:
 
     async def _receive(self, chunks: AsyncIterator[bytes], upload_id: str) -> Received:
         return await self.blobs.receive(upload_id, chunks, size_max_bytes=self._settings.size_max_bytes)
-
-    async def _store_data(self, record: ImageRecord, upload_id: str, received: Received) -> None:
-        virtual_size = await inspect_image(
-            received.path,
-            record.disk_format or "",
-            virtual_size_max_bytes=self._settings.virtual_size_max_bytes,
-            deadline_s=self._settings.inspect_deadline_s,
-        )
-        data = StoredData(received.size_bytes, virtual_size, received.md5, received.sha256, received.sha512)
-        async with self.blobs.names:
-            await self.blobs.place(received)
-            try:
-                await image_upload_finish(self._store, record.id, upload_id, data, now=self._clock())
-            except NotFound:  # deleted during the upload
-                if not await image_data_used(self._store, received.sha256):
-                    await self.blobs.remove(received.sha256)
-                raise
-        log.info("image.stored", image_id=record.id, size_bytes=data.size_bytes, sha256=data.sha256)
 
     async def open_data(self, image_id: str, caller: Caller) -> Download | None:
         """The image's data, None where it has none yet. Raises NotFound, Forbidden (deactivated, and no admin)."""
@@ -317,3 +309,19 @@ class LocalImages:
         except FileNotFoundError as error:
             raise NotFound(kind="Data of image", id=image_id) from error
         return Download(record, file, record.size_bytes)
+
+
+def _image(record: ImageRecord) -> Image:
+    return Image(
+        id=record.id,
+        name=record.name or "",
+        status=record.status,
+        owner=record.owner,
+        visibility=record.visibility,
+        disk_format=record.disk_format or "",
+        min_disk_gib=record.min_disk_gib,
+        min_ram_mib=record.min_ram_mib,
+        size_bytes=record.size_bytes or 0,
+        virtual_size_bytes=record.virtual_size_bytes or 0,
+        properties=record.properties,
+    )

@@ -151,15 +151,17 @@ async def image_fetch(store: Store, image_id: str) -> ImageRecord | None:
     return image_from_row(rows[0]) if rows else None
 
 
-async def image_insert(store: Store, record: ImageRecord) -> None:
-    """A new image without data. Raises Conflict for an id that was ever used."""
-    params: dict[str, Value] = _edited(record) | {"status": record.status, "created_at": record.created_at}
+async def image_insert(store: Store, record: ImageRecord, *, instance_id: str | None = None) -> None:
+    """A new image without data, perhaps made for an instance. Raises Conflict for an id that was ever used."""
+    params: dict[str, Value] = _edited(record) | {
+        "status": record.status, "created_at": record.created_at, "instance_id": instance_id,
+    }
     await store.write(
         Statement(
             "INSERT INTO images (id, name, status, owner, visibility, container_format, disk_format, min_disk_gib, "
-            "min_ram_mib, protected, hidden, document, revision, created_at, updated_at) VALUES (:id, :name, :status, "
-            ":owner, :visibility, :container_format, :disk_format, :min_disk_gib, :min_ram_mib, :protected, :hidden, "
-            ":document, 0, :created_at, :updated_at)",
+            "min_ram_mib, protected, hidden, document, revision, created_at, updated_at, instance_id) VALUES (:id, :name, "
+            ":status, :owner, :visibility, :container_format, :disk_format, :min_disk_gib, :min_ram_mib, :protected, "
+            ":hidden, :document, 0, :created_at, :updated_at, :instance_id)",
             params,
             duplicate=Conflict(f"Image ID {record.id} already exists!"),
         ),
@@ -200,14 +202,14 @@ async def image_switch(store: Store, image_id: str, *, now: int, before: str, af
     return result.rowcount == 1
 
 
-async def image_delete(store: Store, image_id: str, *, now: int) -> str | None:
+async def image_delete(store: Store, image_id: str, *, now: int, even_protected: bool = False) -> str | None:
     """The image is gone for good; returns the sha256 of its data. Raises Conflict where it is gone or protected."""
     rows = await store.read("SELECT sha256 FROM images WHERE id = :id AND deleted_at IS NULL", {"id": image_id})
     await store.write(
         Statement(
             "UPDATE images SET status = 'deleted', deleted_at = :now, updated_at = :now, upload_id = NULL, "
-            "revision = revision + 1 WHERE id = :id AND deleted_at IS NULL AND protected = 0",
-            {"id": image_id, "now": now},
+            "revision = revision + 1 WHERE id = :id AND deleted_at IS NULL AND (protected = 0 OR :even_protected = 1)",
+            {"id": image_id, "now": now, "even_protected": int(even_protected)},
             rows=1,
             error=Conflict(f"Image {image_id} was deleted or protected by someone else in the meantime."),
         ),
@@ -261,11 +263,13 @@ async def image_upload_abort(store: Store, upload_id: str, *, now: int) -> None:
 
 
 async def image_upload_abort_all(store: Store, *, now: int) -> int:
-    """At start, before anybody can upload: whatever was being saved is queued again. Returns how many."""
+    """At start, before anybody can upload: whatever a client was sending is queued again. Returns how many.
+
+    What a host writes (see instance_images.py) stays as it is: the operation that waits for it goes on, or ends it."""
     [result] = await store.write(
         Statement(
             "UPDATE images SET status = 'queued', upload_id = NULL, updated_at = :now, revision = revision + 1 "
-            "WHERE status = 'saving'",
+            "WHERE status = 'saving' AND upload_id <> id",
             {"now": now},
         )
     )

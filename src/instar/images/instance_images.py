@@ -1,0 +1,88 @@
+"""Images that operations on instances make: snapshots, backups, shelved disks. Called by `local.py`, for the lifecycle.
+
+queue → upload_target → (the host writes) → finish_upload; discard undoes all of it. Each may come twice. The incoming
+file outlives a crash: the operation that wants it is taken up again, and either finishes it or discards it. A file
+without such an image is swept at the next start. From the incoming to the final name the data is linked, never copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from instar.errors import BadRequest, HypervisorError, ImageGone, ImageUnusable, InstarError, NotFound, UnsupportedMedia
+from instar.images.blobs import Blobs
+from instar.images.contract import ImageDraft
+from instar.images.fields import Caller, is_field, new_image
+from instar.images.storing import Storing
+from instar.store.contract import Store
+from instar.store.images import ImageRecord, image_fetch
+from instar.store.instance_images import (
+    instance_image_begin,
+    instance_image_insert,
+    instance_image_saving,
+)
+
+INSTANCE_PROPERTY = "instance_uuid"  # the Image API's name of the property that says of which instance
+_DONE = ("active", "deactivated")
+
+
+class InstanceImages:
+    """`size_max_bytes` bounds what a host may write; `clock` gives microseconds since the epoch."""
+
+    def __init__(
+        self, store: Store, blobs: Blobs, storing: Storing, *, size_max_bytes: int, clock: Callable[[], int]
+    ) -> None:
+        self._store, self._blobs, self._storing, self._clock = store, blobs, storing, clock
+        self._size_max_bytes = size_max_bytes
+
+    async def queue(self, image_id: str, draft: ImageDraft) -> None:
+        """See the contract. Raises BadRequest for a name or property that no image may have."""
+        for name in draft.properties:
+            if is_field(name):
+                raise BadRequest(f"'{name}' cannot be a property of an image.")
+        fields = {
+            "id": image_id,
+            "name": draft.name,
+            "disk_format": draft.disk_format,
+            "container_format": "bare",
+            "visibility": draft.visibility,
+            "min_disk": draft.min_disk_gib,
+            "min_ram": draft.min_ram_mib,
+        }
+        record = new_image(fields | draft.properties, Caller(draft.project_id, is_admin=False), self._clock())
+        await instance_image_insert(self._store, record, draft.properties.get(INSTANCE_PROPERTY))
+
+    async def upload_target(self, image_id: str) -> str:
+        """See the contract. Raises ImageGone, and Conflict where the image has other data."""
+        record = await instance_image_begin(self._store, image_id, now=self._clock())
+        if record is None:
+            raise ImageGone(image_id=image_id)
+        return self._blobs.incoming(record.id).as_uri()
+
+    async def finish_upload(self, image_id: str) -> ImageRecord:
+        """See the contract."""
+        record = await self._fetch(image_id)
+        if record.status in _DONE:
+            await self._blobs.discard_incoming(image_id)  # of a run that was killed right after it had the row written
+            return record
+        if not await instance_image_saving(self._store, image_id):
+            raise HypervisorError(reason=f"no host was told to write image {image_id}")
+        try:
+            received = await self._blobs.adopt(image_id, size_max_bytes=self._size_max_bytes)
+            await self._storing.keep(record, image_id, received)
+        except (FileNotFoundError, NotFound, ImageUnusable, UnsupportedMedia) as error:
+            # The file was taken from under us, when the image was deleted meanwhile or another call for it was faster.
+            record = await self._fetch(image_id)
+            if record.status not in _DONE:
+                if isinstance(error, InstarError):
+                    raise
+                raise HypervisorError(reason=f"the host wrote no data for image {image_id}") from error
+        await self._blobs.discard_incoming(image_id)
+        return await self._fetch(image_id)
+
+    async def _fetch(self, image_id: str) -> ImageRecord:
+        record = await image_fetch(self._store, image_id)
+        if record is None:
+            await self._blobs.discard_incoming(image_id)
+            raise ImageGone(image_id=image_id)
+        return record

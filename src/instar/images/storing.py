@@ -1,0 +1,77 @@
+"""Data and its row, brought together and taken apart: what client uploads and host uploads have in common.
+
+Called by `local.py` and `instance_images.py`. Both directions hold `Blobs.names`, so that a file never goes while another
+image with the same content has just found it, and a delete never misses data that has just arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from instar.config import ImageSettings
+from instar.errors import Conflict, NotFound
+from instar.images.blobs import Blobs, Received
+from instar.images.inspect import inspect_image
+from instar.store.contract import Store
+from instar.store.images import (
+    ImageRecord,
+    StoredData,
+    image_data_used,
+    image_delete,
+    image_upload_finish,
+)
+
+log = structlog.get_logger()
+
+
+class Storing:
+    """`clock` gives microseconds since the epoch."""
+
+    def __init__(self, store: Store, blobs: Blobs, settings: ImageSettings, clock: Callable[[], int]) -> None:
+        self._store, self._blobs, self._settings, self._clock = store, blobs, settings, clock
+
+    async def keep(self, record: ImageRecord, upload_id: str, received: Received) -> None:
+        """Inspect what arrived, give it its final name, and make the image active.
+
+        Raises NotFound where the image is gone or no longer this upload's, UnsupportedMedia, ImageUnusable."""
+        virtual_size = await inspect_image(
+            received.path,
+            record.disk_format or "",
+            virtual_size_max_bytes=self._settings.virtual_size_max_bytes,
+            deadline_s=self._settings.inspect_deadline_s,
+        )
+        data = StoredData(received.size_bytes, virtual_size, received.md5, received.sha256, received.sha512)
+        # Shielded: a caller that is cancelled here must not leave a file without a row, or the other way round.
+        await asyncio.shield(self._place(record.id, upload_id, received, data))
+        log.info("image.stored", image_id=record.id, size_bytes=data.size_bytes, sha256=data.sha256)
+
+    async def _place(self, image_id: str, upload_id: str, received: Received, data: StoredData) -> None:
+        async with self._blobs.names:
+            await self._blobs.place(received)
+            try:
+                await image_upload_finish(self._store, image_id, upload_id, data, now=self._clock())
+            except NotFound:
+                if not await image_data_used(self._store, received.sha256):
+                    await self._blobs.remove(received.sha256)
+                raise
+
+    async def remove(self, image_id: str, *, even_protected: bool = False) -> None:
+        """The image is gone; its data, too, when no other image has the same, and what a host was writing for it.
+
+        Raises Conflict where the image is gone already, or protected."""
+        async with self._blobs.names:
+            sha256 = await image_delete(self._store, image_id, now=self._clock(), even_protected=even_protected)
+            if sha256 is not None and not await image_data_used(self._store, sha256):
+                await self._blobs.remove(sha256)
+        await self._blobs.discard_incoming(image_id)
+
+    async def ensure_removed(self, image_id: str) -> None:
+        """The same for an image that may be gone, or protected."""
+        try:
+            await self.remove(image_id, even_protected=True)
+        except Conflict:
+            # A host may have written after somebody else's delete.
+            await self._blobs.discard_incoming(image_id)
