@@ -1,23 +1,44 @@
-"""What every bus must do. A second implementation is one more parameter of the fixture `bus`."""
+"""What every bus must do. A further implementation is one more parameter of the fixture `bus`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from instar.bus.contract import Bus, Message, NobodyListens, Reply
 from instar.bus.memory import MemoryBus
+from instar.bus.socket import SocketBus
+from instar.bus.socket_server import BusServer
 
 
-@pytest.fixture(params=["memory"])
-async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    implementations = {"memory": MemoryBus}
-    bus = implementations[request.param]()
+@asynccontextmanager
+async def memory(_: Path) -> AsyncIterator[Bus]:
+    bus = MemoryBus()
     await bus.open()
     yield bus
     await bus.close()
+
+
+@asynccontextmanager
+async def over_socket(directory: Path) -> AsyncIterator[Bus]:
+    """What one client sends reaches itself by way of the owner."""
+    async with memory(directory) as owner:
+        server, client = BusServer(owner, directory / "bus"), SocketBus(directory / "bus")
+        await server.open()
+        await client.open()
+        yield client
+        await client.close()
+        await server.close()
+
+
+@pytest.fixture(params=[memory, over_socket], ids=["memory", "socket"])
+async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
+    async with request.param(tmp_path) as bus:
+        yield bus
 
 
 def message(text: str = "hello", deadline_s: float = 5) -> Message:

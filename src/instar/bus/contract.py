@@ -1,4 +1,4 @@
-"""What a message bus must do for Instar. Implemented by `memory.py`; every implementation passes tests/bus.
+"""What a message bus must do for Instar. Implemented by `memory.py` and `socket.py`; both pass tests/bus.
 
 Two patterns: a *command* goes to one queue, is handled by one consumer and answered (or ends at its deadline); an *event*
 goes to a topic and reaches every subscriber that is there. A command is acknowledged after its work, so a consumer that
@@ -56,7 +56,8 @@ class Bus(Protocol):
         ...
 
     async def call(self, queue: str, message: Message) -> Reply:
-        """Send a command and wait for its reply. Raises TimeoutError at the deadline, NobodyListens at once."""
+        """Send a command and wait for its reply. Raises TimeoutError at the deadline, NobodyListens at once; the latter
+        also as soon as the consumer is gone that had the command, which may then be done in part or whole."""
         ...
 
     async def send(self, queue: str, message: Message) -> None:

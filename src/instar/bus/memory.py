@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 
 import structlog
 
 from instar.bus.contract import CommandHandler, EventHandler, Message, NobodyListens, Reply
+from instar.bus.subscriber import Subscriber
 
 log = structlog.get_logger()
-
-EVENTS_WAITING_MAX = 10_000  # events that a slow subscriber may have before the oldest are dropped
 
 
 class MemoryBus:
     def __init__(self) -> None:
         self._consumers: dict[str, list[_Consumer]] = {}
-        self._subscribers: dict[str, list[_Subscriber]] = defaultdict(list)
+        self._subscribers: dict[str, list[Subscriber]] = defaultdict(list)
         self._work: set[asyncio.Task[Reply]] = set()
 
     async def open(self) -> None:
@@ -73,8 +71,8 @@ class MemoryBus:
                 for subscriber in subscribers:
                     subscriber.put(message)
 
-    async def subscribe(self, topic: str, handler: EventHandler) -> _Subscriber:
-        subscriber = _Subscriber(topic, handler, lambda s: self._subscribers[topic].remove(s))
+    async def subscribe(self, topic: str, handler: EventHandler) -> Subscriber:
+        subscriber = Subscriber(topic, handler, lambda s: self._subscribers[topic].remove(s))
         self._subscribers[topic].append(subscriber)
         return subscriber
 
@@ -96,36 +94,6 @@ class _Consumer:
 
     async def cancel(self) -> None:
         self._forget(self)
-
-
-class _Subscriber:
-    def __init__(self, topic: str, handler: EventHandler, forget: Callable[[_Subscriber], None]) -> None:
-        self._topic = topic
-        self._handler = handler
-        self._forget = forget
-        self._waiting: asyncio.Queue[Message] = asyncio.Queue(EVENTS_WAITING_MAX)
-        self._task = asyncio.create_task(self._run(), name=f"subscriber {topic}")
-
-    def put(self, message: Message) -> None:
-        if self._waiting.full():
-            self._waiting.get_nowait()
-            log.warning("bus.event_dropped", topic=self._topic, waiting=EVENTS_WAITING_MAX)
-        self._waiting.put_nowait(message)
-
-    async def _run(self) -> None:
-        while True:
-            message = await self._waiting.get()
-            try:
-                await self._handler(message)
-            except Exception:
-                log.exception("bus.subscriber_failed", topic=self._topic, kind=message.kind)
-
-    async def cancel(self) -> None:
-        if not self._task.done():
-            self._forget(self)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
 
 
 def _log_failure(task: asyncio.Task[Reply]) -> None:
