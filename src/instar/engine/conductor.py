@@ -182,6 +182,8 @@ class Conductor:
         self._running[operation.id] = (run, task)
         error: Exception | None = None
         try:
+            if fresh:
+                run.check_begin()
             await self._functions[operation.action](run)
             assert run.settled, f"{operation.action} returned without settling"
         except LeaseLost:

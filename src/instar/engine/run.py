@@ -29,12 +29,21 @@ from instar.errors import (
     StepTimeout,
     TaskStateConflict,
     Unavailable,
+    WrongState,
 )
-from instar.model.instance import Fault, Instance
+from instar.model.instance import Fault, Flavor, Instance, InstanceSpec
 from instar.model.operation import Operation, Step
 from instar.model.states import TRANSITIONS, PowerState, TaskState, VmState
-from instar.store.contract import Result, Statement, Store, Value
-from instar.store.instances import addresses_text, encode_facts, instance_change, instance_fetch
+from instar.store.contract import Result, Statement, Store, Value, WriteConflict
+from instar.store.instances import (
+    addresses_text,
+    encode_facts,
+    instance_change,
+    instance_change_beside,
+    instance_change_spec,
+    instance_count,
+    instance_fetch,
+)
 from instar.store.operations import (
     GuardRefused,
     notification_insert,
@@ -81,7 +90,9 @@ class Run:
         self.instance = instance
         self.hosts = HostClient(bus, instance_id=instance.id, epoch=operation.epoch, deadline_s=step_deadline_s)
         self.facts = instance.facts
-        self.failed_state = TRANSITIONS[operation.rule].fails or operation.vm_state_before
+        # As it is now, not as the API saw it: what was accepted without a task_state may have ended meanwhile.
+        self.failed_state = TRANSITIONS[operation.rule].fails or instance.vm_state
+        self.has_secrets = False  # its arguments are forgotten when it ends
         self.settled = False
         self.next_operation_id: str | None = None
         self._store = store
@@ -95,6 +106,9 @@ class Run:
         self._found: dict[str, Value] = {}  # all that was changed by this operation, committed or not
         self._told = told  # called when there is something in the outbox
         self._pending: list[Statement] = []
+        self._also: list[Statement] = []
+        self._when_failed: list[Statement] = []
+        self._has_task = self._task is not None  # else it leaves the task_state to whoever waits for its turn
         self._executing: asyncio.Future[Any] | None = None
         self._cancelled_by: str | None = None
 
@@ -139,6 +153,46 @@ class Run:
         self._changes.update(columns)
         self._found.update(columns)
 
+    def also(self, *statements: Statement) -> None:
+        """Statements that join the next transaction, like a note. They must stand being written again after a crash."""
+        self._also.extend(statements)
+
+    def when_failed(self, *statements: Statement) -> None:
+        """Statements that join the transaction in which the operation ends, should it fail from here on."""
+        self._when_failed.extend(statements)
+
+    def keep(self) -> None:
+        """The point of no return: what was done until here is not undone any more, whatever comes."""
+        self._undos.clear()
+        self._when_failed.clear()
+
+    def check_begin(self) -> None:
+        """An operation that waited for its turn finds the instance as it was accepted, or fails. Raises WrongState."""
+        allowed = TRANSITIONS[self.operation.rule].vm_states
+        if allowed and self.instance.vm_state not in allowed:
+            raise WrongState(
+                action=self.operation.action, id=self.instance.id, attribute="vm_state", state=self.instance.vm_state.value
+            )
+
+    async def change_spec(self, change: Callable[[InstanceSpec], InstanceSpec], counted: Flavor | None = None) -> None:
+        """Change what the user asked for (a new flavor, another image) in a transaction of its own: for a step. The API may
+        change other parts of it at the same time: nothing of either is lost.
+
+        `counted`: a flavor by which the instance counts in its project's usage besides the new one (the larger of each)."""
+        guard = operation_guard(self.operation, forward=False)
+        while True:
+            current = await self.current_instance()
+            spec = change(current.spec)
+            flavors = (spec.flavor, counted or spec.flavor)
+            count = instance_count(
+                current.id, max(one.vcpus for one in flavors), max(one.memory_mib for one in flavors)
+            )
+            try:
+                await self._write((guard, *count, instance_change_spec(current, spec)))
+            except WriteConflict:
+                continue  # another part of it was changed meanwhile
+            return
+
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[None]:
         """If the block fails, its steps are undone before the error goes on: what was before the block stands."""
@@ -153,26 +207,31 @@ class Run:
 
     async def settle(
         self,
-        vm_state: VmState,
+        vm_state: VmState | None = None,
         *,
         power_state: PowerState | None = None,
         fault: InstarError | None = None,
         also: tuple[Statement, ...] = (),
     ) -> None:
-        """End the operation well: stable state, no task, record and notification in one transaction.
+        """End the operation well: stable state, no task, record and notification in one transaction. `vm_state` None: as it
+        began.
 
         `fault`: it ended in that state, but not as asked; the record says Error. `also` joins the transaction."""
+        vm_state = vm_state or self.instance.vm_state
         self._changes["vm_state"] = vm_state.value
+        self._changes["progress"] = 0
         if power_state is not None:
             self.note(power_state=int(power_state))
         self.note(facts={"fault": _fault(fault) if fault else None})
         finish = operation_finish(
-            self.operation.id, result="Error" if fault else "Success", message=fault.message if fault else None
-        )
+            self.operation.id, result="Error" if fault else "Success", message=fault.message if fault else None,
+            forget=self.has_secrets,
+        )  # fmt: skip
         phase = "error" if fault else "end"
         told = notification(self._instance_now(), self.operation, phase, vm_state, self.facts, fault)
         guard = operation_guard(self.operation, forward=True)
-        statements = (guard, *self._pending, *also, self._change(None), finish, notification_insert(told))
+        rest = (finish, notification_insert(told))
+        statements = (guard, *self._pending, *self._also, *also, self._change(None), *rest)
         results = await self._write(statements)
         self._ended(results[-2])
 
@@ -182,13 +241,14 @@ class Run:
         """Unwind everything, put the instance back and record why. The instance's own state, where it is still ours."""
         await self._unwind(0)
         shown = error if isinstance(error, InstarError) else StepFailed(step=self.operation.action)
-        finish = operation_finish(self.operation.id, result="Error", message=shown.message)
+        finish = operation_finish(self.operation.id, result="Error", message=shown.message, forget=self.has_secrets)
         guard = operation_guard(self.operation, forward=False)
         ours = not isinstance(error, Cancelled | TaskStateConflict)
         told = notification(self._instance_now(), self.operation, "error", self.failed_state, self.facts, shown)
-        rest = (finish, notification_insert(told))
+        rest = (*self._when_failed, finish, notification_insert(told))
         if ours:
             self._changes["vm_state"] = self.failed_state.value
+            self._changes["progress"] = 0
             self.note(facts={"fault": _fault(shown, error)})
             try:
                 results = await self._write((guard, *self._pending, self._change(None), *rest))
@@ -209,6 +269,7 @@ class Run:
     def _replay(self, step: Step, call: Callable[..., Awaitable[T]], undoing: _Undo | None) -> T:
         self._task = TaskState(step.task_state) if step.task_state else self._task
         self._changes.clear()  # committed with the start of this step
+        self._also.clear()
         if undoing:
             self._undos.append(undoing)
         if step.result == "Error":
@@ -228,7 +289,7 @@ class Run:
                 told = notification(self.instance, self.operation, "start", self.instance.vm_state, self.facts, None)
                 statements.append(notification_insert(told))
         if forward:
-            statements.append(self._change(self._task))
+            statements += [*self._also, self._change(self._task)]
         try:
             await self._write(tuple(statements))
         except Exception:
@@ -240,6 +301,7 @@ class Run:
         if forward:
             self._row_task = self._task
             self._changes.clear()
+            self._also.clear()
 
     async def _execute(
         self, name: str, call: Callable[..., Awaitable[T]], args: tuple[Any, ...], limit_s: float, *, forward: bool
@@ -302,6 +364,8 @@ class Run:
         return msgspec.structs.replace(self.instance, **known)
 
     def _change(self, task: TaskState | None) -> Statement:
+        if not self._has_task:
+            return instance_change_beside(self.instance.id, self._changes)
         return instance_change(self.instance.id, self._row_task, task, self._changes)
 
     async def _write(self, statements: tuple[Statement, ...]) -> list[Result]:

@@ -13,6 +13,7 @@ import msgspec
 
 from instar.model.network import InstancePort, RequestedNetwork
 from instar.model.states import PowerState, TaskState, VmState, status_of
+from instar.model.volume import VolumeConnection
 
 
 class Flavor(msgspec.Struct, frozen=True):
@@ -65,6 +66,7 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     disk_config: str = "AUTO"
     personality: dict[str, bytes] = {}
     trusted_image_certificates: tuple[str, ...] | None = None
+    volumes: tuple[RequestedVolume, ...] = ()
     locked_reason: str | None = None
     access_ip_v4: str = ""
     access_ip_v6: str = ""
@@ -80,13 +82,71 @@ class Fault(msgspec.Struct, frozen=True):
     details: str = ""
 
 
+class RequestedVolume(msgspec.Struct, frozen=True):
+    """A block device as a user asked for it. One of `volume_id`, `image_id`, `snapshot_id` says what is on it; none: blank.
+
+    `volume_id` of one that is to be made is its future id, so that making it twice makes one (`create` is then set)."""
+
+    volume_id: str
+    attachment_id: str
+    boot_index: int | None = None
+    delete_on_termination: bool = False
+    create: bool = False
+    size_gib: int = 0
+    image_id: str | None = None
+    snapshot_id: str | None = None
+    source_volume_id: str | None = None
+    volume_type: str | None = None
+    device: str | None = None
+    bus: str | None = None
+    tag: str | None = None
+
+
+class InstanceVolume(msgspec.Struct, frozen=True):
+    """A volume that the instance has. `device` is the name without /dev/; `connection` None: on no host now."""
+
+    volume_id: str
+    attachment_id: str
+    device: str
+    boot_index: int | None = None
+    delete_on_termination: bool = False
+    tag: str | None = None
+    bus: str = "virtio"
+    multiattach: bool = False
+    size_gib: int = 0
+    connection: VolumeConnection | None = None
+
+
+class RescueDisk(msgspec.Struct, frozen=True):
+    """What a rescued instance boots from."""
+
+    image_id: str
+    virtual_size_bytes: int
+
+
+class PendingMove(msgspec.Struct, frozen=True):
+    """A resize or migration that waits to be confirmed or reverted. `was` is the vm_state before, `claim_id` the claim on
+    the new host, `ends_at` when it is confirmed by itself (microseconds; None: never)."""
+
+    migration: str
+    source: str
+    dest: str
+    old_flavor: Flavor
+    new_flavor: Flavor
+    claim_id: str
+    was: VmState
+    ends_at: int | None = None
+
+
 class InstanceFacts(msgspec.Struct, frozen=True):
     """What operations found out about the instance."""
 
     ports: tuple[InstancePort, ...] = ()
     fault: Fault | None = None
     system_metadata: dict[str, str] = {}
-    progress: int = 0
+    volumes: tuple[InstanceVolume, ...] = ()
+    rescue: RescueDisk | None = None
+    move: PendingMove | None = None
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -113,6 +173,7 @@ class Instance(msgspec.Struct, frozen=True):
     revision: int
     spec: InstanceSpec
     facts: InstanceFacts
+    progress: int = 0  # percent, while an operation moves data
 
     @property
     def status(self) -> str:
@@ -148,6 +209,7 @@ def instance_from_row(row: Mapping[str, Any]) -> Instance:
         revision=row["revision"],
         spec=_decode_spec(row["spec"]),
         facts=_decode_facts(row["facts"]),
+        progress=row["progress"],
     )
 
 

@@ -27,7 +27,7 @@ VALUES (:id, :project_id, :user_id, :name, :hostname, :vm_state, :task_state, :p
 CHANGEABLE = frozenset(
     {
         "vm_state", "power_state", "host", "availability_zone", "launched_at", "terminated_at", "deleted", "facts",
-        "addresses", "locked_by", "flavor_id", "image_id", "vcpus", "memory_mib", "disk_gib", "spec", "name",
+        "addresses", "locked_by", "flavor_id", "image_id", "vcpus", "memory_mib", "disk_gib", "spec", "name", "progress",
     }
 )  # fmt: skip
 
@@ -79,9 +79,11 @@ def instance_mark_deleting(instance_id: str) -> Statement:
 
 
 @lru_cache(maxsize=256)
-def _change_sql(columns: tuple[str, ...]) -> str:
+def _change_sql(columns: tuple[str, ...], *, with_task: bool = True) -> str:
     assert CHANGEABLE.issuperset(columns), columns
     sets = "".join(f"{column} = :{column}, " for column in columns)
+    if not with_task:
+        return f"UPDATE instances SET {sets}updated_at = :now WHERE id = :id"  # noqa: S608 - columns are CHANGEABLE
     return (
         f"UPDATE instances SET {sets}task_state = :task, updated_at = :now "  # noqa: S608 - columns are CHANGEABLE
         "WHERE id = :id AND task_state IS NOT DISTINCT FROM :was_task"
@@ -100,6 +102,44 @@ def instance_change(
     }  # fmt: skip
     expected = was_task.value if was_task else "none"
     return Statement(_change_sql(columns), params, 1, TaskStateConflict(id=instance_id, expected=expected))
+
+
+def instance_change_beside(instance_id: str, changes: Mapping[str, Value]) -> Statement:
+    """What an operation without a task_state changes: the task_state may belong to one that waits for its turn."""
+    sql = _change_sql(tuple(sorted(changes)), with_task=False)
+    return Statement(sql, {**changes, "id": instance_id, "now": now_us()}, rows=1)
+
+
+def instance_change_spec(instance: Instance, spec: InstanceSpec) -> Statement:
+    """What the user asked for is another now (a resize, a rebuild).
+
+    Raises WriteConflict when somebody else changed the spec since `instance` was read."""
+    flavor = spec.flavor
+    return Statement(
+        """UPDATE instances SET spec = :spec, revision = revision + 1, flavor_id = :flavor_id, image_id = :image_id,
+             key_name = :key_name, disk_gib = :disk_gib, updated_at = :now
+           WHERE id = :id AND deleted = 0 AND revision = :revision""",
+        {
+            "id": instance.id, "spec": msgspec.msgpack.encode(spec), "revision": instance.revision,
+            "flavor_id": flavor.id, "image_id": spec.image.id if spec.image else None, "key_name": spec.key_name,
+            "disk_gib": flavor.root_gib + flavor.ephemeral_gib, "now": now_us(),
+        },
+        rows=1,
+    )  # fmt: skip
+
+
+def instance_count(instance_id: str, vcpus: int, memory_mib: int) -> tuple[Statement, ...]:
+    """What the instance counts for in its project's usage; again with the same numbers changes nothing."""
+    params: dict[str, Value] = {"id": instance_id, "vcpus": vcpus, "memory_mib": memory_mib}
+    return (
+        Statement(
+            """UPDATE project_usage SET cores = cores + :vcpus - (SELECT vcpus FROM instances WHERE id = :id),
+                 ram_mib = ram_mib + :memory_mib - (SELECT memory_mib FROM instances WHERE id = :id)
+               WHERE project_id = (SELECT project_id FROM instances WHERE id = :id AND deleted = 0)""",
+            params,
+        ),
+        Statement("UPDATE instances SET vcpus = :vcpus, memory_mib = :memory_mib WHERE id = :id", params),
+    )
 
 
 def instance_bump_epoch(instance_id: str) -> Statement:

@@ -68,14 +68,16 @@ class GuardRefused(InstarError):
     """The operation is no longer this conductor's, or was taken over. The engine reads which."""
 
 
-def operation_finish(operation_id: str, *, result: str, message: str | None) -> Statement:
-    """Returns `next_id`: the operation of the instance that waited for this one, if any."""
+def operation_finish(operation_id: str, *, result: str, message: str | None, forget: bool = False) -> Statement:
+    """Returns `next_id`: the operation of the instance that waited for this one, if any. `forget` wipes its arguments."""
+    wiped = ", arguments = :nothing" if forget else ""
+    nothing: dict[str, Value] = {"nothing": b"\xc0"} if forget else {}
     return Statement(
-        """UPDATE operations SET finished_at = :now, updated_at = :now, result = :result, message = :message
+        f"""UPDATE operations SET finished_at = :now, updated_at = :now, result = :result, message = :message{wiped}
            WHERE id = :id
            RETURNING (SELECT n.id FROM operations n WHERE n.instance_id = operations.instance_id
-                        AND n.finished_at IS NULL AND n.id <> operations.id ORDER BY n.turn LIMIT 1) AS next_id""",
-        {"id": operation_id, "result": result, "message": message, "now": now_us()},
+                        AND n.finished_at IS NULL AND n.id <> operations.id ORDER BY n.turn LIMIT 1) AS next_id""",  # noqa: S608
+        {"id": operation_id, "result": result, "message": message, "now": now_us(), **nothing},
         rows=1,
     )
 

@@ -214,7 +214,7 @@ def _image_property(name: str) -> Callable[[Instance], Any]:
 
 
 _PLAIN: dict[str, Callable[[Instance], Any]] = {
-    "progress": lambda i: i.facts.progress,
+    "progress": lambda i: i.progress,
     "launch_index": lambda i: i.spec.launch_index,
     "access_ip_v4": lambda i: i.spec.access_ip_v4,
     "access_ip_v6": lambda i: i.spec.access_ip_v6,

@@ -211,7 +211,7 @@ def server_view(instance: Instance, scene: Scene, *, is_admin: bool, kind: str =
         ],
     }
     if status in _WITH_PROGRESS:
-        view["progress"] = facts.progress
+        view["progress"] = instance.progress
     if facts.fault is not None:
         fault = {"code": facts.fault.code, "created": iso(facts.fault.created_at), "message": facts.fault.message}
         if is_admin and facts.fault.details:

@@ -1,0 +1,95 @@
+"""SQL of migrations: the records of moves. Operations write them in their own transactions; the API lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from instar.clock import now_us
+from instar.model.guest import MigrationProgress
+from instar.model.move import IN_PROGRESS, Migration, MoveStatus, MoveType, migration_from_row
+from instar.model.operation import Operation
+from instar.store.contract import Statement, Store, Value
+
+_IN_PROGRESS = ", ".join(f"'{status.value}'" for status in sorted(IN_PROGRESS))
+
+
+def migration_insert(
+    uuid: str,
+    operation: Operation,
+    kind: MoveType,
+    *,
+    source: str,
+    dest: str | None,
+    old_flavor_id: str,
+    new_flavor_id: str,
+    status: MoveStatus,
+) -> Statement:
+    """Recorded once for its uuid; again changes nothing."""
+    return Statement(
+        """INSERT INTO moves (id, uuid, instance_id, operation_id, type, status, source_host, dest_host,
+             old_flavor_id, new_flavor_id, user_id, project_id, created_at, updated_at, progress)
+           VALUES ((SELECT COALESCE(MAX(m.id), 0) + 1 FROM moves m), :uuid, :instance_id, :operation_id, :type,
+             :status, :source, :dest, :old_flavor_id, :new_flavor_id, :user_id, :project_id, :now, :now, :progress)
+           ON CONFLICT (uuid) DO NOTHING""",
+        {
+            "uuid": uuid, "instance_id": operation.instance_id, "operation_id": operation.id, "type": kind.value,
+            "status": status.value, "source": source, "dest": dest, "old_flavor_id": old_flavor_id,
+            "new_flavor_id": new_flavor_id, "user_id": operation.user_id, "project_id": operation.project_id,
+            "now": now_us(), "progress": msgspec.msgpack.encode(MigrationProgress()),
+        },
+    )  # fmt: skip
+
+
+def migration_status(uuid: str, status: MoveStatus) -> Statement:
+    return Statement(
+        "UPDATE moves SET status = :status, updated_at = :now WHERE uuid = :uuid",
+        {"uuid": uuid, "status": status.value, "now": now_us()},
+    )
+
+
+def migrations_end(instance_id: str, status: MoveStatus) -> Statement:
+    """Whatever is in progress for the instance has ended so."""
+    return Statement(
+        "UPDATE moves SET status = :status, updated_at = :now "  # noqa: S608 - constants only
+        f"WHERE instance_id = :id AND status IN ({_IN_PROGRESS})",
+        {"id": instance_id, "status": status.value, "now": now_us()},
+    )
+
+
+def work_progress(instance_id: str, epoch: int, percent: int) -> Statement:
+    """How far the operation is that runs under this epoch; nothing once it has ended."""
+    return Statement(
+        """UPDATE instances SET progress = :percent WHERE id = :id AND epoch = :epoch
+           AND EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = :id AND o.finished_at IS NULL)""",
+        {"id": instance_id, "epoch": epoch, "percent": percent},
+    )
+
+
+def migration_progress(instance_id: str, progress: MigrationProgress) -> Statement:
+    return Statement(
+        "UPDATE moves SET progress = :progress, updated_at = :now "  # noqa: S608 - constants only
+        f"WHERE instance_id = :id AND status IN ({_IN_PROGRESS})",
+        {"id": instance_id, "progress": msgspec.msgpack.encode(progress), "now": now_us()},
+    )
+
+
+async def migrations_list(
+    store: Store, where: Sequence[str], params: dict[str, Value], *, limit: int
+) -> list[Migration]:
+    """Newest first. `where` are conditions on columns of the table, their values in `params`."""
+    condition = f"WHERE {' AND '.join(where)}" if where else ""
+    rows = await store.read(
+        f"SELECT * FROM moves {condition} ORDER BY created_at DESC, id DESC LIMIT :limit",  # noqa: S608 - conditions are the API's own
+        {**params, "limit": limit},
+    )
+    return [migration_from_row(row) for row in rows]  # type: ignore[arg-type]
+
+
+async def migrations_of_instance(store: Store, instance_id: str) -> list[Migration]:
+    """All moves of the instance, newest first."""
+    rows = await store.read(
+        "SELECT * FROM moves WHERE instance_id = :id ORDER BY created_at DESC, id DESC", {"id": instance_id}
+    )
+    return [migration_from_row(row) for row in rows]  # type: ignore[arg-type]
