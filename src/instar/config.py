@@ -111,6 +111,66 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     security_group_rules: Annotated[int, _setting("rules of a project", "rules", ge=-1)] = 100
 
 
+class LibvirtSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the libvirt driver; the defaults are right for one host of any size."""
+
+    virt_type: Annotated[
+        str, _setting("kvm, qemu, or auto: what really works is found out", pattern="^(auto|kvm|qemu)$")
+    ] = "auto"
+    threads: Annotated[int, _setting("libvirt calls at the same time", "calls", ge=1)] = 8
+    starts_max: Annotated[
+        int, _setting("guests started at the same time: a boot takes a whole core without KVM", "guests", ge=1)
+    ] = 4
+    connect_timeout_s: Annotated[float, _setting("connecting to libvirtd may take so long", "seconds", gt=0)] = 5.0
+    call_timeout_s: Annotated[
+        float, _setting("calls that only read or change a definition may take so long", "seconds", gt=0)
+    ] = 15.0
+    start_timeout_s: Annotated[
+        float, _setting("starting a guest may take so long; the first of a host probes the emulator", "seconds", gt=0)
+    ] = 120.0
+    destroy_timeout_s: Annotated[float, _setting("ending a guest may take so long", "seconds", gt=0)] = 60.0
+    acpi_retry_s: Annotated[
+        float, _setting("the power button is pressed again after: a guest that still booted had no ears", "seconds", gt=0)
+    ] = 10.0
+    keepalive_interval_s: Annotated[
+        int, _setting("a libvirtd that hangs is given up after interval * count", "seconds", ge=1)
+    ] = 5
+    keepalive_count: Annotated[int, _setting("see keepalive_interval_s", "questions", ge=1)] = 3
+    reconnect_min_s: Annotated[float, _setting("shortest wait before libvirtd is tried again", "seconds", gt=0)] = 0.1
+    reconnect_max_s: Annotated[float, _setting("longest wait before libvirtd is tried again", "seconds", gt=0)] = 5.0
+    events_waiting_max: Annotated[int, _setting("events of guests that may wait to be looked at", "events", ge=1)] = 10_000
+    tb_cache_mib: Annotated[
+        int, _setting("translation cache of each guest without KVM; QEMU by itself takes up to 1024", "MiB", ge=1)
+    ] = 64
+    pcie_root_ports: Annotated[int, _setting("slots kept free for devices plugged into a running guest", "slots", ge=0)] = 8
+    cpu_model_qemu: Annotated[
+        str, _setting("processor of guests without KVM; the same on every host, so that they can migrate")
+    ] = "qemu64"
+    console_log_max_bytes: Annotated[int, _setting("a longer console log is cut", "bytes", ge=1)] = 4 << 20
+    console_log_keep_bytes: Annotated[
+        int, _setting("what is kept of the older half of a console log that is cut", "bytes", ge=0)
+    ] = 1 << 20
+    console_sweep_s: Annotated[float, _setting("how often console logs are looked at", "seconds", gt=0)] = 30.0
+    console_read_max_bytes: Annotated[int, _setting("most of a console log that is read at once", "bytes", ge=1)] = 8 << 20
+    image_max_bytes: Annotated[int, _setting("largest image file that a host fetches", "bytes", ge=1)] = 1 << 40
+    image_timeout_s: Annotated[float, _setting("fetching an image may take so long", "seconds", gt=0)] = 3600.0
+    image_idle_timeout_s: Annotated[
+        float, _setting("a download without a byte for so long is given up", "seconds", gt=0)
+    ] = 30.0
+    image_cache_max_gib: Annotated[
+        float, _setting("cached images that the image service does not hold itself; above, unused ones go", "GiB", ge=0)
+    ] = 50
+    image_cache_keep_s: Annotated[
+        float, _setting("an image used within so long stays, even above image_cache_max_gib", "seconds", ge=0)
+    ] = 3600
+    image_cache_unused_s: Annotated[float, _setting("an image unused for so long is removed", "seconds", ge=0)] = 86_400
+    image_cache_sweep_s: Annotated[float, _setting("how often the image cache is looked at", "seconds", gt=0)] = 300
+    disk_reserved_mib: Annotated[int, _setting("left free on the file system by image copies", "MiB", ge=0)] = 64
+    program_timeout_s: Annotated[float, _setting("qemu-img and genisoimage may take so long", "seconds", gt=0)] = 120.0
+    program_cpu_s: Annotated[int, _setting("CPU time that qemu-img and genisoimage may use", "seconds", ge=1)] = 60
+    program_memory_mib: Annotated[int, _setting("memory that qemu-img and genisoimage may use", "MiB", ge=1)] = 2048
+
+
 class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[int, _setting("simulated hosts in this process", "hosts", ge=0)] = 1
     vcpus: Annotated[int, _setting("vcpus of each", "vcpus", ge=1)] = 64
@@ -138,6 +198,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: IdentitySettings = IdentitySettings()
     image: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
+    libvirt: LibvirtSettings = LibvirtSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
 

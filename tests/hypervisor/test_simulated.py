@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from instar.config import SimulatedSettings
@@ -306,3 +307,17 @@ async def test_a_guest_needs_its_ports_on_the_host(world: SimulatedWorld) -> Non
         await host.ensure_running(guest)
     assert (await host.ensure_restarted(guest, was_domain_id=None)).power_state is PowerState.RUNNING
     assert (await host.census()).networks == (NETWORK.id,)
+
+
+# --- the image cache --------------------------------------------------------------------------------------------------
+
+
+async def test_the_image_cache_is_bounded_and_keeps_what_was_used_last(
+    world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instar.hypervisor.simulated.machine.CACHED_IMAGES_MAX", 2)
+    host = world.host("h")
+    first, second, third = (msgspec.structs.replace(IMAGE, sha256=digit * 64) for digit in "123")
+    for image in (first, second, first, third):
+        await host.ensure_image(image)
+    assert (await host.census()).cached_images == (first.sha256, third.sha256)

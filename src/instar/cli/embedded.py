@@ -120,7 +120,10 @@ class Embedded:
             uri = await daemon.ensure_running()
             self._stack.push_async_callback(self._stop_idle, daemon)
         network = LinuxNetwork(state_dir=self._state.path / "network", cloud_id=self._state.cloud_id)
-        return {host: LibvirtHypervisor(uri=uri, host=host, state_dir=self._state.path, network=network)}
+        driver = LibvirtHypervisor(
+            uri=uri, host=host, state_dir=self._state.path, network=network, settings=self._settings.libvirt
+        )
+        return {host: driver}
 
     async def _free_cidr(self) -> str:
         """A /24 for the first network; where it is real, one that no route of this machine has."""

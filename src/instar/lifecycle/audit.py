@@ -31,6 +31,7 @@ class Kind(StrEnum):
     STUCK = "task_state without operation"
     HOST_TOTALS = "claims of host add up wrongly"
     USAGE = "usage of project adds up wrongly"
+    IMAGE = "cached image is damaged, and disks stand on it"
     UNREACHABLE = "host could not be asked"
 
 
@@ -86,6 +87,8 @@ def leftovers(
     for tap in census.taps:
         if tap not in known:
             yield Finding(Kind.TAP, tap, host)
+    for sha256 in census.damaged_images:
+        yield Finding(Kind.IMAGE, sha256, host)
 
 
 def _is_stray(claim: Row, instances: dict[str, Row]) -> bool:

@@ -99,6 +99,7 @@ class HostCensus(msgspec.Struct, frozen=True):
     taps: tuple[str, ...]  # tap device names
     networks: tuple[str, ...]  # network ids that have a bridge, namespace or DHCP server here
     cached_images: tuple[str, ...] = ()  # sha256 of cached base images
+    damaged_images: tuple[str, ...] = ()  # those that disks stand on although their content is not what it was
     set_aside: tuple[str, ...] = ()  # instances whose disks are kept here while a resize waits to be confirmed
 
 

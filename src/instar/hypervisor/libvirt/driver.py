@@ -160,6 +160,7 @@ class LibvirtHypervisor(NotYet):
             taps=taps,
             networks=networks,
             cached_images=await asyncio.to_thread(self._paths.cached_images),
+            damaged_images=self._images.damaged(),
         )
 
     # --- images, disks, ports -----------------------------------------------------------------------------------------
@@ -168,7 +169,11 @@ class LibvirtHypervisor(NotYet):
         await self._images.ensure(image)
 
     async def ensure_disk(self, instance_id: str, disk: DiskDefinition) -> None:
-        await self._disks.ensure(instance_id, disk)
+        if disk.image is None:
+            await self._disks.ensure(instance_id, disk)
+            return
+        async with self._images.hold(disk.image.sha256):
+            await self._disks.ensure(instance_id, disk)
 
     async def ensure_no_disks(self, instance_id: str) -> None:
         self._paths.instance(instance_id)
@@ -304,7 +309,7 @@ class LibvirtHypervisor(NotYet):
         path = self._paths.disk(instance_id, disk.name)
         if not await asyncio.to_thread(path.exists):
             log.warning("disk.missing", instance=instance_id, disk=disk.name)
-            await self._disks.ensure(instance_id, disk)
+            await self.ensure_disk(instance_id, disk)
 
     def _domain_files(self, guest: GuestDefinition) -> DomainFiles:
         """Blocking. Raises HypervisorError when a disk is missing."""

@@ -1,6 +1,7 @@
 """Base images on a host: fetched once, verified by their SHA-256 while they are copied, then read only.
 
-The driver calls `ensure`. A file of the same file system is linked, not copied; a remote one is streamed.
+The driver calls `ensure`. A file of the same file system is linked, not copied; a remote one is streamed. The cache is
+bounded: `cache_sweep.py` removes what no disk needs, never what is held, as whoever makes a disk of it does meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import http.client
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -21,6 +23,8 @@ import msgspec
 import structlog
 
 from instar.errors import HypervisorError, ImageGone
+from instar.hypervisor.libvirt.cache_notes import CacheNotes
+from instar.hypervisor.libvirt.cache_sweep import CacheSweep
 from instar.hypervisor.libvirt.host_command import run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.settings import LibvirtSettings
@@ -50,32 +54,70 @@ class ImageCache:
         settings: LibvirtSettings,
         host: str,
         bearer_token: Callable[[], str] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._paths, self._settings, self._host, self._bearer_token = paths, settings, host, bearer_token
         self._copies: dict[str, asyncio.Task[None]] = {}
+        self._holds: Counter[str] = Counter()
+        self._gate = asyncio.Lock()  # held by an eviction, and for a moment by whoever takes an image into use
+        self._notes = CacheNotes(paths.state_dir / "image-cache.json", clock)
+        self.sweeper = CacheSweep(
+            paths, self._notes, settings=settings, evict=self._evict, is_busy=lambda: bool(self._copies), clock=clock
+        )
 
     async def open(self) -> None:
         """Remove what an earlier process did not finish."""
         await asyncio.to_thread(self._remove_parts)
+        await asyncio.to_thread(self._notes.load)
+        self.sweeper.open()
 
     async def close(self) -> None:
+        await self.sweeper.close()
         copies = list(self._copies.values())
         for copy in copies:
             copy.cancel()
         await asyncio.gather(*copies, return_exceptions=True)
 
+    def damaged(self) -> tuple[str, ...]:
+        """SHA-256 of images that disks stand on although their content is not what it was."""
+        return self._notes.damaged()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, sha256: str) -> AsyncIterator[None]:
+        """The image is not evicted meanwhile, nor for some time after (`image_cache_keep_s`)."""
+        async with self._gate:
+            self._holds[sha256] += 1
+            self._notes.used(sha256)
+        try:
+            yield
+        finally:
+            self._notes.used(sha256)
+            self._holds[sha256] -= 1
+            if not self._holds[sha256]:
+                del self._holds[sha256]
+
     async def ensure(self, image: ImageSource) -> None:
         """The image is in the cache. Raises ImageGone, HypervisorError (not what it should be), DiskFull."""
         target = self._paths.image(image.sha256)
-        if await asyncio.to_thread(target.exists):
-            return
-        copy = self._copies.get(image.sha256)
-        if copy is None:
-            copy = asyncio.create_task(self._copy(image, target), name=f"image-{image.id}")
-            self._copies[image.sha256] = copy
-            copy.add_done_callback(lambda _done: self._copies.pop(image.sha256, None))
-        # Shielded: a caller that is cancelled must not take the copy from the others.
-        await asyncio.shield(copy)
+        async with self.hold(image.sha256):
+            # A damaged one is fetched again and takes its place: guests that run have the old file open.
+            if not self._notes.is_damaged(image.sha256) and await asyncio.to_thread(target.exists):
+                return
+            copy = self._copies.get(image.sha256)
+            if copy is None:
+                copy = asyncio.create_task(self._copy(image, target), name=f"image-{image.id}")
+                self._copies[image.sha256] = copy
+                copy.add_done_callback(lambda _done: self._copies.pop(image.sha256, None))
+            # Shielded: a caller that is cancelled must not take the copy from the others.
+            await asyncio.shield(copy)
+
+    async def _evict(self, sha256: str, *, used_at: float) -> bool:
+        async with self._gate:
+            if sha256 in self._holds or sha256 in self._copies or self._notes.used_at(sha256) != used_at:
+                return False
+            await asyncio.to_thread(self._paths.image(sha256).unlink, missing_ok=True)
+            self._notes.forget(sha256)
+            return True
 
     async def _copy(self, image: ImageSource, target: Path) -> None:
         started = time.monotonic()
@@ -84,12 +126,15 @@ class ImageCache:
             async with asyncio.timeout(self._settings.image_timeout_s):
                 await asyncio.to_thread(self._fetch, image, part, started + self._settings.image_timeout_s)
                 await self._inspect(image, part)
-                await asyncio.to_thread(part.rename, target)
+                facts = await asyncio.to_thread(_publish, part, target)
         except TimeoutError as error:
             limit = self._settings.image_timeout_s
             raise HypervisorError(reason=f"image {image.id} did not arrive within {limit:g} seconds") from error
         finally:
             await asyncio.to_thread(part.unlink, missing_ok=True)
+        self._notes.used(image.sha256)
+        self._notes.checked(image.sha256, facts, right=True)
+        self.sweeper.want()
         log.info("image.cached", image=image.id, bytes=image.size_bytes, took_s=round(time.monotonic() - started, 3))
 
     def _fetch(self, image: ImageSource, part: Path, deadline: float) -> None:
@@ -160,6 +205,13 @@ class ImageCache:
         if self._paths.cache.is_dir():
             for part in self._paths.cache.glob(PART_PREFIX + "*"):
                 part.unlink(missing_ok=True)
+
+
+def _publish(part: Path, target: Path) -> tuple[int, int]:
+    """Blocking: give the file its name; its size and mtime in nanoseconds."""
+    part.rename(target)
+    stat = target.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 class _Readable(Protocol):

@@ -116,6 +116,7 @@ class SimulatedHypervisor(NotYet):
                 await self._fetch(image)
             else:
                 await asyncio.wait([fetching])  # then look again: the one who fetched may have failed
+        self._machine.use_image(image.sha256)
 
     async def _fetch(self, image: ImageSource) -> None:
         fetching = self._fetching[image.sha256] = asyncio.get_running_loop().create_future()

@@ -27,6 +27,7 @@ from instar.model.guest import GuestEvent, GuestState
 from instar.model.states import PowerState
 
 CONSOLE_MAX_BYTES = 65_536  # of one instance; older output is dropped
+CACHED_IMAGES_MAX = 1000
 ABSENT = GuestState(False)
 
 
@@ -54,7 +55,7 @@ class Machine:
         self.guests: dict[str, SimulatedGuest] = {}
         self.directories: dict[str, InstanceDirectory] = {}
         self.ports: dict[str, tuple[SimulatedPort, ...]] = {}
-        self.images: set[str] = set()
+        self.images: dict[str, None] = {}  # the least recently used first
         self.last_domain_id = 0
         self.on_event: Callable[[GuestEvent], None] | None = None
         self.away = False  # the hypervisor's daemon; guests go on without it
@@ -65,6 +66,11 @@ class Machine:
     def state_of(self, instance_id: str) -> GuestState:
         guest = self.guests.get(instance_id)
         return guest.state() if guest else ABSENT
+
+    def use_image(self, sha256: str) -> None:
+        """It is in the cache, and will be the last to go from there."""
+        del self.images[sha256]
+        self.images[sha256] = None
 
     # --- changes --------------------------------------------------------------------------------------------------
 
@@ -96,7 +102,10 @@ class Machine:
             case DirectoryGone(instance_id=instance_id):
                 self.directories.pop(instance_id, None)
             case ImageCached(sha256=sha256):
-                self.images.add(sha256)
+                self.images[sha256] = None
+                # A simulated disk needs no base image once it is made, so nobody has to be asked.
+                if len(self.images) > CACHED_IMAGES_MAX:
+                    del self.images[next(iter(self.images))]
             case HostNoted(last_domain_id=last_domain_id):
                 self.last_domain_id = max(self.last_domain_id, last_domain_id)
 
