@@ -60,16 +60,19 @@ def new_port(network: NetworkDefinition, host: int = 10, **facts: object) -> Por
 
 
 class Guest:
-    """A namespace whose eth0 is plugged with the port's MAC; `host_end` takes the place of the tap."""
+    """A namespace whose eth0 is plugged with the port's MAC; its other end takes the place of the tap, in the
+    namespace `host` where the host is one."""
 
-    def __init__(self, port: PortDefinition, bridge: str) -> None:
+    def __init__(self, port: PortDefinition, bridge: str, *, host: str | None = None) -> None:
+        self._host_ip = ["ip", *(["-n", host] if host else [])]
         self.port, self.mac = port, port.mac_address
         self.address = port.fixed_ips[0].ip_address
         self.namespace = f"instartest{secrets.token_hex(4)}"
         command("ip", "netns", "add", self.namespace)
-        command("ip", "link", "add", port.tap_name, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        end = ("peer", "name", "eth0", "netns", self.namespace)
+        command(*self._host_ip, "link", "add", port.tap_name, "type", "veth", *end)
         self.run("ip", "link", "set", "eth0", "address", self.mac)
-        command("ip", "link", "set", port.tap_name, "mtu", "1450", "master", bridge, "up")
+        command(*self._host_ip, "link", "set", port.tap_name, "mtu", "1450", "master", bridge, "up")
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "link", "set", "eth0", "mtu", "1450", "up")
 
@@ -117,7 +120,7 @@ class Guest:
             return connects(made, address, port)
 
     def remove(self) -> None:
-        command("ip", "link", "del", self.port.tap_name, check=False)
+        command(*self._host_ip, "link", "del", self.port.tap_name, check=False)
         command("ip", "netns", "del", self.namespace, check=False)
 
 

@@ -20,12 +20,18 @@ class SubnetDefinition(msgspec.Struct, frozen=True):
 
 
 class NetworkDefinition(msgspec.Struct, frozen=True):
-    """A network as it must exist on a host. `nat`: its guests reach the outside, and the host reaches them."""
+    """A network as it must exist on a host. `nat`: its guests reach the outside, and the host reaches them.
+
+    `remotes`: the IPv4 addresses of the other hosts that have ports of it; to them it reaches over a tunnel with the number
+    `vni` (1 to 2^24-1). `reach` grows when they change: of two definitions the host takes the remotes of the higher one."""
 
     id: str
     mtu: int
     subnets: tuple[SubnetDefinition, ...]
     nat: bool = True
+    vni: int = 0
+    remotes: tuple[str, ...] = ()
+    reach: int = 0
 
 
 class SecurityRule(msgspec.Struct, frozen=True):
@@ -48,7 +54,10 @@ class FixedIp(msgspec.Struct, frozen=True):
 
 
 class PortDefinition(msgspec.Struct, frozen=True):
-    """A port as it must be plugged on a host. `port_security` False: no spoofing filter and no security groups."""
+    """A port as it must be plugged on a host. `port_security` False: no spoofing filter and no security groups.
+
+    `arriving`: its guest still runs on another host and comes here by live migration; until then the other hosts must
+    not be told that it is here."""
 
     id: str
     network: NetworkDefinition
@@ -58,6 +67,7 @@ class PortDefinition(msgspec.Struct, frozen=True):
     port_security: bool = True
     rules: tuple[SecurityRule, ...] = ()
     allowed_pairs: tuple[tuple[str, str], ...] = ()  # (CIDR, MAC) that the guest may use besides its own
+    arriving: bool = False
 
     @property
     def tap_name(self) -> str:

@@ -54,6 +54,17 @@ async def ip_batch(lines: list[str], *, namespace: str | None = None, force: boo
             raise
 
 
+async def fdb_batch(lines: list[str], *, force: bool = False) -> None:
+    """Several `bridge` commands in one process. `force` goes on after a failed line and reports none."""
+    if not lines:
+        return
+    try:
+        await run("bridge", *(["-force"] if force else []), "-batch", "-", stdin="\n".join(lines) + "\n")
+    except HypervisorError:
+        if not force:
+            raise
+
+
 async def nft_load(text: str, *, namespace: str | None = None) -> None:
     """Load a ruleset in one transaction: all of it or nothing."""
     inside = ["ip", "netns", "exec", namespace] if namespace else []

@@ -15,11 +15,12 @@ from instar.model.network import FixedIp, NetworkDefinition, PortDefinition, Sec
 
 TAG_LENGTH = 6
 # Prefixes of the host's interfaces; the kernel allows 15 characters: prefix, tag, six characters of the network.
-BRIDGE, SERVER, UPLINK = "isb", "isv", "isu"
+BRIDGE, SERVER, UPLINK, TUNNEL = "isb", "isv", "isu", "isx"
 ANY_UPLINK, ANY_BRIDGE = UPLINK + "*", BRIDGE + "*"  # of all clouds on the host
 RUN_DIR = Path("/run/instar-net")
 NETNS_DIR = Path("/run/netns")
 RULES_MAX, CIDRS_MAX, MTU_MIN, MTU_MAX = 2000, 10_000, 576, 65_535
+VNI_MAX, REMOTES_MAX = (1 << 24) - 1, 4096
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -44,7 +45,9 @@ class CloudNames:
         self.tag = cloud_id if exact else hashlib.sha256(cloud_id.encode()).hexdigest()[:TAG_LENGTH]
         self.table = f"instar_{self.tag}"
         self.run_dir = RUN_DIR / self.tag
-        self.bridges, self.servers, self.uplinks = (f"{kind}{self.tag}*" for kind in (BRIDGE, SERVER, UPLINK))
+        self.bridges, self.servers, self.uplinks, self.tunnels = (
+            f"{kind}{self.tag}*" for kind in (BRIDGE, SERVER, UPLINK, TUNNEL)
+        )
 
     def bridge(self, network_id: str) -> str:
         return self._interface(BRIDGE, network_id)
@@ -57,6 +60,10 @@ class CloudNames:
         """The host's end of the veth between the host's own network and the namespace."""
         return self._interface(UPLINK, network_id)
 
+    def tunnel(self, network_id: str) -> str:
+        """The VXLAN device in the bridge, by which the network reaches the other hosts."""
+        return self._interface(TUNNEL, network_id)
+
     def namespace(self, network_id: str) -> str:
         return f"instar-{self.tag}-{network_id}"
 
@@ -67,7 +74,7 @@ class CloudNames:
         return network_id if namespace.startswith(prefix) and _UUID.fullmatch(network_id) else None
 
     def owns_interface(self, interface: str) -> bool:
-        return any(interface.startswith(kind + self.tag) for kind in (BRIDGE, SERVER, UPLINK))
+        return any(interface.startswith(kind + self.tag) for kind in (BRIDGE, SERVER, UPLINK, TUNNEL))
 
     def link_seed(self, network_id: str) -> int:
         """Where to begin looking for free link addresses: the same for the same network each time."""
@@ -83,6 +90,12 @@ class CloudNames:
             number, digit = divmod(number, len(_ALPHABET))
             letters += _ALPHABET[digit]
         return kind + self.tag + letters
+
+
+def gateway_mac(network_id: str) -> str:
+    """The MAC of a network's gateway: the same on each host, so that a guest that moves needs not ask for it again."""
+    digits = hashlib.sha256(f"gateway:{network_id}".encode()).hexdigest()[:8]
+    return "02:1b:" + ":".join(digits[i : i + 2] for i in range(0, 8, 2))
 
 
 def dhcp_hostname(name: str) -> str:
@@ -140,7 +153,11 @@ def _validate_network(network: NetworkDefinition) -> None:
     validate_id("network", network.id)
     if not MTU_MIN <= network.mtu <= MTU_MAX:
         raise HypervisorError(reason=f"the MTU {network.mtu} of network {network.id} is out of range")
+    if not 0 <= network.vni <= VNI_MAX or len(network.remotes) > REMOTES_MAX:
+        raise HypervisorError(reason=f"network {network.id} has an impossible tunnel")
     try:
+        for remote in network.remotes:
+            ipaddress.IPv4Address(remote)
         for subnet in network.subnets:
             cidr = ipaddress.ip_network(subnet.cidr)
             hosts = [hop for _, hop in subnet.host_routes] + list(subnet.dns_nameservers)
@@ -153,7 +170,7 @@ def _validate_network(network: NetworkDefinition) -> None:
                 if address is not None and ipaddress.ip_address(address).version != cidr.version:
                     raise ValueError(address)
     except ValueError:
-        raise HypervisorError(reason=f"network {network.id} has a malformed subnet") from None
+        raise HypervisorError(reason=f"network {network.id} has a malformed subnet or remote host") from None
 
 
 def _validate_rule(rule: SecurityRule) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import defaultdict
+from collections.abc import Iterable
+from ipaddress import IPv4Address
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from instar.errors import HypervisorError, InstarError
@@ -19,24 +22,31 @@ from instar.hypervisor.linux_network.links import Link, choose_link, host_routes
 from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames, validate_id, validate_ports
 from instar.hypervisor.linux_network.plumbing import SYS_NET, Plumbing, master_of
 from instar.hypervisor.linux_network.records import NetworkRecord, Records
-from instar.hypervisor.linux_network.ruleset import PortFilters, Ruleset, empty_ruleset, render_ruleset
+from instar.hypervisor.linux_network.ruleset import PortFilters, Reach, Ruleset, empty_ruleset, render_ruleset
+from instar.hypervisor.linux_network.tunnel import OVERHEAD, Tunnel, remotes_of, underlay_mtu
 from instar.model.network import NetworkDefinition, PortDefinition
 
 log = structlog.get_logger(__name__)
 
-PROGRAMS = ("ip", "nft", "dnsmasq", "sysctl")
+PROGRAMS = ("ip", "bridge", "nft", "dnsmasq", "sysctl")
 BRIDGE_FILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 REPAIRS_AT_ONCE = 4
 
 
 class LinuxNetwork:
     """Implements HostNetwork. `state_dir` is this cloud's own; `cloud_id` is 4 to 32 hexadecimal digits, unique on the
-    host; `outside` False keeps guests from leaving the host even where a network has NAT."""
+    host; `outside` False keeps guests from leaving the host even where a network has NAT. `underlay_address` is the IPv4
+    address by which other hosts reach this one; without it networks end at this host."""
 
-    def __init__(self, *, state_dir: Path, cloud_id: str, outside: bool = True) -> None:
+    def __init__(
+        self, *, state_dir: Path, cloud_id: str, outside: bool = True, underlay_address: str | None = None
+    ) -> None:
         self._names = CloudNames(cloud_id)
         self._records = Records(state_dir)
         self._outside = outside
+        self._underlay = None if underlay_address is None else str(IPv4Address(underlay_address))
+        self._underlay_mtu = 0
+        self._tunnels: dict[str, tuple[int, tuple[str, ...]]] = {}  # as this process last made them
         self._instances: dict[str, tuple[PortDefinition, ...]] = {}
         self._networks: dict[str, NetworkRecord] = {}
         self._network_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -52,6 +62,8 @@ class LinuxNetwork:
             if shutil.which(program) is None:
                 raise HypervisorError(reason=f"the program {program} is not installed on the host")
         await _ensure_bridge_filter()
+        if self._underlay is not None:
+            self._underlay_mtu = await underlay_mtu(self._underlay)
         await asyncio.to_thread(self._records.prepare)
         self._instances, self._networks = await asyncio.to_thread(self._records.load)
         known = set(self._networks) | {port.network.id for port in self._all_ports()}
@@ -62,6 +74,7 @@ class LinuxNetwork:
             async with repairs:
                 try:
                     await self._settle(network_id, thorough=True)
+                    await self._settle_tunnel(network_id, thorough=True)
                 except InstarError as error:
                     log.error("network.repair_failed", network_id=network_id, error=error.message)
 
@@ -82,7 +95,12 @@ class LinuxNetwork:
         definitions = {port.network.id: port.network for port in ports}
         for network_id in sorted(definitions.keys() | {port.network.id for port in before}):
             await self._settle(network_id, definitions.get(network_id), thorough=again)
-        await self._load_filter()
+        await self._load_filter()  # before the tunnels: nobody may send through them who must not
+        announced = () if again else tuple((port.id, port.mac_address) for port in before if not port.arriving)
+        here = [port for port in ports if not port.arriving and (port.id, port.mac_address) not in announced]
+        for network_id in sorted(definitions):
+            macs = [port.mac_address.lower() for port in here if port.network.id == network_id]
+            await self._settle_tunnel(network_id, thorough=again, announce=macs)
 
     async def ensure_no_ports(self, instance_id: str) -> None:
         """The instance's guest must not run any more: taps that it left are deleted. Raises HypervisorError."""
@@ -120,6 +138,7 @@ class LinuxNetwork:
             await asyncio.to_thread(self._forget_everything)
             self._instances.clear()
             self._networks.clear()
+            self._tunnels.clear()
             self._in_kernel = None
         left = [*await asyncio.to_thread(self._own_interfaces), *await asyncio.to_thread(self._own_namespaces)]
         if left:
@@ -153,6 +172,22 @@ class LinuxNetwork:
             ports = self._ports_of(network_id)
             await DhcpServer(self._names, network_id).ensure(record.network, ports, restart=is_new)
 
+    async def _settle_tunnel(self, network_id: str, *, thorough: bool = False, announce: Iterable[str] = ()) -> None:
+        """The network reaches the hosts that its record names, and these know that the guests `announce` are here."""
+        async with self._network_locks[network_id]:
+            record = self._networks.get(network_id)
+            if record is None:  # its last port went meanwhile
+                return
+            network, tunnel = record.network, Tunnel(self._names, network_id, local=self._underlay)
+            wanted = network.vni, remotes_of(network, self._underlay)
+            changed = self._tunnels.get(network_id) != wanted
+            if changed and wanted[1] and network.mtu + OVERHEAD > self._underlay_mtu:
+                log.error("network.mtu_over_underlay", network_id=network_id, mtu=network.mtu, underlay=self._underlay_mtu)
+            await tunnel.ensure(network, thorough=thorough or changed)
+            self._tunnels[network_id] = wanted
+            if wanted[1]:
+                await tunnel.announce(announce)
+
     def _known_definition(self, network_id: str, ports: list[PortDefinition]) -> NetworkDefinition:
         record = self._networks.get(network_id)
         return record.network if record is not None else ports[-1].network
@@ -160,8 +195,10 @@ class LinuxNetwork:
     async def _recorded(self, network_id: str, definition: NetworkDefinition) -> NetworkRecord:
         """The network's record, written before anything of it is made, with a link that is free on this host."""
         known = self._networks.get(network_id)
-        if known is not None and known.network == definition:
-            return known
+        if known is not None:
+            definition = _with_latest_reach(definition, known.network)
+            if known.network == definition:
+                return known
         if known is None:
             async with turn_to_choose():
                 uplink = self._names.uplink(network_id)
@@ -186,6 +223,7 @@ class LinuxNetwork:
         await Plumbing(self._names, network_id, outside=self._outside).remove()
         await asyncio.to_thread(self._records.forget_network, network_id)
         self._networks.pop(network_id, None)
+        self._tunnels.pop(network_id, None)
 
     async def _load_filter(self) -> None:
         """The packet filter is what memory says at this moment or later. Loads that wait are done by one.
@@ -197,7 +235,10 @@ class LinuxNetwork:
             if self._filter_loaded >= ticket:
                 return
             upto = self._filter_wanted
-            links = {network_id: Link(record.link_index) for network_id, record in self._networks.items()}
+            links = {
+                network_id: Reach(Link(record.link_index), record.network.vni, remotes_of(record.network, self._underlay))
+                for network_id, record in self._networks.items()
+            }
             parts = self._filters.of(self._all_ports())
             wanted = render_ruleset(self._names, parts, links, outside=self._outside)
             change = wanted.change(self._in_kernel) if self._in_kernel is not None else None
@@ -233,6 +274,13 @@ class LinuxNetwork:
     def _forget_everything(self) -> None:
         self._records.forget_everything()
         remove_directory(self._names.run_dir)
+
+
+def _with_latest_reach(definition: NetworkDefinition, known: NetworkDefinition) -> NetworkDefinition:
+    """Definitions come with the ports of several instances, and not always in the order in which they were made."""
+    if definition.reach >= known.reach:
+        return definition
+    return msgspec.structs.replace(definition, vni=known.vni, remotes=known.remotes, reach=known.reach)
 
 
 async def _ensure_bridge_filter() -> None:

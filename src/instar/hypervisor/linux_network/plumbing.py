@@ -18,7 +18,7 @@ from instar.errors import HypervisorError
 from instar.hypervisor.linux_network.dhcp import INNER_INTERFACE, gateway_is_ours, server_address
 from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run, run_both
 from instar.hypervisor.linux_network.links import HostRoute, Link, has_default_route, host_routes, overlapping
-from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames
+from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames, gateway_mac
 from instar.model.network import NetworkDefinition
 
 log = structlog.get_logger(__name__)
@@ -34,6 +34,7 @@ _NAMESPACE_SYSCTLS = (
     "net.ipv6.conf.default.disable_ipv6=1",
     "net.ipv4.conf.all.send_redirects=0",
     "net.ipv4.conf.default.send_redirects=0",
+    "net.ipv4.conf.all.arp_notify=1",  # guests of an earlier version knew the gateway by another MAC
 )
 # Guests may ask the gateway for an address and ping it, no more. What they send out bears the link's address.
 _NAMESPACE_RULES = f"""add table ip instar
@@ -77,6 +78,7 @@ class Plumbing:
         self._names, self._network_id, self._outside = names, network_id, outside
         self._bridge, self._server = names.bridge(network_id), names.server(network_id)
         self._uplink, self._namespace = names.uplink(network_id), names.namespace(network_id)
+        self._tunnel = names.tunnel(network_id)
 
     async def ensure(self, network: NetworkDefinition, link: Link, taps: tuple[str, ...], *, thorough: bool) -> bool:
         """All of the network is there, and its existing taps are plugged. True when `int` is new. Without
@@ -97,7 +99,7 @@ class Plumbing:
 
     async def remove(self, *, taps: tuple[str, ...] = ()) -> None:
         """Nothing of the network is left on this host."""
-        links = [self._server, self._uplink, self._bridge, *taps]
+        links = [self._tunnel, self._server, self._uplink, self._bridge, *taps]
         lines = [f"link del dev {name}" for name in links if (SYS_NET / name).exists()]
         if (NETNS_DIR / self._namespace).exists():
             lines.append(f"netns del {self._namespace}")
@@ -113,14 +115,14 @@ class Plumbing:
         plugged = server and master_of(self._server) == self._bridge
         names = [self._bridge, self._server, *([self._uplink] if network.nat else [])]
         well = bridge and namespace and plugged and uplink == network.nat
-        well = well and all(_is_up(name) and _attribute(name, "mtu") == str(network.mtu) for name in names)
-        well = well and all(_attribute(self._bridge, f"bridge/nf_call_{kind}") == "1" for kind in ("iptables", "ip6tables"))
+        well = well and all(is_up(name) and attribute(name, "mtu") == str(network.mtu) for name in names)
+        well = well and all(attribute(self._bridge, f"bridge/nf_call_{kind}") == "1" for kind in ("iptables", "ip6tables"))
         strays = tuple(tap for tap in taps if _exists(tap) and master_of(tap) != self._bridge)
         return Standing(bridge, namespace, server, uplink, well, strays)
 
     def _addresses(self, network: NetworkDefinition, link: Link) -> set[tuple[str, str]]:
-        """(interface, address/prefix) in the namespace, as they should be."""
-        wanted = set()
+        """(interface, address/prefix) in the namespace, as they should be, and the gateway's MAC."""
+        wanted = {(INNER_INTERFACE, gateway_mac(self._network_id))}
         for subnet in network.subnets:
             cidr = ipaddress.ip_network(subnet.cidr)
             if cidr.version == 4:
@@ -132,13 +134,16 @@ class Plumbing:
         return wanted
 
     async def _found_addresses(self) -> set[tuple[str, str]]:
-        """(interface, address/prefix) in the namespace, as they are; of interfaces that are up."""
-        output = await run("ip", "-n", self._namespace, "-4", "-j", "addr", "show")
-        return {
+        """(interface, address/prefix) in the namespace, as they are, and the gateway's MAC; of interfaces that are up."""
+        output = await run("ip", "-n", self._namespace, "-j", "addr", "show")
+        entries = [entry for entry in json.loads(output or b"[]") if "UP" in entry.get("flags", ())]
+        found = {(INNER_INTERFACE, entry["address"]) for entry in entries if entry.get("ifname") == INNER_INTERFACE}
+        return found | {
             (entry["ifname"], f"{address['local']}/{address['prefixlen']}")
-            for entry in json.loads(output or b"[]")
-            if entry.get("ifname") != "lo" and "UP" in entry.get("flags", ())
+            for entry in entries
+            if entry.get("ifname") != "lo"
             for address in entry.get("addr_info", ())
+            if address.get("family") == "inet"
         }
 
     # --- making ---
@@ -180,9 +185,10 @@ class Plumbing:
         await nft_load(_NAMESPACE_RULES, namespace=self._namespace)
         found = await self._found_addresses()
         inner = [INNER_INTERFACE, *([OUTER_INTERFACE] if network.nat else [])]
-        lines = ["link set lo up", *(f"link set {name} mtu {network.mtu} up" for name in inner)]
-        lines += [f"addr del {address} dev {name}" for name, address in sorted(found - addresses)]
-        lines += [f"addr replace {address} dev {name}" for name, address in sorted(addresses)]
+        lines = ["link set lo up", f"link set {INNER_INTERFACE} address {gateway_mac(self._network_id)}"]
+        lines += [f"link set {name} mtu {network.mtu} up" for name in inner]
+        lines += [f"addr del {address} dev {name}" for name, address in sorted(found - addresses) if "/" in address]
+        lines += [f"addr replace {address} dev {name}" for name, address in sorted(addresses) if "/" in address]
         lines += [f"route replace default via {link.host_address} dev {OUTER_INTERFACE}"] if network.nat else []
         await ip_batch(lines, namespace=self._namespace)
 
@@ -255,15 +261,17 @@ def _exists(interface: str) -> bool:
     return (SYS_NET / interface).exists()
 
 
-def _attribute(interface: str, name: str) -> str:
+def attribute(interface: str, name: str) -> str:
+    """What the kernel says of an interface; empty when it is not there."""
     try:
         return (SYS_NET / interface / name).read_text().strip()
     except OSError:
         return ""
 
 
-def _is_up(interface: str) -> bool:
-    flags = _attribute(interface, "flags")
+def is_up(interface: str) -> bool:
+    """False also when it is not there."""
+    flags = attribute(interface, "flags")
     return flags != "" and int(flags, 16) & 1 == 1
 
 

@@ -21,6 +21,7 @@ from instar.hypervisor.linux_network.security_groups import (
     UNFILTERED,
     chain_lines,
 )
+from instar.hypervisor.linux_network.tunnel import VXLAN_PORT
 from instar.model.network import PortDefinition, SecurityRule
 
 GROUPS_MAX = 0xFFFF
@@ -143,14 +144,24 @@ class PortFilters:
         return self._numbers[port.rules]
 
 
+class Reach(NamedTuple):
+    """What a network that stands on this host is linked to: the host, and other hosts (none: no tunnel)."""
+
+    link: Link
+    vni: int = 0
+    remotes: tuple[str, ...] = ()
+
+
 def render_ruleset(
-    names: CloudNames, filters: Iterable[PortFilter], links: Mapping[str, Link], *, outside: bool
+    names: CloudNames, filters: Iterable[PortFilter], networks: Mapping[str, Reach], *, outside: bool
 ) -> Ruleset:
-    """The whole filter of the cloud. `links` holds each network that stands on this host, by its id."""
+    """The whole filter of the cloud. `networks` holds each network that stands on this host, by its id."""
     filters = list(filters)
-    if not filters and not links:
+    if not filters and not networks:
         return Ruleset(names.table, ())
-    return Ruleset(names.table, (_bridge_table(names, filters, links), _inet_table(names, filters, links, outside)))
+    return Ruleset(
+        names.table, (_bridge_table(names, filters, networks), _inet_table(names, filters, networks, outside))
+    )
 
 
 # --- family bridge: who may say what, and the marks -----------------------------------------------------------------
@@ -204,20 +215,26 @@ _BRIDGE_SETS = {
     "sources": "type ifname : mark",
     "targets": "type ifname : verdict",
 }
-_BRIDGE_HOOKS = """
-chain prerouting {
+def _bridge_hooks(names: CloudNames) -> str:
+    # Each host has its own gateway and DHCP server under the same addresses: neither is heard through a tunnel.
+    return f"""
+chain prerouting {{
 type filter hook prerouting priority -200; policy accept;
 meta mark set iifname map @sources
 iifname @secured jump spoof
-}
-chain forward {
+}}
+chain forward {{
 type filter hook forward priority -200; policy accept;
+iifname "{names.tunnels}" oifname "{names.servers}" drop
+iifname "{names.servers}" oifname "{names.tunnels}" drop
+iifname "{names.tunnels}" udp dport {{ 67, 68 }} drop
+oifname "{names.tunnels}" udp dport {{ 67, 68 }} drop
 oifname vmap @targets
-}
-chain input {
+}}
+chain input {{
 type filter hook input priority -200; policy accept;
 iifname @ports drop
-}
+}}
 """
 
 
@@ -269,16 +286,18 @@ def collapse(
     return [*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six)]
 
 
-def _bridge_table(names: CloudNames, filters: list[PortFilter], links: Mapping[str, Link]) -> Table:
+def _bridge_table(names: CloudNames, filters: list[PortFilter], networks: Mapping[str, Reach]) -> Table:
     # Hook input: guests have no business with the host itself, by whatever protocol; a bridge is no address of the host.
     elements: Elements = {name: {} for name in _BRIDGE_SETS}
-    servers = [_interface_elements(names.server(network_id), UNFILTERED) for network_id in sorted(links)]
-    for part in (*(known.elements for known in filters), *servers):
+    # What comes through a tunnel passed the spoofing filter of the host that it comes from.
+    others = [names.server(network_id) for network_id in sorted(networks)]
+    others += [names.tunnel(network_id) for network_id, reach in sorted(networks.items()) if reach.remotes]
+    for part in (*(known.elements for known in filters), *(_interface_elements(name, UNFILTERED) for name in others)):
         for name, held in part.items():
             elements[name].update(held)
     groups = dict.fromkeys([UNFILTERED, *(known.group for known in filters)])
     leaves = {f"to_{group}": (f"meta mark set meta mark or {group:#x}",) for group in groups}
-    return Table("bridge", _BRIDGE_SETS, elements, leaves, _SPOOF_CHAINS + _BRIDGE_HOOKS)
+    return Table("bridge", _BRIDGE_SETS, elements, leaves, _SPOOF_CHAINS + _bridge_hooks(names))
 
 
 # --- family inet: security groups, the host, the outside ------------------------------------------------------------
@@ -289,18 +308,23 @@ _INET_SETS = {
     "ingress": "type mark : verdict",
     "zones": "typeof iifname : ct zone",
     "links": "type ipv4_addr",
+    # Bits 96 to 119 after the UDP header's start are the tunnel's number (RFC 7348).
+    "vnis": "typeof @th,96,24",
+    "remotes": "typeof @th,96,24 . ip saddr",
 }
 # A conntrack zone for each network: two networks may use the same addresses.
 _ZONE_CHAIN = "chain zone {\ntype filter hook prerouting priority -300; policy accept;\nct zone set iifname map @zones\n}"
 
 
-def _inet_table(names: CloudNames, filters: list[PortFilter], links: Mapping[str, Link], outside: bool) -> Table:
+def _inet_table(names: CloudNames, filters: list[PortFilter], networks: Mapping[str, Reach], outside: bool) -> Table:
     rules = {known.group: known.port.rules for known in filters if known.port.port_security}
     elements: Elements = {
         "egress": {f"{group << SOURCE_SHIFT:#x}": f"jump egress_{group}" for group in rules},
         "ingress": {f"{group:#x}": f"jump ingress_{group}" for group in rules},
-        "zones": {f'"{names.bridge(network_id)}"': str(link.zone) for network_id, link in links.items()},
-        "links": {str(link.inner_address): "" for link in links.values()},
+        "zones": {f'"{names.bridge(network_id)}"': str(each.link.zone) for network_id, each in networks.items()},
+        "links": {str(each.link.inner_address): "" for each in networks.values()},
+        "vnis": {f"{each.vni:#08x}": "" for each in networks.values() if each.remotes},
+        "remotes": {f"{each.vni:#08x} . {remote}": "" for each in networks.values() for remote in each.remotes},
     }
     leaves = {
         f"{direction}_{group}": tuple(chain_lines(wanted, direction))
@@ -333,11 +357,15 @@ def _host_chains(names: CloudNames, *, outside: bool) -> list[str]:
         "ip saddr != @links drop",  # only what its namespace has translated
         f'oifname {{ "{ANY_UPLINK}", "{ANY_BRIDGE}" }} drop',
         f"ip daddr {NOT_FOR_GUESTS} drop",
+        f"udp dport {VXLAN_PORT} drop",  # other hosts would take it for ours, since it bears our address
         "accept" if outside else "drop",
         "}",
         "chain to_guests {\nct state established,related accept\ndrop\n}",
         "chain to_host {\nct state established,related accept\nicmp type echo-request accept\ndrop\n}",
+        # Others on this host may have tunnels too; only our numbers are our business.
+        "chain tunnelled {\n@th,96,24 != @vnis return\n@th,96,24 . ip saddr @remotes return\ndrop\n}",
         "chain input {\ntype filter hook input priority -10; policy accept;",
+        f"udp dport {VXLAN_PORT} jump tunnelled",
         f'iifname "{names.bridges}" drop\niifname "{names.uplinks}" goto to_host\n}}',
         "chain forward {\ntype filter hook forward priority -10; policy accept;",
         f'iifname "{names.bridges}" oifname "{names.bridges}" goto bridged',
