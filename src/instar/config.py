@@ -46,6 +46,9 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commands_max: Annotated[int, _setting("commands that one host works on at once", "commands", ge=1)] = 8
     resume_guests_on_boot: Annotated[bool, _setting("start guests that should run after a host restart")] = True
     power_sync_s: Annotated[float, _setting("how often power states are compared besides events", "seconds", gt=0)] = 60
+    local_hosts: Annotated[
+        int, _setting("hosts with libvirt on this machine, several in namespaces of their own", "hosts", ge=1, le=64)
+    ] = 1
     disk_reserved_gib: Annotated[int, _setting("disk of a host never given to guests", "GiB", ge=0)] = 1
     memory_reserved_mib: Annotated[int, _setting("memory of a host never given to guests", "MiB", ge=0)] = 512
 
@@ -230,6 +233,16 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings
         return msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise StartupError(f"A setting is wrong: {error}.") from error
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The INSTAR_* variables with which `load` gives these settings again, in another process."""
+    variables = {}
+    for info in describe(settings):
+        if info.value != info.default:
+            text = ",".join(map(str, info.value)) if isinstance(info.value, tuple) else str(info.value)
+            variables["INSTAR_" + info.name.replace(".", "_").upper()] = text
+    return variables
 
 
 def describe(settings: Settings) -> Iterator[SettingInfo]:

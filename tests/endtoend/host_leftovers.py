@@ -18,6 +18,7 @@ LINKS = Path("/sys/class/net")
 def marks_of(directory: Path) -> tuple[str, ...]:
     """What appears in the name, path or command line of all that a cloud makes outside of its directory."""
     marks = [str(directory), HostPaths(directory).runtime.name]
+    marks += [HostPaths(host).runtime.name for host in (directory / "hosts").glob("host-*")]
     with contextlib.suppress(FileNotFoundError):
         marks.append(CloudNames((directory / "cloud-id").read_text().strip()).tag)
     return tuple(marks)

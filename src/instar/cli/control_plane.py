@@ -14,6 +14,7 @@ from typing import Protocol
 
 from instar.agent.agent import Agent
 from instar.agent.fence import Fence
+from instar.bus.contract import Bus
 from instar.bus.memory import MemoryBus
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
@@ -34,7 +35,9 @@ from instar.store.sqlite import SqliteStore
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class _Opened(Protocol):
+class Opened(Protocol):
+    """A part of the cloud."""
+
     async def open(self) -> None: ...
     async def close(self) -> None: ...
 
@@ -54,7 +57,9 @@ class ControlPlane:
         hypervisors: Mapping[str, Hypervisor],
         *,
         boot_id: Callable[[], str] = machine_boot_id,
+        agents_apart: Callable[[Bus, HostTable], Opened] | None = None,
     ) -> None:
+        """`agents_apart` makes what starts further hosts' agents, in processes of their own, on the bus."""
         self.settings = settings
         self.store = SqliteStore(state.database, durable=settings.store.durable)
         self.bus = MemoryBus()
@@ -65,6 +70,7 @@ class ControlPlane:
         self.cloud = Cloud(self.store, self.bus, self.scheduler, self.images, self.networks, settings)
         self.lifecycle = Lifecycle(self.cloud, partial(quota_limits, self.store, settings.quota))
         self.agent = Agent(hypervisors, self.bus, Fence(state.fences), settings.host, boot_id=boot_id)
+        self._agents_apart = agents_apart(self.bus, self.hosts) if agents_apart is not None else None
         # Nobody else uses this database: the lock on the directory says so.
         self.conductor = Conductor(self.store, self.bus, operations(self.cloud), settings.engine, alone=True)
         self.reconciler = Reconciler(self.cloud, self.lifecycle)
@@ -83,12 +89,14 @@ class ControlPlane:
             self._stack.push_async_callback(self.hosts.close)
             await self._enter(self.reconciler)
             await self._enter(self.agent)
+            if self._agents_apart is not None:
+                await self._enter(self._agents_apart)
             await self._enter(self.conductor)
         except BaseException:
             await self.close()
             raise
 
-    async def _enter(self, part: _Opened) -> None:
+    async def _enter(self, part: Opened) -> None:
         await part.open()
         self._stack.push_async_callback(part.close)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from instar.cli.embedded import remove_everything
+from instar.cli.hosts.local_hosts import remove_local_hosts
 from instar.cli.log_format import configure_log
 from instar.cli.state_dir import StateDir
 from instar.cli.up import default_dir
@@ -44,6 +45,10 @@ def down(directory: Path | None, delete: bool) -> None:
         asyncio.run(remove_everything(state))
     state.lock()  # a cloud with simulated hosts only; and nobody starts while its directory goes
     try:
+        if state.hosts.is_dir():
+            asyncio.run(remove_local_hosts(state.cloud_id, state.hosts))
+            shutil.rmtree(state.hosts)
+            state.bus_socket.unlink(missing_ok=True)
         state.simulated_log.unlink(missing_ok=True)
         if delete:
             shutil.rmtree(path)

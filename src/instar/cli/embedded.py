@@ -10,11 +10,14 @@ import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 
 from instar.api.service import compute_service
+from instar.bus.contract import Bus
 from instar.cli.clouds_yaml import Passwords, read_passwords, write_clouds
 from instar.cli.control_plane import ControlPlane
 from instar.cli.guest_image import ensure_tiny
+from instar.cli.hosts.local_hosts import LocalHosts
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
 from instar.errors import InstarError
@@ -33,15 +36,19 @@ from instar.images.api import image_api
 from instar.networks.addresses import pick_free_cidr
 from instar.networks.api import network_service
 from instar.operator.service import operator_service
+from instar.scheduling.host_table import HostTable
 
 
 class Embedded:
     """A whole cloud: what `instar up` runs. `progress` is told, in words for people, what takes a while."""
 
-    def __init__(self, state: StateDir, settings: Settings, *, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, state: StateDir, settings: Settings, *, progress: Callable[[str], None], log_format: str = "console"
+    ) -> None:
         self._state = state
         self._settings = settings
         self._progress = progress
+        self._log_format = log_format
         self._stack = AsyncExitStack()
         self._has_guests = True  # until somebody looked
         self.control: ControlPlane | None = None
@@ -62,8 +69,9 @@ class Embedded:
         state, settings = self._state, self._settings
         state.lock()
         self._stack.callback(state.unlock)
-        hypervisors = await self._hypervisors()
-        control = self.control = ControlPlane(state, settings, hypervisors)
+        apart = self._hosts_apart()
+        hypervisors = await self._hypervisors() if apart is None else {}
+        control = self.control = ControlPlane(state, settings, hypervisors, agents_apart=apart)
         await control.open()
         self._stack.push_async_callback(control.close)
         self._stack.push_async_callback(self._look_for_guests, hypervisors)
@@ -103,6 +111,14 @@ class Embedded:
             )
         await bootstrap(identity, admin_password=passwords.admin, demo_password=passwords.demo)
         return passwords
+
+    def _hosts_apart(self) -> Callable[[Bus, HostTable], LocalHosts] | None:
+        """Several hosts with libvirt are processes of their own; one, and simulated ones, are in this process."""
+        count = self._settings.host.local_hosts
+        if self._settings.hypervisor != "libvirt" or count == 1:
+            return None
+        self._progress(f"starting {count} hosts")
+        return partial(LocalHosts, self._state, self._settings, count=count, log_format=self._log_format)
 
     async def _hypervisors(self) -> dict[str, Hypervisor]:
         if self._settings.hypervisor == "simulated":

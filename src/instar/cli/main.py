@@ -7,9 +7,11 @@ from importlib.metadata import version
 
 import click
 
+from instar.cli.agent import agent
 from instar.cli.build_image import image
 from instar.cli.demo.command import demo
 from instar.cli.down import down
+from instar.cli.host import host
 from instar.cli.show import admin, config, server
 from instar.cli.up import up
 from instar.errors import InstarError
@@ -32,7 +34,7 @@ def instar() -> None:
     """
 
 
-for command in (up, down, demo, image, server, admin, config):
+for command in (up, down, demo, image, server, admin, host, agent, config):
     instar.add_command(command)
 
 

@@ -27,6 +27,8 @@ class StateDir:
         self.fences = self.path / "fences"
         self.simulated_log = self.path / "simulated.log"
         self.clouds_yaml = self.path / "clouds.yaml"
+        self.bus_socket = self.path / "bus.sock"
+        self.hosts = self.path / "hosts"
         self._lock_path = self.path / "lock"
         self._lock: int | None = None
 

@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from instar.cli.embedded import Embedded
+from instar.cli.hosts.underlay import HOSTS_MAX
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.state_dir import StateDir
 from instar.config import Settings, load
@@ -40,7 +41,7 @@ def default_dir() -> Path:
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port of every API; 0 takes a free one. [default: 8774]")
 @click.option("--hypervisor", type=click.Choice(["libvirt", "simulated"]), help="[default: libvirt]")
-@click.option("--hosts", type=click.IntRange(1, 100_000), help="How many simulated hosts. [default: 1]")
+@click.option("--hosts", type=click.IntRange(1, 100_000), help="How many hosts; with libvirt at most 64. [default: 1]")
 @click.option("--config", "config", type=click.Path(path_type=Path), help="A TOML file: see `instar config show`.")
 @click.option("--log-format", type=click.Choice(FORMATS), default="console", show_default=True)
 @click.option("--log-level", type=click.Choice(list(LEVELS)), help="[default: info]")
@@ -64,13 +65,14 @@ def up(
       instar up                                     real guests, state in the default directory
       instar up --dir /srv/a --port 8774            one cloud ...
       instar up --dir /srv/b --port 8775            ... and another beside it
+      instar up --dir /srv/c --hosts 2              two hosts on this machine, each in namespaces of its own
       instar up --dir /tmp/x --hypervisor simulated --hosts 1000
       INSTAR_QUOTA_INSTANCES=50 instar up           a setting by its variable
     """
     settings = load(config)
     settings = _overridden(settings, host, port, hypervisor, hosts, log_level)
     configure_log(log_format, settings.log_level)
-    uvloop.run(serve(StateDir(directory or default_dir()), settings))
+    uvloop.run(serve(StateDir(directory or default_dir()), settings, log_format))
 
 
 def _overridden(
@@ -84,12 +86,14 @@ def _overridden(
     settings = replace(settings, log_level=level or settings.log_level)
     if hosts is None:
         return settings
-    if settings.hypervisor != "simulated":
-        raise StartupError("--hosts is for --hypervisor simulated: with libvirt this machine is the one host.")
-    return replace(settings, simulated=replace(settings.simulated, hosts=hosts))
+    if settings.hypervisor == "simulated":
+        return replace(settings, simulated=replace(settings.simulated, hosts=hosts))
+    if hosts > HOSTS_MAX:
+        raise StartupError(f"This machine plays at most {HOSTS_MAX} hosts with libvirt.")
+    return replace(settings, host=replace(settings.host, local_hosts=hosts))
 
 
-async def serve(state: StateDir, settings: Settings) -> None:
+async def serve(state: StateDir, settings: Settings, log_format: str = "console") -> None:
     """Start, say so, wait for a signal, stop. A second signal ends the process at once, which loses nothing either."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -101,7 +105,7 @@ async def serve(state: StateDir, settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping, number)
-    embedded = Embedded(state, settings, progress=_progress)
+    embedded = Embedded(state, settings, progress=_progress, log_format=log_format)
     starting = asyncio.create_task(embedded.start())
     waiting = asyncio.create_task(stop.wait())
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import libvirt
 
+from instar.cli.hosts.local_host import local_hosts_of
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI
 from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames
@@ -31,6 +32,7 @@ class Footprint:
         self.taps: set[str] = set()
         self._names = CloudNames(cloud_id)
         self._runtime = HostPaths(directory).runtime
+        self._host_runtimes: set[Path] = set()  # of the hosts that were there when somebody looked
 
     def found(self) -> list[str]:
         """Everything of the cloud that is here now, a line each."""
@@ -40,7 +42,7 @@ class Footprint:
             *(f"network namespace {name}" for name in self._namespaces()),
             *(f"nft table {name}" for name in self._tables()),
             *(f"domain {name}" for name in self._domains()),
-            *(f"directory {path}" for path in (self.directory, self._runtime, self._names.run_dir) if path.exists()),
+            *(f"directory {path}" for path in self._directories() if path.exists()),
         ]
 
     def end_by_force(self) -> None:
@@ -48,10 +50,15 @@ class Footprint:
         for pid, _ in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        for runtime in (self._runtime, *self._host_runtimes):
+            shutil.rmtree(runtime, ignore_errors=True)
+
+    def _directories(self) -> list[Path]:
+        self._host_runtimes |= {host.runtime for host in local_hosts_of(self.directory / "hosts")}
+        return [self.directory, self._runtime, self._names.run_dir, *sorted(self._host_runtimes)]
 
     def _processes(self) -> list[tuple[int, str]]:
-        marks = [str(self.directory), str(self._runtime), str(self._names.run_dir), self._names.tag]
+        marks = [*map(str, self._directories()), self._names.tag]
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():

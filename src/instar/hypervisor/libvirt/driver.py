@@ -71,8 +71,10 @@ class LibvirtHypervisor(NotYet):
         settings: LibvirtSettings | None = None,
         image_token: Callable[[], str] | None = None,
         host_ip: str = "127.0.0.1",
+        machine_shares: int = 1,
     ) -> None:
-        self._host, self._network, self._host_ip = host, network, host_ip
+        """`host_ip` is where other hosts reach this one; `machine_shares` hosts divide memory and disk of the machine."""
+        self._host, self._network, self._host_ip, self._shares = host, network, host_ip, machine_shares
         self._settings = settings or LibvirtSettings()
         self._paths = HostPaths(state_dir)
         self._connection = LibvirtConnection(
@@ -132,9 +134,9 @@ class LibvirtHypervisor(NotYet):
         room = await asyncio.to_thread(os.statvfs, self._paths.state_dir)
         return HostInventory(
             vcpus=int(info[2]),
-            memory_mib=int(info[1]),
-            disk_gib=room.f_blocks * room.f_frsize // GIB,
-            free_disk_gib=room.f_bavail * room.f_frsize // GIB,
+            memory_mib=int(info[1]) // self._shares,
+            disk_gib=room.f_blocks * room.f_frsize // GIB // self._shares,
+            free_disk_gib=room.f_bavail * room.f_frsize // GIB // self._shares,
             hypervisor_type="QEMU",
             hypervisor_version=self._capabilities.hypervisor_version,
             hypervisor_hostname=self._host,

@@ -68,11 +68,13 @@ async def system_libvirtd_usable(*, timeout_s: float = 5.0) -> bool:
 class PrivateDaemon:
     """The private libvirtd of one state directory. Every method may be called again, by any process."""
 
-    def __init__(self, state_dir: Path, *, runtime_root: Path = Path("/run")) -> None:
+    def __init__(self, state_dir: Path, *, runtime_root: Path = Path("/run"), host_uuid: str | None = None) -> None:
+        """`host_uuid` None: the machine's own, which is right where it has one libvirtd that others migrate to."""
         paths = HostPaths(state_dir, runtime_root=runtime_root)
         self._state_dir = paths.state_dir
         self._base = paths.state_dir / "libvirt"
         self._runtime = paths.runtime
+        self._host_uuid = host_uuid
 
     @property
     def uri(self) -> str:
@@ -142,7 +144,8 @@ class PrivateDaemon:
             (self._base / directory).mkdir(mode=0o711, parents=True, exist_ok=True)
         (self._runtime / "run").mkdir(mode=0o711, parents=True, exist_ok=True)
         (self._base / "etc" / "qemu.conf").write_text(QEMU_CONF)
-        (self._base / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF)
+        host_uuid = f'host_uuid = "{self._host_uuid}"\n' if self._host_uuid else ""
+        (self._base / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF + host_uuid)
 
     @contextlib.contextmanager
     def _hold_lock(self) -> Iterator[None]:
