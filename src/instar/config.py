@@ -25,6 +25,10 @@ class ApiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: Annotated[str, _setting("address to listen on; loopback unless you know who can reach it")] = "127.0.0.1"
     port: Annotated[int, _setting("port of every API", "TCP port", ge=0, le=65535)] = 8774
     body_max_bytes: Annotated[int, _setting("largest JSON body accepted", "bytes", ge=1024)] = 1_048_576
+    console_base_url: Annotated[
+        str,
+        _setting("where browsers reach the consoles; empty: as the request was addressed", pattern=r"^(https?://[^\s?#]+)?$"),
+    ] = ""
     list_limit_max: Annotated[int, _setting("most records in one answer of a list", "records", ge=1)] = 1000
 
 
@@ -58,6 +62,18 @@ class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     wait_soft_reboot_seconds: Annotated[float, _setting("a soft reboot goes on as a hard one after", "seconds", gt=0)] = 120
     shutdown_grace_s: Annotated[float, _setting("a guest that stops has so long to shut down", "seconds", ge=0)] = 60
     console_length_max_bytes: Annotated[int, _setting("most console output in one answer", "bytes", ge=1)] = 102_400
+
+
+class ConsoleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Screens and serial lines of guests, for browsers and terminals."""
+
+    token_lifetime_s: Annotated[float, _setting("the URL of a console is good for", "seconds", gt=0, le=86_400)] = 600
+    connections_max: Annotated[int, _setting("consoles open at once in one process", "connections", ge=0)] = 200
+    idle_s: Annotated[float, _setting("a console where nothing moves for so long is closed", "seconds", gt=0)] = 3600
+    allowed_origins: Annotated[
+        tuple[str, ...], _setting("other sites whose pages may open consoles, as scheme://host[:port]")
+    ] = ()
+    novnc_dir: Annotated[str, _setting("noVNC's files; empty: where install.sh or Debian put them")] = ""
 
 
 class SchedulingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -196,6 +212,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineSettings = EngineSettings()
     host: HostSettings = HostSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
+    console: ConsoleSettings = ConsoleSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
     quota: QuotaSettings = QuotaSettings()
     identity: IdentitySettings = IdentitySettings()

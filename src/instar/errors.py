@@ -99,6 +99,18 @@ class Conflict(InstarError):
     status, fault = 409, "conflictingRequest"
 
 
+class ConsoleUnavailable(BadRequest):
+    """The host offers no console of this kind."""
+
+    template = "Unavailable console type {kind}."
+
+
+class NoRunningGuest(Conflict):
+    """There is nothing to connect to."""
+
+    template = "Instance {id} is not ready: it has no running guest."
+
+
 class WrongState(Conflict):
     """The instance's vm_state, task_state or lock forbids the action. `attribute` is vm_state or task_state."""
 

@@ -171,6 +171,8 @@ class Agent:
                 return hypervisor.ensure_absent(instance_id, keep_disks=keep_disks)
             case c.ReadConsole(length_bytes=length_bytes):
                 return hypervisor.console_output(instance_id, length_bytes=length_bytes)
+            case c.OpenConsole(kind=kind, to=to):
+                return hypervisor.offer_console(instance_id, kind, to)
             case c.TakeCensus():
                 return hypervisor.census()
             case c.EnsurePaused():

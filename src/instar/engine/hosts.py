@@ -13,6 +13,7 @@ import msgspec
 from instar.bus.contract import Bus, Message, NobodyListens
 from instar.errors import HostUnreachable, StepTimeout, revive
 from instar.model import commands as c
+from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     DiskDefinition,
     DiskOffer,
@@ -97,6 +98,9 @@ class HostClient:
 
     async def console_output(self, host: str, length_bytes: int) -> bytes:
         return await self._call(host, c.ReadConsole(length_bytes=length_bytes, **self._fence()), bytes)
+
+    async def open_console(self, host: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
+        return await self._call(host, c.OpenConsole(kind=kind, to=to, **self._fence()), ConsoleOffer)
 
     async def census(self, host: str) -> HostCensus:
         return await self._call(host, c.TakeCensus(), HostCensus)

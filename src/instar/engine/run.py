@@ -34,6 +34,7 @@ from instar.errors import (
 from instar.model.instance import Fault, Flavor, Instance, InstanceSpec
 from instar.model.operation import Operation, Step
 from instar.model.states import TRANSITIONS, PowerState, TaskState, VmState
+from instar.store.console_tokens import console_tokens_revoke
 from instar.store.contract import Result, Statement, Store, Value, WriteConflict
 from instar.store.instances import (
     addresses_text,
@@ -231,7 +232,7 @@ class Run:
         told = notification(self._instance_now(), self.operation, phase, vm_state, self.facts, fault)
         guard = operation_guard(self.operation, forward=True)
         rest = (finish, notification_insert(told))
-        statements = (guard, *self._pending, *self._also, *also, self._change(None), *rest)
+        statements = (guard, *self._pending, *self._also, *also, *self._revocation(), self._change(None), *rest)
         results = await self._write(statements)
         self._ended(results[-2])
 
@@ -251,7 +252,7 @@ class Run:
             self._changes["progress"] = 0
             self.note(facts={"fault": _fault(shown, error)})
             try:
-                results = await self._write((guard, *self._pending, self._change(None), *rest))
+                results = await self._write((guard, *self._pending, *self._revocation(), self._change(None), *rest))
             except TaskStateConflict:
                 ours = False
         if not ours:
@@ -289,7 +290,7 @@ class Run:
                 told = notification(self.instance, self.operation, "start", self.instance.vm_state, self.facts, None)
                 statements.append(notification_insert(told))
         if forward:
-            statements += [*self._also, self._change(self._task)]
+            statements += [*self._also, *self._revocation(), self._change(self._task)]
         try:
             await self._write(tuple(statements))
         except Exception:
@@ -367,6 +368,14 @@ class Run:
         if not self._has_task:
             return instance_change_beside(self.instance.id, self._changes)
         return instance_change(self.instance.id, self._row_task, task, self._changes)
+
+    def _revocation(self) -> tuple[Statement, ...]:
+        """Who was given a way to the guest's console loses it when the guest stops, moves or is gone."""
+        changes = self._changes
+        here = changes.get("host", self.instance.host) == self.instance.host and not changes.get("deleted")
+        if here and changes.get("power_state", PowerState.RUNNING) in (PowerState.RUNNING, PowerState.PAUSED):
+            return ()
+        return (console_tokens_revoke(self.instance.id),)
 
     async def _write(self, statements: tuple[Statement, ...]) -> list[Result]:
         try:

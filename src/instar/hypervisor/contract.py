@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     DiskDefinition,
     DiskOffer,
@@ -226,6 +227,11 @@ class Hypervisor(Protocol):
 
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:
         """The last bytes of the serial console's log; empty when there is none."""
+        ...
+
+    async def offer_console(self, instance_id: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
+        """The console of the running guest may be reached as a stream by the process `to`, for a moment (None: only says
+        where). May be called while another call for the instance is at work. Raises NoRunningGuest, ConsoleUnavailable."""
         ...
 
     async def census(self) -> HostCensus:

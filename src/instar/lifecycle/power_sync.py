@@ -17,6 +17,7 @@ from instar.model.guest import GuestState
 from instar.model.instance import Instance
 from instar.model.operation import Operation
 from instar.model.states import PowerState, VmState
+from instar.store.console_tokens import console_tokens_revoke
 from instar.store.contract import WriteConflict
 from instar.store.instances import instance_power_sync
 from instar.store.operations import operation_insert
@@ -47,12 +48,13 @@ async def sync(cloud: Cloud, instance: Instance, state: GuestState) -> bool:
     vm_state = SYNCED.get((instance.vm_state, power), instance.vm_state)
     if instance.task_state is not None or (vm_state, power) == (instance.vm_state, instance.power_state):
         return False
-    change = instance_power_sync(instance, vm_state=vm_state, power_state=int(power))
+    writes = [instance_power_sync(instance, vm_state=vm_state, power_state=int(power))]
+    if vm_state is not instance.vm_state:
+        writes.append(operation_insert(_record(instance, vm_state)))
+    if power in _OFF:
+        writes.append(console_tokens_revoke(instance.id))
     try:
-        if vm_state is instance.vm_state:
-            await cloud.store.write(change)
-        else:
-            await cloud.store.write(change, operation_insert(_record(instance, vm_state)))
+        await cloud.store.write(*writes)
     except WriteConflict:
         return False  # an operation began meanwhile: it knows better
     log.info("power.synced", instance=instance.id, was=instance.vm_state.value, now=vm_state.value, power=power.name)

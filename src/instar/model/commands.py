@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from instar.model.console import ConsoleKind
 from instar.model.guest import (
     DiskDefinition,
     DiskOffer,
@@ -188,6 +189,13 @@ class ReadDiagnostics(HostCommand, frozen=True, tag=True):
     pass
 
 
+class OpenConsole(HostCommand, frozen=True, tag=True):
+    """`to` None only asks whether there is one, and where."""
+
+    kind: ConsoleKind
+    to: StreamAddress | None = None
+
+
 class TakeCensus(HostCommand, frozen=True, tag=True):
     pass
 
@@ -205,6 +213,7 @@ AnyCommand = (
     | AwaitSoftReboot
     | EnsureAbsent
     | ReadConsole
+    | OpenConsole
     | TakeCensus
     | EnsurePaused
     | EnsureSuspended
@@ -234,7 +243,7 @@ AnyCommand = (
 )
 
 # Questions and wishes that are answered at any time, also while another command for the instance works.
-UNFENCED = (ReadConsole, ReadDiagnostics, AbortLive, ForceLive)
+UNFENCED = (ReadConsole, OpenConsole, ReadDiagnostics, AbortLive, ForceLive)
 
 
 class HostProgress(msgspec.Struct, frozen=True, tag=True):
