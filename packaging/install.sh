@@ -23,7 +23,7 @@ say() { echo "install: $*" >&2; }
 wanted_packages() {
     while read -r name _; do
         case $name in
-        '' | '#'*) ;;
+        '' | '#'* | files:*) ;;
         systemd:*) [ ! -d /run/systemd/system ] || echo "${name#systemd:}" ;;
         *) echo "$name" ;;
         esac
@@ -89,6 +89,26 @@ if [ ! -x .venv/bin/python ] || ! is_new_enough .venv/bin/python; then
     rm -rf .venv
     "$python" -m venv .venv
 fi
+
+# --- files of packages that are not installed ----------------------------------------------------------------------------
+
+fetch_files() {
+    folder=$(mktemp -d)
+    # As whoever we are: apt's own user cannot write into a folder of ours. Signatures are checked all the same.
+    (cd "$folder" && apt-get -q -o APT::Sandbox::User= download "$1" && dpkg-deb -x ./*.deb tree) >"$folder/log" 2>&1 &&
+        mkdir -p .venv/share && cp -R "$folder/tree/usr/share/$1" .venv/share/
+    status=$?
+    rm -rf "$folder"
+    return $status
+}
+
+for package in $(sed -n 's/^files:\([^ ]*\).*/\1/p' packaging/host-packages.txt); do
+    if [ -e ".venv/share/$package" ] || [ -e "/usr/share/$package" ]; then continue; fi
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || continue
+    say "fetching the files of Debian package $package"
+    fetch_files "$package" || { as_root apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null >/dev/null 2>&1 && fetch_files "$package"; } ||
+        say "$package could not be fetched; everything else goes on without it"
+done
 
 # What this environment was made from. The tests' packages contain those of the program.
 fingerprint() {

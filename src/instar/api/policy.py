@@ -50,7 +50,8 @@ _RULES: dict[str, dict[Rule, tuple[str, ...]]] = {
 
 # Rules of one word; `servers:action` only lets a request in, the action's own rule decides.
 _PLAIN = {
-    "servers:action": READER, "os-console-output": MEMBER, "os-server-diagnostics": ADMIN, "flavors": READER,
+    "servers:action": READER, "os-console-output": MEMBER, "os-remote-consoles": MEMBER,
+    "os-console-auth-tokens": ADMIN, "os-server-diagnostics": ADMIN, "flavors": READER,
     "os-flavor-access": ADMIN, "os-flavor-access:action": ADMIN, "limits": READER, "extensions": READER,
 }  # fmt: skip
 

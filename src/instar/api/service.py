@@ -21,6 +21,7 @@ from instar.api.resource import VERSION_PATH, ApiRoute, Compute, http_routes
 from instar.api.server_groups import ServerGroups
 from instar.api.servers.actions import ServerActions
 from instar.api.servers.changes import ServerChanges, ServerMetadata, ServerTags
+from instar.api.servers.consoles import RemoteConsoles
 from instar.api.servers.create import ServerCreation
 from instar.api.servers.instance_actions import InstanceActions
 from instar.api.servers.listing import ServerList
@@ -67,6 +68,7 @@ def api_routes(compute: Compute) -> list[ApiRoute]:
     resources = (
         ServerList(compute), ServerCreation(compute), ServerChanges(compute), ServerMetadata(compute),
         ServerTags(compute), ServerActions(compute, COMPUTE_POLICY), InstanceActions(compute), ServerParts(compute),
+        RemoteConsoles(compute),
         Flavors(compute), FlavorExtraSpecs(compute), FlavorAccess(compute, COMPUTE_POLICY), KeyPairs(compute),
         Limits(compute), QuotaSets(compute), AvailabilityZones(compute), Services(compute), Hypervisors(compute),
         Aggregates(compute, COMPUTE_POLICY), ServerGroups(compute), Usage(compute), ExternalEvents(compute),

@@ -1,6 +1,6 @@
-"""A small HTTP client for a running cloud: reads its clouds.yaml, gets a token, asks the operators' API.
+"""A small HTTP client for a running cloud: reads its clouds.yaml, gets a token, asks the APIs.
 
-Used by `instar server diagram`, `instar admin …` and the demo. For everything else there are OpenStack's own clients.
+Used by `instar server …`, `instar admin …` and the demo. For everything else there are OpenStack's own clients.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from instar.cli.clouds_yaml import ADMIN_CLOUD
 from instar.errors import InstarError
 
 TIMEOUT_S = 60.0
+COMPUTE_VERSION = "2.96"
 ANSWER_MAX_BYTES = 64 << 20
 
 
@@ -51,7 +52,7 @@ def read_login(directory: Path | None, default_dir: Path, cloud: str | None) -> 
 
 
 class CloudClient:
-    """GETs of one cloud, as one user. Blocking."""
+    """Requests to one cloud, as one user. Blocking."""
 
     def __init__(self, login: Login) -> None:
         parts = urlsplit(login.auth_url)
@@ -61,6 +62,7 @@ class CloudClient:
         self._login = login
         self._token = ""
         self._operator_path = ""
+        self._compute_path = ""
 
     def get(self, path: str, **query: str | None) -> bytes:
         """The body of GET `path` of the operators' API (`/v1/hosts`). Raises CloudUnreachable with what was said."""
@@ -73,6 +75,17 @@ class CloudClient:
 
     def get_json(self, path: str, **query: str | None) -> Any:
         return json.loads(self.get(path, **query))
+
+    def compute(self, method: str, path: str, body: object = None, **query: str) -> Any:
+        """The JSON answer of a request of the Compute API (`/servers`). Raises CloudUnreachable with what was said."""
+        if not self._token:
+            self._log_in()
+        target = f"{self._compute_path}/v2.1{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = {
+            "X-Auth-Token": self._token, "OpenStack-API-Version": f"compute {COMPUTE_VERSION}",
+            "Content-Type": "application/json",
+        }  # fmt: skip
+        return json.loads(self._ask(method, target, headers, body)[0])
 
     def _log_in(self) -> None:
         login = self._login
@@ -87,10 +100,10 @@ class CloudClient:
         _, headers = self._ask("POST", f"{self._identity}/auth/tokens", {"Content-Type": "application/json"}, body)
         self._token = headers.get("x-subject-token", "")
         services = json.loads(self._ask("GET", "/", {})[0])["services"]
-        found = [urlsplit(one["href"]).path.rstrip("/") for one in services if one["type"] == "instar"]
-        if not found:
+        found = {one["type"]: urlsplit(one["href"]).path.rstrip("/") for one in services}
+        if "instar" not in found:
             raise CloudUnreachable("The cloud that answers has no operators' API.")
-        self._operator_path = found[0]
+        self._operator_path, self._compute_path = found["instar"], found.get("compute", "")
 
     def _ask(
         self, method: str, target: str, headers: dict[str, str], body: object = None

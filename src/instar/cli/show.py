@@ -1,4 +1,4 @@
-"""Commands that show: `instar server diagram`, `instar admin …`, `instar config show`."""
+"""Commands that show: `instar server …`, `instar admin …`, `instar config show`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from instar.cli.client import CloudClient, read_login
 from instar.cli.clouds_yaml import ADMIN_CLOUD
+from instar.cli.terminal import attach
 from instar.cli.up import default_dir
 from instar.config import describe, load
 
@@ -40,7 +41,7 @@ def print_table(table: Table) -> None:
 
 @click.group()
 def server() -> None:
-    """What happened to servers."""
+    """What happened to servers, and their serial lines."""
 
 
 @server.command("diagram")
@@ -65,6 +66,22 @@ def server_diagram(
     path = f"/v1/servers/{_segment(server_id)}/diagram"
     text = _client(directory, os_cloud).get(path, request_id=request_id, format=notation)
     click.echo(text.decode(), nl=False)
+
+
+@server.command("console")
+@click.argument("name", metavar="SERVER")
+@_dir
+@_cloud
+def server_console(name: str, directory: Path | None, os_cloud: str | None) -> None:
+    """This terminal on the serial line of a server, named by its name or id. Ctrl-] leaves it.
+
+    What is typed goes to the guest as it is, Ctrl-C too. One terminal at a time: the newest has the line.
+
+    \b
+    Example:
+      instar server console first --dir /srv/cloud
+    """
+    attach(_client(directory, os_cloud), name)
 
 
 def _segment(text: str) -> str:

@@ -29,6 +29,7 @@ from instar.http.faults import (
 from instar.http.policy import Policy
 from instar.http.request import ClientGone, Receive, Request, Scope
 from instar.http.routing import Route, Router
+from instar.http.websocket import WebSocket, WebSocketRoute
 from instar.model.context import Authenticated
 
 log = structlog.get_logger()
@@ -69,20 +70,34 @@ class Service(NamedTuple):
     extra_request_id: bytes | None = None
 
 
-def build_app(services: Sequence[Service], identity: Authenticator, *, body_max_bytes: int) -> App:
-    """The ASGI application of these services. Raises ValueError when a route names no rule, or two are the same."""
+def build_app(
+    services: Sequence[Service],
+    identity: Authenticator,
+    *,
+    body_max_bytes: int,
+    websockets: Sequence[WebSocketRoute] = (),
+) -> App:
+    """The ASGI application of these services and WebSockets. Raises ValueError when a route names no rule, or two are
+    the same."""
     for service in services:
         for route in service.routes:
             if route.policy not in set(service.policy):
                 raise ValueError(f"{service.name}: {route.method} {route.path} names no rule: {route.policy}")
-    return App(services, identity, body_max_bytes)
+    return App(services, identity, body_max_bytes, websockets)
 
 
 class App:
     """An ASGI application. `services` is what it serves: tests walk their routes."""
 
-    def __init__(self, services: Sequence[Service], identity: Authenticator, body_max_bytes: int) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        identity: Authenticator,
+        body_max_bytes: int,
+        websockets: Sequence[WebSocketRoute] = (),
+    ) -> None:
         self.services = tuple(services)
+        self._websockets = tuple(websockets)
         self._identity = identity
         self._body_max_bytes = body_max_bytes
         self._identity_path = next((one.prefix for one in services if one.catalog_type == "identity"), "")
@@ -91,7 +106,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008})
+                await self._websocket(WebSocket(scope, receive, send), scope)
             return
         request_id = f"req-{uuid4()}"
         raw_path: str = scope["raw_path"].decode("latin-1")
@@ -106,7 +121,7 @@ class App:
         except Exception:  # the edge of a request: whatever it is, the client gets an answer and we get a traceback
             # As text: a renderer that shows local variables would write tokens and passwords into the log.
             log.error(
-                "http.unexpected", request_id=request_id, method=scope["method"], path=scope["path"],
+                "http.unexpected", request_id=request_id, method=scope["method"], path=request.logged_path,
                 traceback=traceback.format_exc(),
             )  # fmt: skip
             answer = (service.fault if service else compute_fault)(unexpected())
@@ -115,6 +130,19 @@ class App:
             headers.append((service.extra_request_id, headers[0][1]))
         headers += request.answer_headers
         await _send(answer, headers, scope["method"], send)
+
+    async def _websocket(self, websocket: WebSocket, scope: Scope) -> None:
+        handler = next((one.handler for one in self._websockets if one.matches(websocket.path)), None)
+        try:
+            _check_bounds(scope)
+            if handler is None:
+                raise RouteNotFound()
+            await handler(websocket)
+        except InstarError as error:
+            await _end_websocket(websocket, error.status, error.message)
+        except Exception:  # the edge of a connection, as above; the query is left out, it may hold a token
+            log.error("http.unexpected", path=websocket.path, traceback=traceback.format_exc())
+            await _end_websocket(websocket, 500, unexpected().message)
 
     def _mount(self, raw_path: str) -> tuple[Service | None, Router | None, str]:
         first, slash, rest = raw_path[1:].partition("/")
@@ -161,7 +189,7 @@ class App:
     def _fault(self, request: Request, request_id: str, service: Service | None, error: InstarError) -> Answer:
         if error.status >= 500:
             log.error(
-                "http.failed", request_id=request_id, method=request.method, path=request.path,
+                "http.failed", request_id=request_id, method=request.method, path=request.logged_path,
                 error=type(error).__name__, message=error.message, cause=repr(error.__cause__)[:500],
             )  # fmt: skip
         answer = (service.fault if service else compute_fault)(describe(error))
@@ -193,6 +221,13 @@ class App:
             for one in self.services
         ]
         return json_answer({"services": services})
+
+
+async def _end_websocket(websocket: WebSocket, status: int, message: str) -> None:
+    if websocket.answered:
+        await websocket.close(1011, message)
+    else:
+        await websocket.refuse(status, message)
 
 
 def _check_bounds(scope: Scope) -> None:

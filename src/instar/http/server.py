@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from instar.errors import StartupError
 from instar.http.app import App
+from instar.http.websocket import MESSAGE_MAX_BYTES, PING_EVERY_S, PONG_WITHIN_S, BoundedWebSockets
 
 log = structlog.get_logger()
 
@@ -34,9 +35,10 @@ class HttpServer:
         self._host = host
         self._port = port
         config = uvicorn.Config(
-            app, http=_BoundedProtocol, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
+            app, http=_BoundedProtocol, lifespan="off", interface="asgi3", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
-            limit_concurrency=CONNECTIONS_MAX,
+            limit_concurrency=CONNECTIONS_MAX, ws=BoundedWebSockets, ws_max_size=MESSAGE_MAX_BYTES,
+            ws_per_message_deflate=False, ws_ping_interval=PING_EVERY_S, ws_ping_timeout=PONG_WITHIN_S,
         )  # fmt: skip
         config.load()
         self._server = _Server(config)
@@ -111,7 +113,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._head_is_complete()
+        self._head_is_complete()  # also of what becomes a WebSocket: another protocol goes on with it
         super().on_headers_complete()
 
     def _expect_head(self) -> None:

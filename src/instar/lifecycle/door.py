@@ -17,6 +17,7 @@ from instar.engine.conductor import tell_accepted, tell_to_cancel
 from instar.engine.hosts import HostClient
 from instar.errors import Conflict, Locked, QuotaExceeded, WrongState
 from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.consoles import Consoles
 from instar.lifecycle.definition import host_of
 from instar.lifecycle.reboot import RebootArguments
 from instar.model.context import RequestContext
@@ -59,6 +60,7 @@ class Lifecycle:
         self._cloud = cloud
         self._store = cloud.store
         self._quota_limits = quota_limits
+        self.consoles = Consoles(cloud.store, cloud.bus, cloud.settings.console)
 
     # --- operations -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ An operation that Instar gains later is one more row here. A key that has none i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,14 +15,25 @@ from msgspec import UNSET
 from instar.api.body import convert
 from instar.api.resource import ApiRoute, Compute
 from instar.api.servers.bodies import ConsoleOutput, Lock, Reboot, ResetState
+from instar.api.servers.consoles import (
+    CONSOLE_POLICY,
+    CONSOLES_SINCE,
+    RdpConsole,
+    SerialConsole,
+    SpiceConsole,
+    VncConsole,
+    console_url,
+)
 from instar.api.servers.listing import visible_instance
 from instar.errors import BadRequest, Conflict, OperationError, Unavailable, WrongState
 from instar.http.answer import Answer, empty_answer, json_answer
+from instar.http.faults import RouteNotFound
 from instar.http.policy import Policy
 from instar.http.request import Request
 from instar.model.instance import Instance
 from instar.model.states import VmState
 
+OldConsole = VncConsole | SpiceConsole | RdpConsole | SerialConsole
 Act = Callable[[Request, Instance, Any], Awaitable[Answer]]
 
 
@@ -34,6 +46,7 @@ class Action(NamedTuple):
     policy: str
     act: Act
     bodies: tuple[tuple[int, type[msgspec.Struct] | None], ...] = ((1, None),)
+    until: int | None = None  # the last microversion that has it
 
     def body_at(self, version: int) -> type[msgspec.Struct] | None:
         return [record for first, record in self.bodies if version >= first][-1]
@@ -65,6 +78,13 @@ class ServerActions:
                     "os-getConsoleOutput", "os_compute_api:os-console-output", self._console_output,
                     ((1, ConsoleOutput),),
                 ),
+                *(
+                    Action(key, CONSOLE_POLICY, partial(self._console, protocol), ((1, body),), until=CONSOLES_SINCE - 1)
+                    for key, protocol, body in (
+                        ("os-getVNCConsole", "vnc", VncConsole), ("os-getSPICEConsole", "spice", SpiceConsole),
+                        ("os-getRDPConsole", "rdp", RdpConsole), ("os-getSerialConsole", "serial", SerialConsole),
+                    )
+                ),
             )
         }  # fmt: skip
 
@@ -80,6 +100,8 @@ class ServerActions:
         if action is None:
             raise BadRequest(f"There is no such action: {key[:80]}")
         self._policy.require(request.context, action.policy)
+        if action.until is not None and request.microversion > action.until:
+            raise RouteNotFound()
         record = action.body_at(request.microversion)
         given = None
         if record is not None and (value is not None or record is not Lock):
@@ -132,6 +154,10 @@ class ServerActions:
         if lines is not None:
             output = "\n".join(output.split("\n")[-lines:]) if lines else ""
         return json_answer({"output": output})
+
+    async def _console(self, protocol: str, request: Request, instance: Instance, body: OldConsole) -> Answer:
+        url = await console_url(self._compute, request, instance, protocol, body.type)
+        return json_answer({"console": {"type": body.type, "url": url}})
 
 
 def decode_action(data: bytes) -> dict[str, Any]:

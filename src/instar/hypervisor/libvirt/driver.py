@@ -17,7 +17,8 @@ from xml.etree import ElementTree as ET
 import msgspec
 import structlog
 
-from instar.errors import HypervisorError
+from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
+from instar.hypervisor.console_offer import SocketGrants, console_name, grant_console
 from instar.hypervisor.contract import HostNetwork
 from instar.hypervisor.libvirt import acceleration, config_drive, console, domains
 from instar.hypervisor.libvirt.connection import LibvirtConnection
@@ -28,6 +29,7 @@ from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.image_cache import ImageCache
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.hypervisor.not_yet import NotYet
+from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     DiskDefinition,
     GuestDefinition,
@@ -40,8 +42,10 @@ from instar.model.guest import (
 )
 from instar.model.network import PortDefinition
 from instar.model.states import PowerState
+from instar.model.stream import StreamAddress
 
 GIB = 1 << 30
+CONSOLE_SOCKETS = {ConsoleKind.VNC: "vnc.sock", ConsoleKind.SERIAL: "console.sock"}
 UP = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
 log = structlog.get_logger()
@@ -72,9 +76,12 @@ class LibvirtHypervisor(NotYet):
         image_token: Callable[[], str] | None = None,
         host_ip: str = "127.0.0.1",
         machine_shares: int = 1,
+        streams: SocketGrants | None = None,
     ) -> None:
-        """`host_ip` is where other hosts reach this one; `machine_shares` hosts divide memory and disk of the machine."""
+        """`host_ip` is where other hosts reach this one; `machine_shares` hosts divide memory and disk of the machine.
+        Without `streams` the host offers no consoles."""
         self._host, self._network, self._host_ip, self._shares = host, network, host_ip, machine_shares
+        self._streams = streams
         self._settings = settings or LibvirtSettings()
         self._paths = HostPaths(state_dir)
         self._connection = LibvirtConnection(
@@ -242,6 +249,16 @@ class LibvirtHypervisor(NotYet):
         length = min(length_bytes, self._settings.console_read_max_bytes)
         return await asyncio.to_thread(console.read_tail, self._paths.console_log(instance_id), length)
 
+    async def offer_console(self, instance_id: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
+        if self._streams is None:
+            raise ConsoleUnavailable(kind=kind.value)
+        if (await self.observe(instance_id)).domain_id is None:
+            raise NoRunningGuest(id=instance_id)
+        if to is None:
+            return ConsoleOffer(self._streams.address, console_name(instance_id, kind))
+        path = await asyncio.to_thread(self._paths.socket, instance_id, CONSOLE_SOCKETS[kind])
+        return grant_console(self._streams, instance_id, kind, path, to)
+
     # --- how ----------------------------------------------------------------------------------------------------------
 
     async def _start(self, guest: GuestDefinition) -> GuestState:
@@ -326,8 +343,8 @@ class LibvirtHypervisor(NotYet):
         return DomainFiles(
             disks=files,
             console_log=console_log,
-            console_socket=self._paths.socket(instance_id, "console.sock"),
-            vnc_socket=self._paths.socket(instance_id, "vnc.sock"),
+            console_socket=self._paths.socket(instance_id, CONSOLE_SOCKETS[ConsoleKind.SERIAL]),
+            vnc_socket=self._paths.socket(instance_id, CONSOLE_SOCKETS[ConsoleKind.VNC]),
             config_drive=self._paths.config_drive(instance_id) if guest.config_drive is not None else None,
         )
 

@@ -14,7 +14,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from instar.config import SimulatedSettings
-from instar.errors import DiskFull, HypervisorError, HypervisorUnavailable
+from instar.errors import ConsoleUnavailable, DiskFull, HypervisorError, HypervisorUnavailable, NoRunningGuest
+from instar.hypervisor.console_offer import OFFER_VALID_S, SocketGrants, console_name, grant_console
 from instar.hypervisor.not_yet import NotYet
 from instar.hypervisor.simulated.faults import HostFaults
 from instar.hypervisor.simulated.image_check import ImageCheck
@@ -28,6 +29,8 @@ from instar.hypervisor.simulated.records import (
     SimulatedGuest,
     simulated_port,
 )
+from instar.hypervisor.simulated.serial_console import SerialConsoles
+from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     ConfigDrive,
     DiskDefinition,
@@ -41,6 +44,7 @@ from instar.model.guest import (
 )
 from instar.model.network import PortDefinition
 from instar.model.states import PowerState
+from instar.model.stream import StreamAddress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,6 +78,8 @@ class SimulatedHypervisor(NotYet):
     """One simulated host, as `hypervisor.contract.Hypervisor`. `faults` makes trouble on demand."""
 
     def __init__(self, machine: Machine, settings: SimulatedSettings, images: ImageCheck) -> None:
+        self.streams: SocketGrants | None = None  # of this host, where it has any: consoles need them
+        self._serial_consoles = SerialConsoles(machine)
         self.name = machine.name
         self._images = images
         self.faults = HostFaults(machine)
@@ -85,6 +91,7 @@ class SimulatedHypervisor(NotYet):
         self._machine.on_event = on_event
 
     async def close(self) -> None:
+        await self._serial_consoles.close()
         self._machine.on_event = None
 
     @_call
@@ -215,6 +222,17 @@ class SimulatedHypervisor(NotYet):
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:
         directory = self._machine.directories.get(instance_id)
         return bytes(directory.console[-length_bytes:]) if directory and length_bytes > 0 else b""
+
+    @_call
+    async def offer_console(self, instance_id: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
+        if kind is not ConsoleKind.SERIAL or self.streams is None:
+            raise ConsoleUnavailable(kind=kind.value)  # simulated guests have no screen
+        if self._machine.state_of(instance_id).domain_id is None:
+            raise NoRunningGuest(id=instance_id)
+        if to is None:
+            return ConsoleOffer(self.streams.address, console_name(instance_id, kind))
+        path = await self._serial_consoles.open(instance_id, valid_s=OFFER_VALID_S)
+        return grant_console(self.streams, instance_id, kind, path, to)
 
     @_call
     async def census(self) -> HostCensus:

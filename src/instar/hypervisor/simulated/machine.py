@@ -32,14 +32,17 @@ ABSENT = GuestState(False)
 
 
 class InstanceDirectory:
-    """What an instance has on the host's file system: disks by role (size in bytes), boot counter, console log."""
+    """What an instance has on the host's file system: disks by role (size in bytes), boot counter, console log.
 
-    __slots__ = ("boots", "console", "disks")
+    `written` counts all bytes that the log ever got."""
+
+    __slots__ = ("boots", "console", "disks", "written")
 
     def __init__(self) -> None:
         self.disks: dict[str, int] = {}
         self.boots = 0
         self.console = bytearray()
+        self.written = 0
 
 
 class Machine:
@@ -89,6 +92,7 @@ class Machine:
                 directory = self._directory(instance_id)
                 directory.boots = boots
                 directory.console += text
+                directory.written += len(text)
                 del directory.console[:-CONSOLE_MAX_BYTES]
             case DiskMade(instance_id=instance_id, name=name, size_bytes=size_bytes):
                 self._directory(instance_id).disks[name] = size_bytes
