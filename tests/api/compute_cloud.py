@@ -83,6 +83,7 @@ class Cloud(NamedTuple):
     nobody: Caller
     image_id: str
     network_id: str
+    world: SimulatedWorld
 
     def server(self, name: str = "guest", **more: Any) -> dict[str, Any]:
         fields = {"name": name, "flavorRef": "1", "imageRef": self.image_id, "networks": [{"uuid": self.network_id}]}
@@ -171,7 +172,7 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
             admin = await _login(client, "admin", first.admin_password, "admin")
             demo = await _login(client, "demo", first.demo_password, "demo")
             nobody = Caller(client, "", "", "")
-            yield Cloud(url, app, control, identity, first, admin, demo, nobody, _id(image_id), _id(network_id))
+            yield Cloud(url, app, control, identity, first, admin, demo, nobody, _id(image_id), _id(network_id), world)
     finally:
         await server.stop(grace_s=1)
         await identity.close()

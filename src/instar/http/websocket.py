@@ -110,10 +110,19 @@ class BoundedWebSockets(WebSocketsSansIOProtocol):
         self.conn.logger = _quiet
         self.conn.debug = False
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None and not self.transport.is_closing():
+            # What asks for a WebSocket cannot be read as such (too long a line, too many headers): the library has an
+            # answer ready, or none at all, and nobody else sends one.
+            answer = b"".join(self.conn.data_to_send())
+            self.transport.write(answer or b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
         self.transport.abort()
 
 
 _quiet = logging.getLogger("instar.http.websocket")
-_quiet.setLevel(logging.ERROR)
+_quiet.setLevel(logging.CRITICAL)  # the application logs what goes wrong in it; a refusal is no error
