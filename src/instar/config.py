@@ -245,7 +245,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings
             target = tree.setdefault(section, {}) if section else tree
             text = environ[variable]
             if isinstance(target, dict):  # else the file is wrong there, and refused below
-                target[name] = [part.strip() for part in text.split(",")] if isinstance(info.default, tuple) else text
+                parts = [part.strip() for part in text.split(",") if part.strip()]
+                target[name] = parts if isinstance(info.default, tuple) else text
     try:
         return msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:

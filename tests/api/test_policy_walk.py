@@ -24,6 +24,7 @@ def _path(route: ApiRoute, server_id: str, project_id: str) -> str:
         "{server_id}": server_id, "{flavor_id}": "1", "{name}": "default", "{project_id}": project_id,
         "{tenant_id}": project_id, "{id}": "7", "{service_id}": "7", "{key}": "k", "{tag}": "t",
         "{request_id}": "req-x", "{network}": "private", "{port_id}": "p", "{alias}": "os-keypairs",
+        "{console_token}": "t",
     }  # fmt: skip
     path = route.path
     for name, value in values.items():
@@ -85,6 +86,7 @@ async def test_another_project_finds_nothing(cloud: Cloud) -> None:
             "/servers/{server_id}": {"server": {"name": "mine"}}, "/servers/{server_id}/action": {"os-stop": None},
             "/servers/{server_id}/metadata": {"metadata": {}}, "/servers/{server_id}/metadata/{key}": {"meta": {"k": "x"}},
             "/servers/{server_id}/tags": {"tags": []},
+            "/servers/{server_id}/remote-consoles": {"remote_console": {"protocol": "vnc", "type": "novnc"}},
         }  # fmt: skip
         body = bodies.get(route.path) if route.method in ("PUT", "POST") else None
         answer = await stranger.call(route.method, path, body, version=_version(route))
