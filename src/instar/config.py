@@ -199,6 +199,11 @@ class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     destroy_s: Annotated[float, _setting("time that ending a guest takes", "seconds", ge=0)] = 0
     shutdown_s: Annotated[float, _setting("time that a guest's own shutdown takes", "seconds", ge=0)] = 0
     image_s: Annotated[float, _setting("time that fetching an image takes", "seconds", ge=0)] = 0
+    suspend_s: Annotated[float, _setting("time that saving or loading a guest's memory takes", "seconds", ge=0)] = 0
+    snapshot_s: Annotated[float, _setting("time that a snapshot of a disk takes", "seconds", ge=0)] = 0
+    move_s: Annotated[float, _setting("time that each half of a cold migration takes", "seconds", ge=0)] = 0
+    live_s: Annotated[float, _setting("time that a live migration takes", "seconds", ge=0)] = 0
+    attach_s: Annotated[float, _setting("time that plugging or unplugging a device takes", "seconds", ge=0)] = 0
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -220,6 +220,12 @@ class VolumeFailed(OperationError):
     template = "Volume {volume_id} failed: {reason}"
 
 
+class StreamBroken(OperationError):
+    """Data from another host stopped coming, and did not come again in time."""
+
+    template = "The transfer from host {host} broke off: {reason}."
+
+
 class NoFreeAddress(OperationError):
     template = "No more addresses are available on network {network_id}."
 

@@ -7,54 +7,64 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from instar.config import SimulatedSettings
-from instar.errors import ConsoleUnavailable, DiskFull, HypervisorError, HypervisorUnavailable, NoRunningGuest
+from instar.errors import ConsoleUnavailable, HypervisorError, HypervisorUnavailable, NoRunningGuest
 from instar.hypervisor.console_offer import OFFER_VALID_S, SocketGrants, console_name, grant_console
-from instar.hypervisor.not_yet import NotYet
+from instar.hypervisor.contract import Report
+from instar.hypervisor.simulated.devices import Devices
+from instar.hypervisor.simulated.disks import Disks, check_id
 from instar.hypervisor.simulated.faults import HostFaults
 from instar.hypervisor.simulated.image_check import ImageCheck
 from instar.hypervisor.simulated.machine import Machine
+from instar.hypervisor.simulated.moves import FindMachine, Moves
 from instar.hypervisor.simulated.records import (
     DirectoryGone,
-    DiskMade,
     GuestSet,
-    ImageCached,
     PortsSet,
     SimulatedGuest,
     simulated_port,
+    simulated_volume,
 )
 from instar.hypervisor.simulated.serial_console import SerialConsoles
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     ConfigDrive,
     DiskDefinition,
+    DiskOffer,
     GuestDefinition,
+    GuestDiagnostics,
     GuestEvent,
     GuestState,
     HostCensus,
     HostInventory,
     ImageSource,
+    LiveMigrationOptions,
+    LiveTarget,
+    SnapshotTaken,
+    SnapshotTarget,
     SoftRebootOutcome,
 )
 from instar.model.network import PortDefinition
 from instar.model.states import PowerState
 from instar.model.stream import StreamAddress
+from instar.model.volume import VolumeDisk
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+AGENT_IS_THERE = frozenset({"yes", "true", "1", "on"})  # values of the image property hw_qemu_guest_agent
 
 
 class _MetaData(msgspec.Struct):
     hostname: str = ""
 
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _decode_meta_data = msgspec.json.Decoder(_MetaData).decode
 
 
@@ -74,18 +84,22 @@ def _call(
     return call
 
 
-class SimulatedHypervisor(NotYet):
-    """One simulated host, as `hypervisor.contract.Hypervisor`. `faults` makes trouble on demand."""
+class SimulatedHypervisor:
+    """One simulated host, as `hypervisor.contract.Hypervisor`. `faults` makes trouble on demand, and shows what guests
+    have in memory and on their disks. One file, since it is one interface: the work is in disks, moves and devices."""
 
-    def __init__(self, machine: Machine, settings: SimulatedSettings, images: ImageCheck) -> None:
+    def __init__(
+        self, machine: Machine, settings: SimulatedSettings, images: ImageCheck, find: FindMachine = lambda _name: None
+    ) -> None:
         self.streams: SocketGrants | None = None  # of this host, where it has any: consoles need them
         self._serial_consoles = SerialConsoles(machine)
         self.name = machine.name
-        self._images = images
         self.faults = HostFaults(machine)
         self._machine = machine
         self._settings = settings
-        self._fetching: dict[str, asyncio.Future[None]] = {}
+        self._disks = Disks(machine, settings, images, self.faults)
+        self._moves = Moves(machine, settings, self._disks, self.faults, find)
+        self._devices = Devices(machine, settings, self.faults)
 
     async def open(self, on_event: Callable[[GuestEvent], None]) -> None:
         self._machine.on_event = on_event
@@ -97,7 +111,8 @@ class SimulatedHypervisor(NotYet):
     @_call
     async def inventory(self) -> HostInventory:
         settings, machine = self._settings, self._machine
-        used_bytes = sum(sum(directory.disks.values()) for directory in machine.directories.values())
+        directories = (*machine.directories.values(), *machine.aside.values())
+        used_bytes = sum(disk.size_bytes for directory in directories for disk in directory.disks.values())
         return HostInventory(
             vcpus=settings.vcpus,
             memory_mib=settings.memory_mib,
@@ -117,44 +132,15 @@ class SimulatedHypervisor(NotYet):
 
     @_call
     async def ensure_image(self, image: ImageSource) -> None:
-        while image.sha256 not in self._machine.images:
-            fetching = self._fetching.get(image.sha256)
-            if fetching is None:
-                await self._fetch(image)
-            else:
-                await asyncio.wait([fetching])  # then look again: the one who fetched may have failed
-        self._machine.use_image(image.sha256)
-
-    async def _fetch(self, image: ImageSource) -> None:
-        fetching = self._fetching[image.sha256] = asyncio.get_running_loop().create_future()
-        try:
-            if self._settings.image_s:
-                await asyncio.sleep(self._settings.image_s)
-            await self._images.check(image)
-            self._machine.change(ImageCached(self.name, image.sha256))
-        finally:
-            del self._fetching[image.sha256]
-            fetching.set_result(None)
+        await self._disks.fetch(image)
 
     @_call
     async def ensure_disk(self, instance_id: str, disk: DiskDefinition) -> None:
-        _check_id(instance_id)
-        directory = self._machine.directories.get(instance_id)
-        if directory is not None and disk.name in directory.disks:
-            return
-        if self.faults.disk_full:
-            raise DiskFull(filesystem="/", host=self.name)
-        if disk.image is not None and disk.image.sha256 not in self._machine.images:
-            raise HypervisorError(reason=f"image {disk.image.id} is not in the cache of the host")
-        self._machine.change(DiskMade(self.name, instance_id, disk.name, disk.size_bytes))
+        self._disks.make(instance_id, disk)
 
     @_call
     async def ensure_no_disks(self, instance_id: str) -> None:
-        _check_id(instance_id)
-        if self._machine.state_of(instance_id).domain_id is not None:
-            raise HypervisorError(reason="the disks of a running guest cannot be removed")
-        if instance_id in self._machine.directories:
-            self._machine.change(DirectoryGone(self.name, instance_id))
+        self._disks.remove_all(instance_id)
 
     @_call
     async def ensure_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
@@ -177,6 +163,9 @@ class SimulatedHypervisor(NotYet):
         known = {port.id for port in self._machine.ports.get(guest.instance_id, ())}
         if missing := [port.id for port in guest.ports if port.id not in known]:
             raise HypervisorError(reason=f"port {missing[0]} is not known on the host")
+        defined = self._machine.guests.get(guest.instance_id)
+        if defined is not None and defined.saved:
+            return await self._go_on(defined)
         return await self._start(guest)
 
     @_call
@@ -197,6 +186,7 @@ class SimulatedHypervisor(NotYet):
             await self._power_button(instance_id, grace_s)
         if self._machine.state_of(instance_id).domain_id is not None:
             await self._destroy(instance_id)
+        self._machine.forget_saved(instance_id)
         return self._machine.state_of(instance_id)
 
     @_call
@@ -210,13 +200,140 @@ class SimulatedHypervisor(NotYet):
 
     @_call
     async def ensure_absent(self, instance_id: str, *, keep_disks: bool) -> None:
-        _check_id(instance_id)
+        check_id(instance_id)
         if self._machine.state_of(instance_id).domain_id is not None:
             await self._destroy(instance_id)
         self._machine.remove(instance_id)
         self._set_ports(instance_id, ())
         if not keep_disks and instance_id in self._machine.directories:
             self._machine.change(DirectoryGone(self.name, instance_id))
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    @_call
+    async def ensure_paused(self, instance_id: str) -> GuestState:
+        if self._machine.running(instance_id) is None:
+            raise HypervisorError(reason="the guest does not run")
+        return self._machine.set_paused(instance_id, True)
+
+    @_call
+    async def ensure_suspended(self, instance_id: str) -> GuestState:
+        guest = self._machine.guests.get(instance_id)
+        if guest is not None and guest.saved:
+            return guest.state()
+        running = self._machine.running(instance_id)
+        if running is not None:
+            self._disks.check_room()
+            if self._settings.suspend_s:
+                await asyncio.sleep(self._settings.suspend_s)
+                running = self._machine.running(instance_id)  # it may have ended by itself meanwhile
+        if running is None:
+            raise HypervisorError(reason="the guest does not run")
+        return self._machine.save(instance_id)
+
+    # --- disks ----------------------------------------------------------------------------------------------------
+
+    @_call
+    async def ensure_disk_size(self, instance_id: str, disk: DiskDefinition) -> None:
+        self._disks.grow(instance_id, disk)
+
+    @_call
+    async def ensure_no_disk(self, instance_id: str, name: str) -> None:
+        self._disks.remove(instance_id, name)
+
+    @_call
+    async def ensure_disk_kept(self, instance_id: str, name: str) -> None:
+        self._disks.keep(instance_id, name)
+
+    @_call
+    async def ensure_disk_restored(self, instance_id: str, name: str) -> None:
+        self._disks.restore(instance_id, name)
+
+    @_call
+    async def take_snapshot(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
+        return await self._disks.snapshot(instance_id, disk, target, report)
+
+    # --- moves ----------------------------------------------------------------------------------------------------
+
+    @_call
+    async def stream_address(self) -> StreamAddress:
+        return self._moves.address()
+
+    @_call
+    async def ensure_set_aside(self, instance_id: str) -> None:
+        await self._moves.set_aside(instance_id)
+
+    @_call
+    async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
+        return self._moves.offer(instance_id)
+
+    @_call
+    async def receive_disks(self, instance_id: str, offer: DiskOffer, report: Report) -> None:
+        await self._moves.receive(instance_id, offer, report)
+
+    @_call
+    async def ensure_brought_back(self, instance_id: str) -> None:
+        self._moves.bring_back(instance_id)
+
+    @_call
+    async def ensure_nothing_aside(self, instance_id: str) -> None:
+        self._moves.forget_aside(instance_id)
+
+    @_call
+    async def ensure_ready_for_live(self, guest: GuestDefinition, offer: DiskOffer) -> LiveTarget:
+        target = self._moves.make_ready(guest.instance_id, offer)
+        self._set_ports(guest.instance_id, guest.ports)
+        return target
+
+    @_call
+    async def offer_live(self, instance_id: str, to: StreamAddress) -> DiskOffer:
+        return self._moves.offer_live(instance_id)
+
+    @_call
+    async def migrate_live(
+        self, guest: GuestDefinition, target: LiveTarget, options: LiveMigrationOptions, report: Report
+    ) -> None:
+        await self._moves.migrate(_defined(guest), target, report)
+
+    @_call
+    async def abort_live(self, instance_id: str) -> None:
+        self._moves.abort(instance_id)
+
+    @_call
+    async def force_live(self, instance_id: str) -> None:
+        self._moves.force(instance_id)
+
+    # --- devices --------------------------------------------------------------------------------------------------
+
+    @_call
+    async def ensure_port_plugged(self, guest: GuestDefinition, port_id: str) -> None:
+        await self._devices.plug_port(guest, port_id)
+
+    @_call
+    async def ensure_port_unplugged(self, instance_id: str, port_id: str) -> None:
+        await self._devices.unplug_port(instance_id, port_id)
+
+    @_call
+    async def ensure_volume_attached(self, guest: GuestDefinition, volume_id: str) -> None:
+        await self._devices.attach_volume(guest, volume_id)
+
+    @_call
+    async def ensure_volume_detached(self, instance_id: str, volume_id: str) -> None:
+        await self._devices.detach_volume(instance_id, volume_id)
+
+    @_call
+    async def swap_volume(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:
+        await self._devices.swap_volume(instance_id, old_volume_id, new, report)
+
+    # --- questions and small wishes -------------------------------------------------------------------------------
+
+    @_call
+    async def set_password(self, instance_id: str, user: str, password: str) -> None:
+        self._devices.set_password(instance_id)
+
+    @_call
+    async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
+        return self._devices.diagnostics(instance_id)
 
     @_call
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:
@@ -244,6 +361,7 @@ class SimulatedHypervisor(NotYet):
             taps=tuple(sorted(port.tap_name for guest in running for port in guest.ports)),
             networks=tuple(sorted({port.network_id for ports in machine.ports.values() for port in ports})),
             cached_images=tuple(sorted(machine.images)),
+            set_aside=tuple(sorted(machine.aside)),
         )
 
     # --- work -----------------------------------------------------------------------------------------------------
@@ -254,19 +372,25 @@ class SimulatedHypervisor(NotYet):
             self._machine.change(PortsSet(self.name, instance_id, plugged))
 
     async def _start(self, guest: GuestDefinition) -> GuestState:
-        _check_id(guest.instance_id)
-        directory = self._machine.directories.get(guest.instance_id)
-        disks = directory.disks if directory else {}
-        if missing := [disk.name for disk in guest.disks if disk.name not in disks]:
-            raise HypervisorError(reason=f"disk {missing[0]} does not exist")
-        defined = SimulatedGuest(
-            guest.instance_id, guest.name, guest.vcpus, guest.memory_mib, _hostname(guest.config_drive) or guest.name,
-            tuple(simulated_port(port) for port in guest.ports),
-        )
+        check_id(guest.instance_id)
+        defined = _defined(guest)
+        self._check_disks(defined)
         if self._settings.spawn_s:
             self._machine.change(GuestSet(self.name, defined))
             await asyncio.sleep(self._settings.spawn_s)
         return self._machine.start(defined)
+
+    async def _go_on(self, guest: SimulatedGuest) -> GuestState:
+        """Its memory was saved."""
+        self._check_disks(guest)
+        if self._settings.suspend_s:
+            await asyncio.sleep(self._settings.suspend_s)
+        return self._machine.load(guest)
+
+    def _check_disks(self, guest: SimulatedGuest) -> None:
+        disks = self._machine.disks_of(guest.instance_id)
+        if missing := [name for name in guest.disks if name not in disks]:
+            raise HypervisorError(reason=f"disk {missing[0]} does not exist")
 
     async def _destroy(self, instance_id: str) -> None:
         if self._settings.destroy_s:
@@ -296,10 +420,19 @@ class SimulatedHypervisor(NotYet):
                 return
 
 
-def _check_id(instance_id: str) -> None:
-    """Ids become file names on real hosts, so nothing but a UUID is taken here either."""
-    if not _UUID(instance_id):
-        raise HypervisorError(reason="the id of the instance is not a UUID")
+def _defined(guest: GuestDefinition) -> SimulatedGuest:
+    return SimulatedGuest(
+        guest.instance_id,
+        guest.name,
+        guest.vcpus,
+        guest.memory_mib,
+        _hostname(guest.config_drive) or guest.name,
+        tuple(simulated_port(port) for port in guest.ports),
+        disks=tuple(disk.name for disk in guest.disks),
+        volumes=tuple(simulated_volume(volume) for volume in guest.volumes),
+        has_agent=guest.properties.get("hw_qemu_guest_agent", "").lower() in AGENT_IS_THERE,
+        has_config_drive=guest.config_drive is not None,
+    )
 
 
 def _hostname(config_drive: ConfigDrive | None) -> str:

@@ -12,8 +12,10 @@ import msgspec
 
 from instar.errors import HypervisorError, HypervisorUnavailable
 from instar.hypervisor.simulated.machine import Machine
-from instar.hypervisor.simulated.records import GuestSet
+from instar.hypervisor.simulated.records import GuestSet, SimulatedContent
 from instar.model.states import PowerState
+
+DATA_MAX_CHARACTERS = 65_536  # that guests write onto one disk
 
 
 class _Planned(NamedTuple):
@@ -23,9 +25,14 @@ class _Planned(NamedTuple):
 
 class HostFaults:
     """`down`: the hypervisor is away. `disk_full`: no disk can be made. `ignores_acpi`: guests do not hear the power
-    button. `reboots_on_acpi`: they reboot by themselves when it is pressed, instead of shutting down."""
+    button. `reboots_on_acpi`: they reboot by themselves when it is pressed, instead of shutting down. `keeps_devices`:
+    running guests do not let go of a device. `live_never_converges`: live migrations from here end only when they are
+    aborted, forced or cancelled."""
 
-    __slots__ = ("_machine", "_planned", "_released", "disk_full", "ignores_acpi", "reboots_on_acpi")
+    __slots__ = (
+        "_machine", "_planned", "_released", "disk_full", "ignores_acpi", "keeps_devices", "live_never_converges",
+        "reboots_on_acpi",
+    )  # fmt: skip
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -34,6 +41,8 @@ class HostFaults:
         self.disk_full = False
         self.ignores_acpi = False
         self.reboots_on_acpi = False
+        self.keeps_devices = False
+        self.live_never_converges = False
 
     @property
     def down(self) -> bool:
@@ -67,6 +76,7 @@ class HostFaults:
         self.release()
         self._planned = None
         self.down = self.disk_full = self.ignores_acpi = self.reboots_on_acpi = False
+        self.keeps_devices = self.live_never_converges = False
 
     async def meet(self, method: str, *, after_work: bool) -> None:
         """Suffer what is planned for this call. Raises the planned error, HypervisorUnavailable when down."""
@@ -129,3 +139,50 @@ class HostFaults:
         for instance_id in list(self._machine.guests):
             self._machine.stop(instance_id, "stopped")
         self._machine.on_event = on_event
+
+    # --- what a guest does with its memory and disks ----------------------------------------------------------------
+
+    def memory(self, instance_id: str) -> str:
+        """What the guest's memory holds, while it runs, is paused or suspended: where and as which domain it booted.
+
+        The same text means that it has not booted since. Empty: it has no memory."""
+        guest = self._machine.guests.get(instance_id)
+        return guest.memory if guest else ""
+
+    def boots(self, instance_id: str, disk: str = "root") -> int:
+        """How often a guest has booted from this disk, or from the volume of this id that it has."""
+        return self._content(instance_id, disk).boots
+
+    def passwords_set(self, instance_id: str, disk: str = "root") -> int:
+        return self._content(instance_id, disk).passwords_set
+
+    def write_data(self, instance_id: str, disk: str, key: str, value: str) -> None:
+        """The running guest writes onto a disk of its own, or onto the volume of this id that it has.
+
+        Raises HypervisorError when it does not run or has no such disk, or has written too much."""
+        guest = self._machine.running(instance_id)
+        if guest is None:
+            raise HypervisorError(reason="the guest does not run")
+        content = self._content(instance_id, disk)
+        data = {**dict(content.data), key: value}
+        if sum(len(name) + len(text) for name, text in data.items()) > DATA_MAX_CHARACTERS:
+            raise HypervisorError(reason=f"the guest has written too much onto disk {disk}")
+        changed = msgspec.structs.replace(content, data=tuple(data.items()))
+        self._machine.change(self._machine.content_change(guest, disk, changed))
+
+    def read_data(self, instance_id: str, disk: str = "root") -> dict[str, str]:
+        """What `write_data` has put onto the disk, on this host or before it came here. Also of a guest that is off.
+
+        Raises HypervisorError when there is no such disk."""
+        return dict(self._content(instance_id, disk).data)
+
+    def _content(self, instance_id: str, disk: str) -> SimulatedContent:
+        guest = self._machine.guests.get(instance_id)
+        if guest is not None:
+            content = self._machine.content_of(guest, disk)
+        else:
+            made = self._machine.disks_of(instance_id).get(disk)
+            content = made.content if made else None
+        if content is None:
+            raise HypervisorError(reason=f"the instance has no disk {disk}")
+        return content

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from instar.config import SimulatedSettings
 from instar.hypervisor.simulated.change_log import ChangeLog
+from instar.hypervisor.simulated.contents import SharedContents
 from instar.hypervisor.simulated.driver import SimulatedHypervisor
 from instar.hypervisor.simulated.image_check import ImageCheck
 from instar.hypervisor.simulated.machine import Machine
-from instar.hypervisor.simulated.records import Change
+from instar.hypervisor.simulated.records import Change, VolumeWritten
 
 
 class SimulatedWorld:
@@ -24,11 +25,15 @@ class SimulatedWorld:
         self._machines: dict[str, Machine] = {}
         self._hypervisors: dict[str, SimulatedHypervisor] = {}
         self._images = ImageCheck()
+        self._contents = SharedContents()
         self._log: ChangeLog | None = None
         if path is not None:
             log = ChangeLog(path)
             for change in log.read():
-                self._machine(change.host).apply(change)
+                if isinstance(change, VolumeWritten):
+                    self._contents.write_volume(change.volume_id, change.content)
+                else:
+                    self._machine(change.host).apply(change)
             log.rewrite(self._changes())
             self._log = log
 
@@ -36,7 +41,9 @@ class SimulatedWorld:
         """The host of this name; made when it was never asked for."""
         hypervisor = self._hypervisors.get(name)
         if hypervisor is None:
-            hypervisor = self._hypervisors[name] = SimulatedHypervisor(self._machine(name), self._settings, self._images)
+            hypervisor = self._hypervisors[name] = SimulatedHypervisor(
+                self._machine(name), self._settings, self._images, self._machines.get
+            )
         return hypervisor
 
     def host_names(self) -> tuple[str, ...]:
@@ -51,7 +58,7 @@ class SimulatedWorld:
     def _machine(self, name: str) -> Machine:
         machine = self._machines.get(name)
         if machine is None:
-            machine = self._machines[name] = Machine(name, self._record)
+            machine = self._machines[name] = Machine(name, self._record, self._contents)
         return machine
 
     def _record(self, changes: tuple[Change, ...]) -> None:
@@ -64,3 +71,5 @@ class SimulatedWorld:
     def _changes(self) -> Iterator[Change]:
         for machine in self._machines.values():
             yield from machine.changes()
+        for volume_id, content in self._contents.volumes.items():
+            yield VolumeWritten("", volume_id, content)
