@@ -119,6 +119,8 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size_max_bytes: Annotated[int, _setting("largest image file", "bytes", ge=1)] = 1 << 40
     virtual_size_max_bytes: Annotated[int, _setting("largest virtual disk of an image", "bytes", ge=1)] = 16 << 40
     inspect_deadline_s: Annotated[float, _setting("qemu-img may take so long to inspect an image", "seconds", gt=0)] = 30
+    prefetch_max: Annotated[int, _setting("images that hosts fetch ahead at once, in all", "images", ge=1)] = 4
+    prefetch_deadline_s: Annotated[float, _setting("fetching one ahead may take so long", "seconds", gt=0)] = 3600
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,6 +35,7 @@ def test_file_and_then_variables_override_defaults(tmp_path: Path) -> None:
         ("INSTAR_STORE_DURABLE", "1", lambda s: s.store.durable, True),
         ("INSTAR_LOG_LEVEL", "debug", lambda s: s.log_level, "debug"),
         ("INSTAR_SCHEDULING_FILTERS", "enabled, capacity", lambda s: s.scheduling.filters, ("enabled", "capacity")),
+        ("INSTAR_LIBVIRT_IMAGE_CACHE_MAX_GIB", "7.5", lambda s: s.libvirt.image_cache_max_gib, 7.5),
         ("INSTAR_QUOTA_INSTANCES", "-1", lambda s: s.quota.instances, -1),
     ],
 )

@@ -40,15 +40,18 @@ class Clock:
 class Host:
     """A cache, disks, and an image store on the same machine."""
 
-    def __init__(self, directory: Path, settings: LibvirtSettings = SETTINGS) -> None:
-        self.directory, self.settings, self.clock = directory, settings, Clock()
+    def __init__(self, directory: Path, settings: LibvirtSettings = SETTINGS, *, by_itself: bool = False) -> None:
+        self.directory, self.settings, self.clock, self.by_itself = directory, settings, Clock(), by_itself
         self.paths = HostPaths(directory / "state", runtime_root=directory / "run")
         self.paths.instances.mkdir(parents=True)
         self.disks = InstanceDisks(self.paths, settings=settings, host="h")
         self.images = self._cache()
 
     def _cache(self) -> ImageCache:
-        return ImageCache(self.paths, settings=self.settings, host="h", clock=self.clock)
+        cache = ImageCache(self.paths, settings=self.settings, host="h", clock=self.clock)
+        if not self.by_itself:
+            cache.sweeper.want = lambda: None  # type: ignore[method-assign]  # sweeps only when the test says so
+        return cache
 
     async def restart(self) -> None:
         await self.images.close()
@@ -329,7 +332,8 @@ async def test_one_image_is_verified_in_a_sweep_and_none_twice(host: Host, monke
 
 
 async def test_the_sweep_comes_by_itself_after_a_new_image(tmp_path: Path) -> None:
-    host = Host(tmp_path, LibvirtSettings(image_cache_max_gib=0, image_cache_keep_s=0, image_cache_sweep_s=1e6))
+    settings = LibvirtSettings(image_cache_max_gib=0, image_cache_keep_s=0, image_cache_sweep_s=1e6)
+    host = Host(tmp_path, settings, by_itself=True)
     await host.images.open()
     try:
         image = await host.image()

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from instar.api.body import HostName, MetadataKey, MetadataValue, Name, convert
+from instar.api.body import HostName, MetadataKey, MetadataValue, Name, Uuid, convert
 from instar.api.resource import ApiRoute, Compute, integer, read_body
 from instar.api.servers.actions import decode_action
 from instar.api.servers.bodies import Record
 from instar.clock import iso_us, now_us
-from instar.errors import BadRequest, Conflict, NotFound
+from instar.errors import BadRequest, Conflict, ImageUnusable, NotFound, UnknownReference
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.policy import Policy
 from instar.http.request import Request
@@ -30,6 +30,7 @@ from instar.store.aggregates import (
 from instar.store.instance_queries import instance_names_by_host
 
 UUID_SINCE = 41
+IMAGES_SINCE = 81
 _NAME = "os_compute_api:os-aggregates:"
 ZONE_KEY = "availability_zone"  # a zone can also be set as an item of metadata
 Zone = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^:]*\Z")]
@@ -52,6 +53,14 @@ class SetMetadata(Record, frozen=True):
     metadata: dict[MetadataKey, MetadataValue | None]
 
 
+class CachedImage(Record, frozen=True):
+    id: Uuid
+
+
+class CacheImages(Record, frozen=True):
+    cache: Annotated[list[CachedImage], Meta(min_length=1)]
+
+
 class Aggregates:
     def __init__(self, compute: Compute, policy: Policy) -> None:
         self._compute = compute
@@ -67,6 +76,7 @@ class Aggregates:
             ApiRoute("PUT", path + "/{id}", _NAME + "update", self.update),
             ApiRoute("DELETE", path + "/{id}", _NAME + "delete", self.delete),
             ApiRoute("POST", path + "/{id}/action", _NAME + "action", self.act),
+            ApiRoute("POST", path + "/{id}/images", "compute:aggregates:images", self.cache_images, since=IMAGES_SINCE),
         ]
 
     async def index(self, request: Request) -> Answer:
@@ -141,6 +151,27 @@ class Aggregates:
             await self._store.write(*aggregate_remove_host(aggregate.id, host, now_us()))
         await self._compute.hosts.changed()
         return self._answer(await self._fetch(request), request)
+
+    async def cache_images(self, request: Request) -> Answer:
+        """Every host of the aggregate that is up fetches these images, in the background."""
+        asked = [str(uuid.UUID(image.id)) for image in (await read_body(request, CacheImages)).cache]
+        if len(set(asked)) != len(asked):
+            raise BadRequest("Duplicate images in request")
+        aggregate = await self._fetch(request)
+        context = request.context
+        for image_id in asked:
+            try:
+                image = await self._compute.images.image_fetch(
+                    image_id, project_id=context.project_id, is_admin=context.is_admin
+                )
+            except NotFound as error:
+                raise UnknownReference(kind="Image", name=image_id) from error
+            if image.status != "active":
+                raise ImageUnusable(f"Image {image_id} is not active.")
+        seen = await self._compute.hosts.seen()
+        up = [host for host in aggregate.hosts if host in seen and seen[host].is_up]
+        self._compute.lifecycle.prefetch.ask(asked, up)
+        return empty_answer(202)
 
     async def _set_metadata(self, request: Request, given: dict[str, str | None]) -> Answer:
         aggregate = await self._fetch(request)

@@ -64,4 +64,5 @@ COMPUTE_POLICY = Policy(
         for name in names
     }
     | {PREFIX + name: rule for name, rule in _PLAIN.items()}
+    | {"compute:aggregates:images": ADMIN}
 )

@@ -136,7 +136,8 @@ async def _start(
         uri = await PrivateDaemon(host.directory, host_uuid=str(host_uuid)).ensure_running()
     network = LinuxNetwork(state_dir=host.directory / "network", cloud_id=state.cloud_id)
     hypervisor = LibvirtHypervisor(
-        uri=uri, host=host.name, state_dir=host.directory, network=network, host_ip=address, machine_shares=shares
+        uri=uri, host=host.name, state_dir=host.directory, network=network, settings=settings.libvirt, host_ip=address,
+        machine_shares=shares,
     )
     bus = SocketBus(state.bus_socket)
     await bus.open()

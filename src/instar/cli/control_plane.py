@@ -91,6 +91,7 @@ class ControlPlane:
             await self._enter(self.agent)
             if self._agents_apart is not None:
                 await self._enter(self._agents_apart)
+            self._stack.push_async_callback(self.lifecycle.prefetch.close)
             await self._enter(self.conductor)
         except BaseException:
             await self.close()

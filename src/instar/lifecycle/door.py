@@ -19,6 +19,7 @@ from instar.errors import Conflict, Locked, QuotaExceeded, WrongState
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.consoles import Consoles
 from instar.lifecycle.definition import host_of
+from instar.lifecycle.prefetch import ImagePrefetch
 from instar.lifecycle.reboot import RebootArguments
 from instar.model.context import RequestContext
 from instar.model.instance import Instance, InstanceFacts, InstanceSpec
@@ -61,6 +62,7 @@ class Lifecycle:
         self._store = cloud.store
         self._quota_limits = quota_limits
         self.consoles = Consoles(cloud.store, cloud.bus, cloud.settings.console)
+        self.prefetch = ImagePrefetch(cloud)
 
     # --- operations -------------------------------------------------------------------------------------------------
 
