@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.config import Settings, describe, load
+from instar.config import Settings, describe, environment_of, load
 from instar.errors import StartupError
 
 
@@ -18,6 +18,17 @@ def written(directory: Path, text: str) -> Path:
 
 def test_without_a_file_and_variables_everything_is_as_by_default() -> None:
     assert load(None, {}) == Settings()
+
+
+def test_settings_travel_to_another_process_as_variables() -> None:
+    variables = {
+        "INSTAR_STORE_DURABLE": "false", "INSTAR_SCHEDULING_FILTERS": "enabled, capacity", "INSTAR_HOST_HEARTBEAT_S": "0.5",
+        "INSTAR_QUOTA_INSTANCES": "-1", "INSTAR_LOG_LEVEL": "debug",
+    }  # fmt: skip
+    settings = load(None, variables)
+    assert environment_of(settings).keys() == variables.keys()
+    assert load(None, environment_of(settings)) == settings
+    assert environment_of(Settings()) == {}
 
 
 def test_file_and_then_variables_override_defaults(tmp_path: Path) -> None:
