@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import structlog
@@ -23,13 +24,12 @@ from instar.agent.fence import Fence
 from instar.bus.socket import SocketBus
 from instar.cli.control_plane import machine_boot_id
 from instar.cli.hosts.local_host import LocalHost
+from instar.cli.libvirt_host import libvirt_host
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.state_dir import StateDir
 from instar.config import Settings, load
 from instar.errors import StartupError
-from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
-from instar.hypervisor.linux_network import LinuxNetwork
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ NAMESPACE = uuid.UUID("5a2cde24-93b5-4d8e-9b57-0f1e3a4c7d61")  # of the ids that
 @click.command()
 @click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="The directory of the cloud.")
 @click.option("--host", "name", required=True, help="The name of this host; its state is kept in DIR/hosts/NAME.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="By which other hosts reach this one.")
+@click.option("--address", help="IPv4 address of this host, by which other hosts reach it; without it there are none.")
 @click.option(
     "--libvirtd", type=click.Choice(["auto", "private"]), default="auto", show_default=True,
     help="auto: the system's where there is one.",
@@ -55,7 +55,7 @@ NAMESPACE = uuid.UUID("5a2cde24-93b5-4d8e-9b57-0f1e3a4c7d61")  # of the ids that
 def agent(
     directory: Path,
     name: str,
-    address: str,
+    address: str | None,
     libvirtd: str,
     shares: int,
     end_with_input: bool,
@@ -78,7 +78,8 @@ def agent(
     if not host.directory.is_dir():
         raise StartupError(f"{directory} has no host {name}.")
     with _alone(host):
-        uvloop.run(_serve(StateDir(directory), host, settings, address, libvirtd, shares, end_with_input))
+        process = _HostProcess(StateDir(directory), host, settings, address, libvirtd, shares)
+        uvloop.run(process.serve(end_with_input=end_with_input))
         # A libvirt call that hangs must not hold us: its thread is not waited for.
         sys.stderr.flush()
         os._exit(0)
@@ -100,52 +101,63 @@ def _alone(host: LocalHost) -> Iterator[None]:
         yield
 
 
-async def _serve(
-    state: StateDir, host: LocalHost, settings: Settings, address: str, libvirtd: str, shares: int, end_with_input: bool
-) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if end_with_input:
-        loop.add_reader(0, _drop_input, stop)
-    structlog.contextvars.bind_contextvars(agent=host.name)
-    async with AsyncExitStack() as stack:
-        starting = asyncio.create_task(_start(stack, state, host, settings, address, libvirtd, shares))
-        waiting = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            log.info("agent.ready", address=address)
-            await waiting
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_MAX_S):
-                await stack.aclose()
+class _HostProcess(NamedTuple):
+    """What the options say: one host and how it is reached."""
 
+    state: StateDir
+    host: LocalHost
+    settings: Settings
+    address: str | None
+    libvirtd: str
+    shares: int
 
-async def _start(
-    stack: AsyncExitStack, state: StateDir, host: LocalHost, settings: Settings, address: str, libvirtd: str, shares: int
-) -> None:
-    if libvirtd == "auto" and await system_libvirtd_usable():
-        uri = SYSTEM_URI
-    else:
+    async def serve(self, *, end_with_input: bool) -> None:
+        """Start, wait for a signal or the end of the input, stop."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        if end_with_input:
+            loop.add_reader(0, _drop_input, stop)
+        async with AsyncExitStack() as stack:
+            starting = asyncio.create_task(self._start(stack))
+            waiting = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                log.info("agent.ready", host=self.host.name, address=self.address)
+                await waiting
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_MAX_S):
+                    await stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        host = self.host
+        hypervisor = libvirt_host(
+            host.directory,
+            self.state.cloud_id,
+            self.settings,
+            name=host.name,
+            uri=await self._libvirtd_uri(),
+            address=self.address,
+            machine_shares=self.shares,
+        )
+        bus = SocketBus(self.state.bus_socket)
+        await bus.open()
+        stack.push_async_callback(bus.close)
+        fence = Fence(host.directory / "fences")
+        serving = Agent({host.name: hypervisor}, bus, fence, self.settings.host, boot_id=machine_boot_id)
+        stack.push_async_callback(serving.close)
+        await serving.open()
+
+    async def _libvirtd_uri(self) -> str:
+        if self.libvirtd == "auto" and await system_libvirtd_usable():
+            return SYSTEM_URI
         # Hosts of one machine would have its id in common, and libvirt migrates no guest to where it already is.
-        host_uuid = uuid.uuid5(NAMESPACE, f"{state.cloud_id} {host.name}")
-        uri = await PrivateDaemon(host.directory, host_uuid=str(host_uuid)).ensure_running()
-    network = LinuxNetwork(state_dir=host.directory / "network", cloud_id=state.cloud_id)
-    hypervisor = LibvirtHypervisor(
-        uri=uri, host=host.name, state_dir=host.directory, network=network, settings=settings.libvirt, host_ip=address,
-        machine_shares=shares,
-    )
-    bus = SocketBus(state.bus_socket)
-    await bus.open()
-    stack.push_async_callback(bus.close)
-    fence = Fence(host.directory / "fences")
-    serving = Agent({host.name: hypervisor}, bus, fence, settings.host, boot_id=machine_boot_id)
-    stack.push_async_callback(serving.close)
-    await serving.open()
+        host_uuid = uuid.uuid5(NAMESPACE, f"{self.state.cloud_id} {self.host.name}")
+        return await PrivateDaemon(self.host.directory, host_uuid=str(host_uuid)).ensure_running()
 
 
 def _drop_input(stop: asyncio.Event) -> None:

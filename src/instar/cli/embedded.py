@@ -18,15 +18,14 @@ from instar.cli.clouds_yaml import Passwords, read_passwords, write_clouds
 from instar.cli.control_plane import ControlPlane
 from instar.cli.guest_image import ensure_tiny
 from instar.cli.hosts.local_hosts import LocalHosts
+from instar.cli.libvirt_host import libvirt_host, linux_network
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
 from instar.errors import InstarError
 from instar.http.app import build_app
 from instar.http.server import HttpServer
 from instar.hypervisor.contract import Hypervisor
-from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
-from instar.hypervisor.linux_network import LinuxNetwork
 from instar.hypervisor.linux_network.links import host_routes
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.identity.api import identity_service
@@ -135,11 +134,7 @@ class Embedded:
             daemon = PrivateDaemon(self._state.path)
             uri = await daemon.ensure_running()
             self._stack.push_async_callback(self._stop_idle, daemon)
-        network = LinuxNetwork(state_dir=self._state.path / "network", cloud_id=self._state.cloud_id)
-        driver = LibvirtHypervisor(
-            uri=uri, host=host, state_dir=self._state.path, network=network, settings=self._settings.libvirt
-        )
-        return {host: driver}
+        return {host: libvirt_host(self._state.path, self._state.cloud_id, self._settings, name=host, uri=uri)}
 
     async def _free_cidr(self) -> str:
         """A /24 for the first network; where it is real, one that no route of this machine has."""
@@ -168,8 +163,7 @@ async def remove_everything(state: StateDir) -> None:
         daemon = PrivateDaemon(state.path)
         system = await system_libvirtd_usable()
         uri = SYSTEM_URI if system else await daemon.ensure_running()
-        network = LinuxNetwork(state_dir=state.path / "network", cloud_id=state.cloud_id)
-        hypervisor = LibvirtHypervisor(uri=uri, host=socket.gethostname(), state_dir=state.path, network=network)
+        hypervisor = libvirt_host(state.path, state.cloud_id, Settings(), name=socket.gethostname(), uri=uri)
         await hypervisor.open(lambda event: None)
         try:
             census = await hypervisor.census()
@@ -177,7 +171,7 @@ async def remove_everything(state: StateDir) -> None:
                 await hypervisor.ensure_absent(instance_id, keep_disks=False)
         finally:
             await hypervisor.close()
-        await network.remove_everything()
+        await linux_network(state.path, state.cloud_id).remove_everything()
         await daemon.ensure_stopped()
     finally:
         state.unlock()
