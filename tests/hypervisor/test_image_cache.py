@@ -187,6 +187,7 @@ async def test_a_disk_made_during_the_look_keeps_its_image(host: Host, monkeypat
 async def test_nothing_goes_soon_after_a_start(host: Host) -> None:
     """A crash loses the last uses; a build that is taken up after it still finds what it has fetched."""
     images = [await host.image() for _ in range(4)]
+    assert len(await host.sweep()) == 4
     host.clock.now += 500
     await host.restart()
     assert len(await host.sweep()) == 4
