@@ -41,6 +41,7 @@ HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 4
 GUESTS_WAITING_MAX = 10_000
 PRUNE_EVERY_S = 3600.0
+REFRESH_AT_ONCE = 16  # instances; a host that does not answer must not hold up the others
 REFRESH_BATCH = 500  # instances whose packet filters are refreshed from one read
 DAY_US = 86_400_000_000
 
@@ -245,13 +246,16 @@ class Reconciler:
         for some in batched(sorted(instance_ids), REFRESH_BATCH):
             places = await instance_places(self._cloud.store, some)
             ports = await self._cloud.networks.ports_of_instances(some)
+            turns = asyncio.Semaphore(REFRESH_AT_ONCE)
+            refreshed = []
             for instance_id, (host, epoch, busy) in places.items():
                 # Under the epoch of an operation in flight this could come after its last command, and bring back to the
                 # host what it had removed. Under that of the one before, the host refuses what comes late.
                 if busy:
                     self._ports_due.add(instance_id)
                 elif instance_id in ports:
-                    await self._refresh_one(instance_id, host, epoch, ports[instance_id])
+                    refreshed.append(self._refresh_one(turns, instance_id, host, epoch, ports[instance_id]))
+            await asyncio.gather(*refreshed)
 
     async def _refresh_busy(self) -> None:
         while True:
@@ -263,10 +267,13 @@ class Reconciler:
                 log.exception("reconcile.ports_not_refreshed")
                 self._ports_due |= due
 
-    async def _refresh_one(self, instance_id: str, host: str, epoch: int, ports: tuple[InstancePort, ...]) -> None:
+    async def _refresh_one(
+        self, turns: asyncio.Semaphore, instance_id: str, host: str, epoch: int, ports: tuple[InstancePort, ...]
+    ) -> None:
         client = HostClient(self._cloud.bus, instance_id=instance_id, epoch=epoch, deadline_s=HOST_DEADLINE_S)
         try:
-            await client.ensure_ports(host, tuple(port.definition for port in ports))
+            async with turns:
+                await client.ensure_ports(host, tuple(port.definition for port in ports))
         except InstarError as error:  # the host gets them with the next operation, or when it comes back
             log.warning("reconcile.ports_not_refreshed", instance=instance_id, reason=error.message)
 

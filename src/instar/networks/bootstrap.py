@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from instar.clock import now_us
 from instar.networks.addresses import text
+from instar.networks.reach import new_vni
 from instar.store.contract import Statement, WriteConflict
 from instar.store.network_records import NETWORKS, SUBNETS, NetworkRecord, SubnetRecord
 
@@ -61,7 +62,7 @@ def bootstrap_statements(
     now = now_us()
     network = NetworkRecord(
         id=str(uuid4()), project_id=project_id, name=NETWORK_NAME, description="", shared=True, admin_state_up=True,
-        mtu=mtu, port_security=True, nat=True, created_at=now, updated_at=now,
+        mtu=mtu, port_security=True, nat=True, created_at=now, updated_at=now, vni=new_vni(),
     )  # fmt: skip
     gateway = default_gateway(block)
     subnet = SubnetRecord(

@@ -39,6 +39,16 @@ class NetworkService(Protocol):
         """The instance's ports belong to no host; addresses are kept."""
         ...
 
+    async def bind_ahead(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
+        """The instance runs where its ports are bound and will come to `host` by live migration: the other hosts of its
+        networks learn that they reach there, too. Returns the definitions for `host`, to be ensured there before the guest
+        comes; then `bind` (and ensuring what that returns) ends it, `unbind_ahead` calls it off."""
+        ...
+
+    async def unbind_ahead(self, instance_id: str) -> None:
+        """The instance's ports stay where they are bound. Stands that nothing was bound ahead."""
+        ...
+
     async def release(self, instance_id: str) -> None:
         """The instance has no ports: those made for it are deleted, those brought by the user are free again."""
         ...

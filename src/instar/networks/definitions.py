@@ -24,6 +24,7 @@ class Topology:
             id=network.id,
             mtu=network.mtu,
             nat=network.nat,
+            vni=network.vni,
             subnets=tuple(
                 SubnetDefinition(
                     id=subnet.id, cidr=subnet.cidr, gateway_ip=subnet.gateway_ip, dhcp_enabled=subnet.dhcp_enabled,
@@ -56,19 +57,28 @@ class TopologyCache:
         return {network_id: self._known[network_id] for network_id in revisions if network_id in self._known}
 
 
-def instance_port(port: PortRecord, topology: Topology, rules: tuple[SecurityRule, ...]) -> InstancePort:
-    """A port or network that is administratively down lets nothing through: filtered, with no rule."""
+def instance_port(
+    port: PortRecord,
+    topology: Topology,
+    rules: tuple[SecurityRule, ...],
+    *,
+    network: NetworkDefinition | None = None,
+    arriving: bool = False,
+) -> InstancePort:
+    """A port or network that is administratively down lets nothing through: filtered, with no rule. `network` is the
+    topology's as the port's host gets it, with the other hosts."""
     up = port.admin_state_up and topology.network.admin_state_up
     return InstancePort(
         definition=PortDefinition(
             id=port.id,
-            network=topology.definition,
+            network=network or topology.definition,
             mac_address=port.mac_address,
             fixed_ips=port.fixed_ips,
             hostname=port.dns_name,
             port_security=port.port_security or not up,
             rules=rules if up else (),
             allowed_pairs=port.allowed_pairs,
+            arriving=arriving,
         ),
         network_name=topology.network.name,
         made_by_us=port.made_by_us,

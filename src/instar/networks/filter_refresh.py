@@ -1,4 +1,4 @@
-"""Tells the hosts' side which instances need fresh packet filters after groups, rules or members have changed.
+"""Tells the hosts' side which instances need fresh definitions after groups, rules, members or hosts have changed.
 
 A group of a thousand ports changes with each build of one more, and all the others' filters with it. So changes are
 gathered, and after each telling there is a rest in proportion to the time that it took: under load filters are a moment
@@ -15,6 +15,7 @@ import structlog
 
 from instar.errors import InstarError
 from instar.store.contract import Store
+from instar.store.network_reach import instances_to_tell
 from instar.store.security_groups import instances_filtered_by
 
 log = structlog.get_logger()
@@ -37,6 +38,7 @@ class FilterRefresh:
         self._rules: set[str] = set()
         self._members: set[str] = set()
         self._instances: set[str] = set()
+        self._networks: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     def rules_changed(self, group_ids: Iterable[str]) -> None:
@@ -47,6 +49,10 @@ class FilterRefresh:
 
     def instances_changed(self, instance_ids: Iterable[str]) -> None:
         self._note(self._instances, instance_ids)
+
+    def hosts_changed(self, network_ids: Iterable[str]) -> None:
+        """Other hosts than before have these networks."""
+        self._note(self._networks, network_ids)
 
     def _note(self, into: set[str], ids: Iterable[str]) -> None:
         if self._tell is None:
@@ -68,23 +74,29 @@ class FilterRefresh:
     async def _work(self) -> None:
         try:
             await asyncio.sleep(GATHER_S)
-            while self._rules or self._members or self._instances:
+            while self._waiting():
                 began = time.monotonic()
                 await self._once()
-                if self._rules or self._members or self._instances:
+                if self._waiting():
                     took = time.monotonic() - began
                     await asyncio.sleep(min(max(GATHER_S, took * REST_FACTOR), REST_MAX_S))
         finally:
             self._task = None
 
+    def _waiting(self) -> bool:
+        return bool(self._rules or self._members or self._instances or self._networks)
+
     async def _once(self) -> None:
         rules, members, instances = self._rules, self._members, self._instances
+        networks, self._networks = self._networks, set()
         self._rules, self._members, self._instances = set(), set(), set()
         assert self._tell is not None
         try:
             async with asyncio.timeout(TELL_MAX_S):
                 if rules or members:
                     instances |= await instances_filtered_by(self._store, rules, members)
+                if networks:
+                    instances |= await instances_to_tell(self._store, networks)
                 if instances:
                     await self._tell(instances)
         except (InstarError, TimeoutError) as error:

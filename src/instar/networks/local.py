@@ -16,13 +16,14 @@ import structlog
 from instar.clock import now_us
 from instar.config import NetworkSettings
 from instar.errors import BadRequest, Conflict, NoFreeAddress, PortInUse, QuotaExceeded, UnknownReference
-from instar.model.network import FixedIp, InstancePort, RequestedNetwork
+from instar.model.network import FixedIp, InstancePort, NetworkDefinition, RequestedNetwork
 from instar.networks.addresses import new_mac
 from instar.networks.addressing import Addressing, Held, conflict, fixed_ip, kept_by_cloud, subnet_of
 from instar.networks.bootstrap import bootstrap_statements, host_nameservers
 from instar.networks.definitions import Topology, TopologyCache, instance_port
 from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
 from instar.networks.filter_refresh import FilterRefresh, PortsChanged
+from instar.networks.reach import Reach, reaching
 from instar.networks.security_groups import (
     RecentMembers,
     RemoteMembers,
@@ -33,6 +34,7 @@ from instar.networks.security_groups import (
 )
 from instar.store import networks as sql
 from instar.store.contract import Result, Statement, Store, WriteConflict
+from instar.store.network_reach import ports_bind_ahead, reach_grow
 from instar.store.network_records import PORTS, PortRecord, record_list
 from instar.store.security_groups import groups_of_project
 
@@ -54,6 +56,7 @@ class LocalNetworks:
         self.refresh = FilterRefresh(store, ports_changed)
         self.addressing = Addressing(store)
         self.topologies = TopologyCache(store)
+        self.reach = Reach(store)
         self._members = RemoteMembers(store)
         self._recent_members = RecentMembers(store)
 
@@ -184,18 +187,39 @@ class LocalNetworks:
     # --- bind, release ------------------------------------------------------------------------------------------------
 
     async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
-        await self.store.write(sql.ports_bind(instance_id, host, now_us()))
+        await self._bind(instance_id, host)
         ports = (await self._ports_of([instance_id], self._recent_members)).get(instance_id, ())
         if self._recent_members.in_use:
             self.refresh.instances_changed([instance_id])
         return ports
 
     async def unbind(self, instance_id: str) -> None:
-        await self.store.write(sql.ports_bind(instance_id, "", now_us()))
+        await self._bind(instance_id, "")
+
+    async def _bind(self, instance_id: str, host: str) -> None:
+        grown, _ = await self.store.write(reach_grow(instance_id, host), sql.ports_bind(instance_id, host, now_us()))
+        await self._hosts_changed(grown, host)
+
+    async def bind_ahead(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
+        grown, _ = await self.store.write(*ports_bind_ahead(instance_id, host, now_us()))
+        await self._hosts_changed(grown, host)
+        return (await self._ports_of([instance_id], self._members, arriving_at=host)).get(instance_id, ())
+
+    async def unbind_ahead(self, instance_id: str) -> None:
+        grown, _ = await self.store.write(*ports_bind_ahead(instance_id, "", now_us()))
+        await self._hosts_changed(grown)
 
     async def release(self, instance_id: str) -> None:
-        results = await self.store.write(*sql.ports_release(instance_id, now_us()))
-        self.refresh.members_changed(groups_in(results[:1]))
+        grown, deleted, _ = await self.store.write(
+            reach_grow(instance_id, ""), *sql.ports_release(instance_id, now_us())
+        )
+        await self._hosts_changed(grown)
+        self.refresh.members_changed(groups_in([deleted]))
+
+    async def _hosts_changed(self, grown: Result, host: str = "") -> None:
+        """`grown` are the networks that a host, perhaps this, got or lost."""
+        if grown.rows and await self.reach.over_hosts({host} - {""}):
+            self.refresh.hosts_changed(row["id"] for row in grown.rows)
 
     # --- reads --------------------------------------------------------------------------------------------------------
 
@@ -207,16 +231,27 @@ class LocalNetworks:
         return await self._ports_of(instance_ids, self._members)
 
     async def _ports_of(
-        self, instance_ids: Sequence[str], members: RemoteMembers
+        self, instance_ids: Sequence[str], members: RemoteMembers, *, arriving_at: str = ""
     ) -> dict[str, tuple[InstancePort, ...]]:
+        """As their hosts get them, or the host that they are arriving at."""
         found = await sql.ports_of_instances(self.store, instance_ids)
-        topologies = await self.topologies.get({port.network_id: revision for port, revision in found})
-        rules = await host_rules(self.store, [port for port, _ in found], members)
+        topologies = await self.topologies.get({one.port.network_id: one.network_revision for one in found})
+        reaches = {one.port.network_id: one.network_reach for one in found}
+        hosts = await self.reach.members(reaches, {arriving_at, *(one.port.host for one in found)} - {""})
+        rules = await host_rules(self.store, [one.port for one in found], members)
         made: dict[str, list[InstancePort]] = {}
-        for port, _ in found:
+        networks: dict[tuple[str, str], NetworkDefinition] = {}
+        for port, _, _ in found:
             topology = topologies.get(port.network_id)
-            if topology is not None:
-                made.setdefault(port.device_id, []).append(instance_port(port, topology, rules.get(port.id, ())))
+            if topology is None:
+                continue
+            key = port.network_id, arriving_at or port.host
+            if key not in networks:
+                networks[key] = reaching(topology.definition, reaches[key[0]], hosts[key[0]], key[1])
+            port_rules, arriving = rules.get(port.id, ()), bool(arriving_at) and arriving_at != port.host
+            made.setdefault(port.device_id, []).append(
+                instance_port(port, topology, port_rules, network=networks[key], arriving=arriving)
+            )
         return {instance_id: tuple(ports) for instance_id, ports in made.items()}
 
     async def port_owners(self) -> dict[str, str]:

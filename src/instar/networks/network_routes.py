@@ -20,6 +20,7 @@ from instar.networks.failures import ChangedMeanwhile, InvalidSharedSetting, Net
 from instar.networks.listing import Kind, chosen_fields, list_answer
 from instar.networks.local import LocalNetworks
 from instar.networks.ownership import decided_again, given, one_or_many, project_of, require_owner, room_for, visible
+from instar.networks.reach import new_vni
 from instar.networks.views import View, network_view, with_subnets
 from instar.store import networks as sql
 from instar.store.network_records import NETWORKS, NetworkRecord
@@ -69,7 +70,9 @@ class NetworkRoutes:
             limits = await room_for(self._store, "network", self._networks.settings.networks, counts)
             conditions = {project: sql.quota_condition("network", limit) for project, limit in limits.items()}
             await self._store.write(*(
-                NETWORKS.insert(record, error=ChangedMeanwhile(), **conditions[record.project_id]) for record in records
+                NETWORKS.insert(replace(record, vni=new_vni()), error=ChangedMeanwhile(), duplicate=ChangedMeanwhile(),
+                                **conditions[record.project_id])
+                for record in records
             ))  # fmt: skip
 
         await decided_again(attempt, "Project", request.context.project_id)

@@ -29,6 +29,7 @@ class NetworkRecord(msgspec.Struct, frozen=True):
     updated_at: int
     tags: tuple[str, ...] = ()
     revision: int = 0
+    vni: int = 0
 
 
 class SubnetRecord(msgspec.Struct, frozen=True):

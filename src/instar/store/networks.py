@@ -21,6 +21,14 @@ ADMIN_QUOTA = -1  # no limit
 ID_CHUNK = 500  # ids in one statement
 
 
+class BoundPort(NamedTuple):
+    """A port with what its network is at: read together."""
+
+    port: PortRecord
+    network_revision: int
+    network_reach: int
+
+
 class AllocationFacts(NamedTuple):
     """What must be known before ports of an instance are made, from one read."""
 
@@ -243,7 +251,8 @@ def port_claim(port_id: str, instance_id: str, owner: str, position: int, dns_na
     """A port that the user brought is the instance's now; only one instance can have it."""
     return Statement(
         "UPDATE ports SET device_id = :instance_id, device_owner = :owner, position = :position, dns_name = :dns_name, "
-        "nic_tag = :tag, host = '', revision = revision + 1, updated_at = :now WHERE id = :id AND device_id = ''",
+        "nic_tag = :tag, host = '', next_host = '', revision = revision + 1, updated_at = :now "
+        "WHERE id = :id AND device_id = ''",
         {"id": port_id, "instance_id": instance_id, "owner": owner, "position": position, "dns_name": dns_name,
          "tag": tag, "now": now}, rows=1, error=taken, duplicate=taken,
     )  # fmt: skip
@@ -252,8 +261,8 @@ def port_claim(port_id: str, instance_id: str, owner: str, position: int, dns_na
 def ports_bind(instance_id: str, host: str, now: int) -> Statement:
     """`host` empty: the ports belong to no host."""
     return Statement(
-        f"UPDATE ports SET host = :host, revision = revision + 1, updated_at = :now "  # noqa: S608 - our own names
-        f"WHERE {_OF_INSTANCE} AND host <> :host RETURNING security_groups",
+        f"UPDATE ports SET host = :host, next_host = '', revision = revision + 1, updated_at = :now "  # noqa: S608
+        f"WHERE {_OF_INSTANCE} AND (host <> :host OR next_host <> '') RETURNING security_groups",
         {"instance_id": instance_id, "host": host, "now": now},
     )
 
@@ -267,8 +276,8 @@ def ports_release(instance_id: str, now: int) -> list[Statement]:
             {"instance_id": instance_id},
         ),
         Statement(
-            "UPDATE ports SET device_id = '', device_owner = '', host = '', dns_name = '', position = NULL, "  # noqa: S608
-            f"nic_tag = NULL, revision = revision + 1, updated_at = :now WHERE {_OF_INSTANCE}",
+            "UPDATE ports SET device_id = '', device_owner = '', host = '', next_host = '', dns_name = '', "  # noqa: S608
+            f"position = NULL, nic_tag = NULL, revision = revision + 1, updated_at = :now WHERE {_OF_INSTANCE}",
             params,
         ),
     ]
@@ -283,18 +292,19 @@ def port_delete(port_id: str, *, in_use: InstarError) -> Statement:
 
 async def ports_of_instances(
     store: Store, instance_ids: Sequence[str]
-) -> list[tuple[PortRecord, int]]:
-    """Ports of instances in the order of their NICs, each with the revision of its network."""
-    found: list[tuple[PortRecord, int]] = []
+) -> list[BoundPort]:
+    """Ports of instances in the order of their NICs."""
+    found: list[BoundPort] = []
     for start in range(0, len(instance_ids), ID_CHUNK):
         params: dict[str, Value] = {}
         chosen = any_of("p.device_id", instance_ids[start : start + ID_CHUNK], params, "i")
         rows = await store.read(
-            "SELECT p.*, n.revision AS network_revision FROM ports p JOIN networks n ON n.id = p.network_id "  # noqa: S608
-            f"WHERE {chosen} AND p.position IS NOT NULL ORDER BY p.device_id, p.position",
+            "SELECT p.*, n.revision AS network_revision, n.reach AS network_reach FROM ports p "  # noqa: S608
+            f"JOIN networks n ON n.id = p.network_id WHERE {chosen} AND p.position IS NOT NULL "
+            "ORDER BY p.device_id, p.position",
             params,
         )
-        found += [(PORTS.record(row), row["network_revision"]) for row in rows]
+        found += [BoundPort(PORTS.record(row), row["network_revision"], row["network_reach"]) for row in rows]
     return found
 
 

@@ -1,0 +1,92 @@
+"""SQL of where networks reach: which hosts have ports of them, and who must be told when these change.
+
+A host has a network while a port of it is bound there (`host`) or on its way there (`next_host`). Called by the network
+room alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from instar.store.contract import Statement, Store, Value
+from instar.store.network_records import any_of
+
+_OWN = "SELECT network_id FROM ports WHERE device_id = :instance_id AND position IS NOT NULL"
+_FIRST_HERE = "OR NOT EXISTS (SELECT 1 FROM ports p WHERE p.network_id = networks.id AND p.host = :host)"
+_GROW = """
+UPDATE networks SET reach = reach + 1 WHERE id IN ({own} AND (host <> :host OR next_host <> '')) AND (
+    EXISTS (SELECT 1 FROM ports o WHERE o.device_id = :instance_id AND o.network_id = networks.id AND o.next_host <> '')
+    OR EXISTS (
+        SELECT 1 FROM ports o WHERE o.device_id = :instance_id AND o.network_id = networks.id AND o.host <> ''
+        AND o.host <> :host AND NOT EXISTS (SELECT 1 FROM ports p WHERE p.network_id = networks.id AND p.host = o.host
+            AND p.device_id <> :instance_id))
+    {first_here}
+) RETURNING id
+"""
+
+
+def reach_grow(instance_id: str, host: str) -> Statement:
+    """To come before the instance's ports are bound to `host` (empty: to none, or they go). The networks that a host
+    gets or loses by this grow in `reach`; returns their ids."""
+    sql = _GROW.format(own=_OWN, first_here=_FIRST_HERE if host else "")
+    return Statement(sql, {"instance_id": instance_id, "host": host})
+
+
+def ports_bind_ahead(instance_id: str, next_host: str, now: int) -> list[Statement]:
+    """The ports will be on `next_host` (empty: they stay where they are). The first returns the networks' ids."""
+    params: dict[str, Value] = {"instance_id": instance_id, "next_host": next_host}
+    return [
+        Statement(
+            f"UPDATE networks SET reach = reach + 1 WHERE id IN ({_OWN} AND next_host <> :next_host) "  # noqa: S608
+            "RETURNING id",
+            params,
+        ),
+        Statement(
+            "UPDATE ports SET next_host = :next_host, revision = revision + 1, updated_at = :now "
+            "WHERE device_id = :instance_id AND position IS NOT NULL AND next_host <> :next_host",
+            {**params, "now": now},
+        ),
+    ]
+
+
+async def network_hosts(store: Store, network_id: str) -> frozenset[str]:
+    """Hosts that have the network. Jumps from host to host in the index: a host may have many thousand ports."""
+    rows = await store.read(
+        """WITH RECURSIVE seen(host) AS (
+             SELECT MIN(host) FROM ports WHERE network_id = :id AND host > ''
+             UNION ALL
+             SELECT (SELECT MIN(p.host) FROM ports p WHERE p.network_id = :id AND p.host > seen.host)
+               FROM seen WHERE seen.host IS NOT NULL)
+           SELECT host FROM seen WHERE host IS NOT NULL
+           UNION SELECT next_host FROM ports WHERE network_id = :id AND next_host <> ''""",
+        {"id": network_id},
+    )
+    return frozenset(row["host"] for row in rows)
+
+
+async def instances_to_tell(store: Store, network_ids: Iterable[str]) -> set[str]:
+    """One instance for each of the networks' hosts, by which its definition is told; one that is idle if there is one,
+    since the others are told only when their operation has ended."""
+    params: dict[str, Value] = {}
+    chosen = any_of("p.network_id", sorted(network_ids), params, "n")
+    rows = await store.read(
+        "SELECT MIN(CASE WHEN i.task_state IS NULL THEN p.device_id END) AS idle, MIN(p.device_id) AS busy "  # noqa: S608
+        f"FROM ports p JOIN instances i ON i.id = p.device_id WHERE {chosen} AND p.position IS NOT NULL "
+        "AND p.host <> '' GROUP BY p.network_id, p.host",
+        params,
+    )
+    return {row["idle"] or row["busy"] for row in rows}
+
+
+class _Addressed(msgspec.Struct):
+    """Of a host's inventory, what is wanted here."""
+
+    host_ip: str = ""
+
+
+async def host_addresses(store: Store) -> dict[str, str]:
+    """Host → the address that it reported."""
+    rows = await store.read("SELECT name, inventory FROM hosts")
+    decoder = msgspec.msgpack.Decoder(_Addressed)
+    return {row["name"]: decoder.decode(row["inventory"]).host_ip for row in rows}
