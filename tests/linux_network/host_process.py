@@ -34,7 +34,10 @@ def _mount_own_directories() -> None:
 
 
 async def _serve(folder: Path, cloud_id: str, address: str) -> None:
-    host = LinuxNetwork(state_dir=folder, cloud_id=cloud_id, underlay_address=address)
+    def made() -> LinuxNetwork:
+        return LinuxNetwork(state_dir=folder, cloud_id=cloud_id, underlay_address=address)
+
+    host = made()
     await host.open()
     _say("ready")
     while line := await asyncio.to_thread(sys.stdin.buffer.readline):
@@ -45,6 +48,7 @@ async def _serve(folder: Path, cloud_id: str, address: str) -> None:
             elif call.name == "ensure_no_ports":
                 _say(await host.ensure_no_ports(call.instance_id))
             elif call.name == "open":
+                host = made()  # as a new process does: it knows what the records tell
                 _say(await host.open())
             elif call.name == "census":
                 _say(await host.census())

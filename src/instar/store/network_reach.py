@@ -13,23 +13,22 @@ from instar.store.contract import Statement, Store, Value
 from instar.store.network_records import any_of
 
 _OWN = "SELECT network_id FROM ports WHERE device_id = :instance_id AND position IS NOT NULL"
-_FIRST_HERE = "OR NOT EXISTS (SELECT 1 FROM ports p WHERE p.network_id = networks.id AND p.host = :host)"
+_FIRST_HERE = "NOT EXISTS (SELECT 1 FROM ports p WHERE p.network_id = o.network_id AND p.host = :host) OR"
+# From the instance's few ports on, by its index: from the network on it would walk through all ports of that.
 _GROW = """
-UPDATE networks SET reach = reach + 1 WHERE id IN ({own} AND (host <> :host OR next_host <> '')) AND (
-    EXISTS (SELECT 1 FROM ports o WHERE o.device_id = :instance_id AND o.network_id = networks.id AND o.next_host <> '')
-    OR EXISTS (
-        SELECT 1 FROM ports o WHERE o.device_id = :instance_id AND o.network_id = networks.id AND o.host <> ''
-        AND o.host <> :host AND NOT EXISTS (SELECT 1 FROM ports p WHERE p.network_id = networks.id AND p.host = o.host
-            AND p.device_id <> :instance_id))
-    {first_here}
-) RETURNING id
+UPDATE networks SET reach = reach + 1 WHERE id IN (
+    SELECT o.network_id FROM ports o WHERE o.device_id = :instance_id AND o.position IS NOT NULL AND (
+        o.next_host <> '' OR (o.host <> :host AND ({first_here} (o.host <> '' AND NOT EXISTS (
+            SELECT 1 FROM ports p WHERE p.network_id = o.network_id AND p.host = o.host AND p.device_id <> :instance_id
+        ))))))
+RETURNING id
 """
 
 
 def reach_grow(instance_id: str, host: str) -> Statement:
     """To come before the instance's ports are bound to `host` (empty: to none, or they go). The networks that a host
     gets or loses by this grow in `reach`; returns their ids."""
-    sql = _GROW.format(own=_OWN, first_here=_FIRST_HERE if host else "")
+    sql = _GROW.format(first_here=_FIRST_HERE if host else "")
     return Statement(sql, {"instance_id": instance_id, "host": host})
 
 
