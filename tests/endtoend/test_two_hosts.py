@@ -30,7 +30,7 @@ class TwoHosts:
 
     def __init__(self, cloud: RunningCloud) -> None:
         self.cloud = cloud
-        self.hosts = {name: LocalHost(cloud.directory / "hosts" / name) for name in HOSTS}
+        self.hosts = {name: LocalHost(cloud.directory / "hosts", name) for name in HOSTS}
         self.guests = {name: Guest(cloud, self._build(name)) for name in HOSTS}
         for guest in self.guests.values():
             cloud.settled(guest.id, "ACTIVE", within_s=ACTIVE_MAX_S)

@@ -74,7 +74,7 @@ def agent(
     """
     settings = load(config)
     configure_log(log_format, log_level or settings.log_level)
-    host = LocalHost((directory / "hosts" / name).absolute())
+    host = LocalHost(directory.absolute() / "hosts", name)
     if not host.directory.is_dir():
         raise StartupError(f"{directory} has no host {name}.")
     with _alone(host):

@@ -17,7 +17,7 @@ _name = click.argument("name")
 
 def _host(directory: Path | None, name: str) -> LocalHost:
     check_machine()
-    host = LocalHost((directory or default_dir()).absolute() / "hosts" / name)
+    host = LocalHost((directory or default_dir()).absolute() / "hosts", name)
     if not host.directory.is_dir():
         raise StartupError(f"There is no host {name} in {host.directory.parent}.")
     return host

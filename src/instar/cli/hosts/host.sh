@@ -19,6 +19,10 @@ mkdir -p -m 0711 "$runtime" "$runtime/netns" "$runtime/net" /run/netns /run/inst
 umount -R -l /run/netns 2>/dev/null || :
 mount --bind "$runtime/netns" /run/netns
 mount --bind "$runtime/net" /run/instar-net
+# The machine's service manager knows nothing of this host's processes: libvirtd must not ask it about them.
+for manager in /run/systemd /run/dbus; do
+    [ ! -d "$manager" ] || mount -t tmpfs -o mode=0755,size=1m tmpfs "$manager"
+done
 
 # Each start of the host is one of its own, as the kernel's is to a machine.
 cat /proc/sys/kernel/random/uuid >"$runtime/boot-id"

@@ -26,6 +26,7 @@ from instar.hypervisor.libvirt.host_paths import HostPaths
 START_MAX_S = 15.0
 END_MAX_S = 30.0
 POLL_S = 0.02
+NAME_MAX = 63
 OFF = "off"  # the file that keeps a host from being started
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 PROGRAMS = ("unshare", "nsenter", "setpriv", "setsid", "tini", "hostname", "flock", "ip", "nft")
@@ -44,18 +45,18 @@ def check_machine() -> None:
 def local_hosts_of(hosts_dir: Path) -> list[LocalHost]:
     """Every host that ever was in this directory, in the order of their numbers."""
     names = [path.name for path in hosts_dir.iterdir() if path.is_dir()] if hosts_dir.is_dir() else []
-    hosts = [LocalHost(hosts_dir / name) for name in names if _NAME.fullmatch(name)]
+    hosts = [LocalHost(hosts_dir, name) for name in names if _NAME.fullmatch(name)]
     return sorted(hosts, key=lambda host: (len(host.name), host.name))
 
 
 class LocalHost:
-    """The host whose name and state are those of `directory`."""
+    """The host `name` of the cloud whose hosts are in `hosts_dir`. Raises StartupError for what cannot be a name."""
 
-    def __init__(self, directory: Path) -> None:
-        self.name = directory.name
-        if not _NAME.fullmatch(self.name) or len(self.name) > 63:
-            raise StartupError(f"{self.name!r} cannot be the name of a host.")
-        paths = HostPaths(directory)
+    def __init__(self, hosts_dir: Path, name: str) -> None:
+        if not _NAME.fullmatch(name) or len(name) > NAME_MAX:
+            raise StartupError(f"{name[:NAME_MAX]!r} cannot be the name of a host.")
+        self.name = name
+        paths = HostPaths(hosts_dir / name)
         self.directory = paths.state_dir
         self.runtime = paths.runtime
 

@@ -50,15 +50,24 @@ class LocalHosts:
         self._table = table
         self._log_format = log_format
         self._underlay = Underlay(state.cloud_id, state.hosts / "underlay")
-        self._hosts = [LocalHost(state.hosts / f"host-{number}") for number in range(1, count + 1)]
+        self._hosts = [LocalHost(state.hosts, f"host-{number}") for number in range(1, count + 1)]
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._plugging = asyncio.Lock()
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
-        """Every host is up and has reported, or is switched off, or had its time. Raises StartupError."""
+        """Every host is up and has reported, or is switched off, or had its time. Raises StartupError; what was started is
+        ended again then."""
         check_machine()
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _open(self) -> None:
         self._state.hosts.mkdir(mode=MODE, exist_ok=True)
-        await self._underlay.ensure()
+        await self._underlay.ensure()  # here too, where it may end the start
         server = BusServer(self._bus, self._state.bus_socket)
         await server.open()
         self._stack.push_async_callback(server.close)
@@ -107,7 +116,10 @@ class LocalHosts:
                 continue
             began = time.monotonic()
             try:
-                await self._underlay.connect(number, await asyncio.to_thread(host.ensure_started))
+                process = await asyncio.to_thread(host.ensure_started)
+                async with self._plugging:
+                    await self._underlay.ensure()
+                    await self._underlay.connect(number, process)
                 agent = await asyncio.to_thread(self._start_agent, host, number)
                 code = await self._ended(agent)
                 log.warning("agent.ended", host=host.name, code=code, lived_s=round(time.monotonic() - began, 1))
