@@ -68,7 +68,7 @@ class SimulatedTwoHosts:
         return host.hypervisor.faults.memory(instance_id)
 
     async def cut(self) -> None:
-        self.source.hypervisor.faults.down = True
+        self.source.hypervisor.faults.cut_off = True
 
     async def mend(self) -> None:
         self.source.hypervisor.faults.clear()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from instar.hypervisor.simulated.records import Change
+from instar.hypervisor.simulated.records import Change, LogRecord, Together
 
 _FRAME = struct.Struct("<II")  # length of the body, its CRC-32
 RECORD_MAX_BYTES = 16 << 20  # a length beyond this is garbage, not a record
@@ -22,13 +22,13 @@ COMPACT_MIN_BYTES = 32 << 20  # below this a log is not worth rewriting while th
 COMPACT_GROWTH = 4  # rewritten when it is so many times as big as after the last rewriting
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Change).decode
+_decode = msgspec.msgpack.Decoder(LogRecord).decode
 
 
-def framed(changes: Iterable[Change]) -> bytes:
+def framed(records: Iterable[LogRecord]) -> bytes:
     parts: list[bytes] = []
-    for change in changes:
-        body = _encode(change)
+    for record in records:
+        body = _encode(record)
         parts += (_FRAME.pack(len(body), zlib.crc32(body)), body)
     return b"".join(parts)
 
@@ -43,7 +43,7 @@ class ChangeLog:
         self._bytes_rewritten = 0
 
     def read(self) -> Iterator[Change]:
-        """Every whole record, oldest first. Ends at the first torn one: nothing was appended after it."""
+        """The changes of every whole record, oldest first. Ends at the first torn one: nothing was appended after it."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -55,7 +55,11 @@ class ChangeLog:
             body = content[position : position + length]
             if length > RECORD_MAX_BYTES or len(body) < length or zlib.crc32(body) != checksum:
                 return
-            yield _decode(body)
+            record = _decode(body)
+            if isinstance(record, Together):
+                yield from record.changes
+            else:
+                yield record
             position += length
 
     def rewrite(self, changes: Iterable[Change]) -> None:
@@ -68,11 +72,11 @@ class ChangeLog:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._bytes = self._bytes_rewritten = len(content)
 
-    def append(self, changes: Iterable[Change]) -> None:
-        """Add changes. Raises OSError when they could not be written whole."""
+    def append(self, changes: tuple[Change, ...]) -> None:
+        """Add changes, all of them or none. Raises OSError when they could not be written whole."""
         if self._fd is None:
             raise OSError("the log of the simulated hosts is closed")
-        content = framed(changes)
+        content = framed(changes if len(changes) == 1 else (Together(changes),))
         if os.write(self._fd, content) < len(content):
             os.ftruncate(self._fd, self._bytes)  # a torn record would hide all that is appended after it
             raise OSError("the log of the simulated hosts could not be written")

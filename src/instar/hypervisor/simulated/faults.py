@@ -52,6 +52,15 @@ class HostFaults:
     def down(self, down: bool) -> None:
         self._machine.set_away(down)
 
+    @property
+    def cut_off(self) -> bool:
+        """No stream to or from other hosts goes through; commands reach the host all the same."""
+        return self._machine.cut_off
+
+    @cut_off.setter
+    def cut_off(self, cut_off: bool) -> None:
+        self._machine.cut_off = cut_off
+
     # --- calls ----------------------------------------------------------------------------------------------------
 
     def fail_next(
@@ -76,7 +85,7 @@ class HostFaults:
         self.release()
         self._planned = None
         self.down = self.disk_full = self.ignores_acpi = self.reboots_on_acpi = False
-        self.keeps_devices = self.live_never_converges = False
+        self.keeps_devices = self.live_never_converges = self.cut_off = False
 
     async def meet(self, method: str, *, after_work: bool) -> None:
         """Suffer what is planned for this call. Raises the planned error, HypervisorUnavailable when down."""

@@ -60,7 +60,7 @@ class Machine:
     """State of one host. `record` keeps changes; each public method is one atomic change of the host."""
 
     __slots__ = (
-        "_missed", "_record", "_waiting", "aside", "away", "contents", "directories", "guests", "images",
+        "_missed", "_record", "_waiting", "aside", "away", "contents", "cut_off", "directories", "guests", "images",
         "last_domain_id", "name", "on_event", "ports",
     )  # fmt: skip
 
@@ -75,6 +75,7 @@ class Machine:
         self.last_domain_id = 0
         self.on_event: Callable[[GuestEvent], None] | None = None
         self.away = False  # the hypervisor's daemon; guests go on without it
+        self.cut_off = False  # no other host reaches it, and it reaches none
         self._missed: dict[str, None] = {}  # instances that changed while it was away, oldest first
         self._record = record
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}

@@ -117,6 +117,13 @@ class Moves:
         if instance_id in self._machine.aside:
             self._machine.change(AsideGone(self._machine.name, instance_id))
 
+    def _reach(self, host: str) -> Machine | None:
+        """The machine of that name, where it can be reached from this one."""
+        machine = self._find(host)
+        if machine is None or machine is self._machine:
+            return machine
+        return None if machine.away or machine.cut_off or self._machine.cut_off else machine
+
     def _offer_of(self, disks: dict[str, SimulatedDisk]) -> DiskOffer:
         files = (
             DiskFile(name, disk.size_bytes, disk.size_bytes, disk.image_sha256 or None) for name, disk in disks.items()
@@ -128,8 +135,8 @@ class Moves:
         if self._machine.away:
             raise HypervisorUnavailable(host=self._machine.name)
         host = offer.source.host
-        source = self._find(host)
-        if source is None or source.away:
+        source = self._reach(host)
+        if source is None:
             raise StreamBroken(host=host, reason="the host cannot be reached")
         directory = source.aside.get(instance_id)
         if directory is None or any(file.name not in directory.disks for file in offer.disks):
@@ -155,9 +162,8 @@ class Moves:
         """Base images and empty disks for the guest are here."""
         check_id(instance_id)
         machine = self._machine
-        source = self._find(offer.source.host)
         images = self._images_of(offer)
-        if images and (source is None or source.away):
+        if images and self._reach(offer.source.host) is None:
             raise StreamBroken(host=offer.source.host, reason="the host cannot be reached")
         here = machine.disks_of(instance_id)
         missing = [file for file in offer.disks if file.name not in here]
@@ -207,8 +213,8 @@ class Moves:
 
     def _ready(self, wanted: SimulatedGuest, target: LiveTarget) -> Machine:
         """The target's machine, which can receive the guest. Raises HypervisorError."""
-        other = self._find(target.address.host)
-        if other is None or other is self._machine or other.away:
+        other = self._reach(target.address.host)
+        if other is None or other is self._machine:
             raise HypervisorError(reason=f"host {target.address.host} cannot be reached")
         instance_id = wanted.instance_id
         there = other.disks_of(instance_id)

@@ -196,6 +196,15 @@ Change = (
 )
 
 
+class Together(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Changes of one moment, also of two hosts: after a crash either all of them are in the log or none."""
+
+    changes: tuple[Change, ...]
+
+
+LogRecord = Change | Together
+
+
 def simulated_port(port: PortDefinition) -> SimulatedPort:
     addresses = tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in port.fixed_ips)
     return SimulatedPort(port.id, port.network.id, port.tap_name, port.mac_address, addresses)
