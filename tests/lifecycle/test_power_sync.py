@@ -181,8 +181,7 @@ async def test_guests_that_should_run_are_started_after_a_restart_of_their_host_
     async with plane(tmp_path, boot_id="boot-1") as one:
         await one.prepare(image_file)
         running, stopped = await guests_of_all_kinds(one)
-        machine = faults(one, running.host)._machine
-        boots = machine.directories[running.id].boots
+        boots = faults(one, running.host).boots(running.id)
         for host in one.hosts:
             faults(one, host).host_restarts()
     async with plane(tmp_path, boot_id="boot-2") as one:
@@ -196,7 +195,7 @@ async def test_guests_that_should_run_are_started_after_a_restart_of_their_host_
         ended = await until_state(one, running.id, _V.ACTIVE)
         assert ended.power_state is _P.RUNNING
         assert await actions_of(one, running.id) == ["reboot", "create"]
-        assert machine.directories[running.id].boots == boots + 1, "its disk is another one"
+        assert faults(one, running.host).boots(running.id) == boots + 1, "its disk is another one"
         await asyncio.sleep(0.1)
         assert (await one.fetch(stopped.id)).vm_state is _V.STOPPED
         assert await actions_of(one, stopped.id) == ["stop", "create"]
