@@ -333,7 +333,7 @@ async def test_one_image_is_verified_in_a_sweep_and_none_twice(host: Host, monke
 
 
 async def test_the_sweep_comes_by_itself_after_a_new_image(tmp_path: Path) -> None:
-    settings = LibvirtSettings(image_cache_max_gib=0, image_cache_keep_s=0, image_cache_sweep_s=1e6)
+    settings = LibvirtSettings(image_cache_keep_s=0, image_cache_unused_s=0, image_cache_sweep_s=1e6)
     host = Host(tmp_path, settings, by_itself=True)
     await host.images.open()
     try:

@@ -110,6 +110,7 @@ class ImageCache:
                 copy.add_done_callback(lambda _done: self._copies.pop(image.sha256, None))
             # Shielded: a caller that is cancelled must not take the copy from the others.
             await asyncio.shield(copy)
+        self.sweeper.want()  # when it is no longer held
 
     async def _evict(self, sha256: str, *, used_at: float) -> bool:
         async with self._gate:
@@ -134,7 +135,6 @@ class ImageCache:
             await asyncio.to_thread(part.unlink, missing_ok=True)
         self._notes.used(image.sha256)
         self._notes.checked(image.sha256, facts, right=True)
-        self.sweeper.want()
         log.info("image.cached", image=image.id, bytes=image.size_bytes, took_s=round(time.monotonic() - started, 3))
 
     def _fetch(self, image: ImageSource, part: Path, deadline: float) -> None:
