@@ -150,6 +150,18 @@ class LibvirtSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, _setting("starting a guest may take so long; the first of a host probes the emulator", "seconds", gt=0)
     ] = 120.0
     destroy_timeout_s: Annotated[float, _setting("ending a guest may take so long", "seconds", gt=0)] = 60.0
+    memory_timeout_s: Annotated[
+        float, _setting("saving a guest's memory, or bringing it back, may take so long", "seconds", gt=0)
+    ] = 600.0
+    unplug_timeout_s: Annotated[
+        float, _setting("a running guest has so long to let go of a device", "seconds", gt=0)
+    ] = 20.0
+    agent_timeout_s: Annotated[
+        int, _setting("a guest agent may take so long to answer", "seconds", ge=1)
+    ] = 10
+    copy_timeout_s: Annotated[
+        float, _setting("copying a disk (snapshot, another volume) may take so long", "seconds", gt=0)
+    ] = 14_400.0
     acpi_retry_s: Annotated[
         float, _setting("the power button is pressed again after: a guest that still booted had no ears", "seconds", gt=0)
     ] = 10.0

@@ -1,6 +1,7 @@
 """The disks of instances: qcow2 overlays on cached base images, and blank disks.
 
-The driver calls it. A disk that exists is never touched; a new one appears under its name only when it is complete.
+The driver calls it. A disk that exists is never touched, but to make it larger or to give it another name; a new one
+appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -12,11 +13,21 @@ import shutil
 import uuid
 from pathlib import Path
 
+import msgspec
+
 from instar.errors import HypervisorError
 from instar.hypervisor.libvirt.host_command import run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import DiskDefinition
+
+KEPT_SUFFIX = "kept"
+
+
+class _DiskInfo(msgspec.Struct, frozen=True, rename="kebab"):
+    """Of the output of qemu-img info."""
+
+    virtual_size: int
 
 
 class InstanceDisks:
@@ -45,6 +56,45 @@ class InstanceDisks:
             await asyncio.to_thread(self._publish, part, path)
         finally:
             await asyncio.to_thread(part.unlink, missing_ok=True)
+
+    async def ensure_size(self, instance_id: str, disk: DiskDefinition) -> None:
+        """The disk that exists is at least so large. Raises DiskFull, HypervisorError."""
+        path = self._paths.disk(instance_id, disk.name)
+        if await self.virtual_size_bytes(path) >= disk.size_bytes:
+            return
+        command = ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(disk.size_bytes)]
+        await run_limited(command, settings=self._settings, host=self._host, writes_to=path)
+
+    async def virtual_size_bytes(self, path: Path) -> int:
+        """The size of the disk in a qcow2 file, as a guest sees it."""
+        command = ["qemu-img", "info", "-f", "qcow2", "--output=json", str(path)]
+        output = await run_limited(command, settings=self._settings, host=self._host, writes_to=path)
+        return msgspec.json.decode(output, type=_DiskInfo).virtual_size
+
+    async def ensure_no_disk(self, instance_id: str, name: str) -> None:
+        path = self._paths.disk(instance_id, name)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    async def ensure_kept(self, instance_id: str, name: str) -> None:
+        """The disk has the name of one that was put away, unless one is put away already."""
+        await asyncio.to_thread(self._keep, self._paths.disk(instance_id, name), self._kept(instance_id, name))
+
+    async def ensure_restored(self, instance_id: str, name: str) -> None:
+        """What was put away is the disk again; one that took its place is gone."""
+        await asyncio.to_thread(self._restore, self._kept(instance_id, name), self._paths.disk(instance_id, name))
+
+    def _kept(self, instance_id: str, name: str) -> Path:
+        return self._paths.disk(instance_id, name + KEPT_SUFFIX)
+
+    def _keep(self, path: Path, kept: Path) -> None:
+        if not kept.exists() and path.exists():
+            path.rename(kept)
+            _sync_directory(path.parent)
+
+    def _restore(self, kept: Path, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(kept, path)  # noqa: PTH105 - the one word that says it overwrites
+            _sync_directory(path.parent)
 
     async def ensure_none(self, instance_id: str) -> None:
         """The instance's directory is gone with all that is in it."""
@@ -75,6 +125,15 @@ class InstanceDisks:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)
         self._paths.release_link()
+
+
+def _sync_directory(directory: Path) -> None:
+    """A new name outlives a power failure. Blocking."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def supports_direct_io(directory: Path) -> bool:

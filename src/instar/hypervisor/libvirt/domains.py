@@ -6,10 +6,13 @@ They run in the connection's threads. A domain may vanish between two calls: tha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import libvirt
 
+from instar.errors import HypervisorError
 from instar.hypervisor.libvirt.domain_xml import METADATA_URI, owner_of
 from instar.model.guest import GuestState
 from instar.model.states import PowerState
@@ -80,6 +83,28 @@ def start(connection: Any, instance_id: str, xml: str) -> GuestState:
         domain = connection.defineXML(xml)
     domain.create()
     return observe(connection, instance_id)
+
+
+def disk_elements(domain: Any) -> list[ET.Element]:
+    """The disks that the domain has now, without its cdroms."""
+    xml = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))  # noqa: S314 - libvirtd's own text
+    return [disk for disk in xml.findall("devices/disk") if disk.get("device", "disk") == "disk"]
+
+
+def disk_of_file(domain: Any, path: Path) -> ET.Element | None:
+    """The domain's disk in this file."""
+    for disk in disk_elements(domain):
+        source = disk.find("source")
+        if source is not None and source.get("file") == str(path):
+            return disk
+    return None
+
+
+def refuse_disk_in_use(connection: Any, instance_id: str, path: Path) -> None:
+    """Raises HypervisorError when a guest that runs has its disk in this file."""
+    domain = find(connection, instance_id)
+    if domain is not None and domain.isActive() and disk_of_file(domain, path) is not None:
+        raise HypervisorError(reason="the running guest uses the disk")
 
 
 def resume(connection: Any, instance_id: str) -> GuestState:

@@ -20,7 +20,7 @@ import structlog
 from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
 from instar.hypervisor.console_offer import SocketGrants, console_name, grant_console
 from instar.hypervisor.contract import HostNetwork
-from instar.hypervisor.libvirt import acceleration, config_drive, console, domains
+from instar.hypervisor.libvirt import acceleration, config_drive, console, domains, memory
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.disks import InstanceDisks, supports_direct_io
 from instar.hypervisor.libvirt.domain_xml import DomainFiles, HostFacts, domain_xml
@@ -185,9 +185,7 @@ class LibvirtHypervisor(NotYet):
             await self._disks.ensure(instance_id, disk)
 
     async def ensure_no_disks(self, instance_id: str) -> None:
-        self._paths.instance(instance_id)
-        if (await self.observe(instance_id)).domain_id is not None:
-            raise HypervisorError(reason="the guest still runs, its disks are not removed")
+        await self._must_be_off(instance_id)
         await self._disks.ensure_none(instance_id)
 
     async def ensure_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
@@ -245,6 +243,37 @@ class LibvirtHypervisor(NotYet):
         if not keep_disks:
             await self._disks.ensure_none(instance_id)
 
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    async def ensure_paused(self, instance_id: str) -> GuestState:
+        return await self._connection.run(lambda connection: memory.pause(connection, instance_id))
+
+    async def ensure_suspended(self, instance_id: str) -> GuestState:
+        limit_s = self._settings.memory_timeout_s
+        return await self._connection.run(lambda connection: memory.save(connection, instance_id), timeout_s=limit_s)
+
+    # --- disks --------------------------------------------------------------------------------------------------------
+
+    async def ensure_disk_size(self, instance_id: str, disk: DiskDefinition) -> None:
+        await self._must_be_off(instance_id)
+        await self.ensure_disk(instance_id, disk)
+        await self._disks.ensure_size(instance_id, disk)
+
+    async def ensure_no_disk(self, instance_id: str, name: str) -> None:
+        path = self._paths.disk(instance_id, name)
+        await self._connection.run(lambda connection: domains.refuse_disk_in_use(connection, instance_id, path))
+        await self._disks.ensure_no_disk(instance_id, name)
+
+    async def ensure_disk_kept(self, instance_id: str, name: str) -> None:
+        await self._must_be_off(instance_id)
+        await self._disks.ensure_kept(instance_id, name)
+
+    async def ensure_disk_restored(self, instance_id: str, name: str) -> None:
+        await self._must_be_off(instance_id)
+        await self._disks.ensure_restored(instance_id, name)
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:
         length = min(length_bytes, self._settings.console_read_max_bytes)
         return await asyncio.to_thread(console.read_tail, self._paths.console_log(instance_id), length)
@@ -261,9 +290,18 @@ class LibvirtHypervisor(NotYet):
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
+    async def _must_be_off(self, instance_id: str) -> None:
+        self._paths.instance(instance_id)
+        if (await self.observe(instance_id)).domain_id is not None:
+            raise HypervisorError(reason="the guest still runs, its disks are left alone")
+
     async def _start(self, guest: GuestDefinition) -> GuestState:
-        """Define and start the guest; its config drive is written anew, for what it says may have changed."""
-        if guest.config_drive is not None:
+        """Define and start the guest, or let it go on from its saved memory. In the first case its config drive is
+        written anew, for what it says may have changed; a guest with a memory still knows the old one."""
+        saved = await self._connection.run(
+            lambda connection: memory.is_saved(domains.find(connection, guest.instance_id))
+        )
+        if guest.config_drive is not None and not saved:
             await config_drive.write_config_drive(
                 guest.config_drive,
                 self._paths.config_drive(guest.instance_id),
@@ -273,10 +311,11 @@ class LibvirtHypervisor(NotYet):
         files = await asyncio.to_thread(self._domain_files, guest)
         xml = domain_xml(guest, files, self._facts, settings=self._settings, bridge_name=self._network.bridge_name)
         self._events.expect(guest.instance_id)
+        begin = memory.bring_back if saved else domains.start
+        limit_s = self._settings.memory_timeout_s if saved else self._settings.start_timeout_s
         async with self._starts:
             return await self._connection.run(
-                lambda connection: domains.start(connection, guest.instance_id, xml),
-                timeout_s=self._settings.start_timeout_s,
+                lambda connection: begin(connection, guest.instance_id, xml), timeout_s=limit_s
             )
 
     async def _until_running(self, instance_id: str, state: GuestState) -> GuestState:
