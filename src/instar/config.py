@@ -204,6 +204,16 @@ class LibvirtSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     program_memory_mib: Annotated[int, _setting("memory that qemu-img and genisoimage may use", "MiB", ge=1)] = 2048
 
 
+class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    volumes: Annotated[int, _setting("volumes of a project", "volumes", ge=-1)] = 10
+    snapshots: Annotated[int, _setting("snapshots of a project", "snapshots", ge=-1)] = 10
+    gigabytes: Annotated[int, _setting("volumes and snapshots of a project together", "GiB", ge=-1)] = 1000
+    per_volume_gigabytes: Annotated[int, _setting("largest volume", "GiB", ge=-1)] = -1
+    copies_max: Annotated[int, _setting("volumes that are copied at once", "copies", ge=1)] = 2
+    copy_deadline_s: Annotated[float, _setting("longest a copy of a volume may take", "seconds", gt=0)] = 3600
+    address: Annotated[str, _setting("address where other hosts reach volumes (NBD, TCP); empty: only this machine")] = ""
+
+
 class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[int, _setting("simulated hosts in this process", "hosts", ge=0)] = 1
     vcpus: Annotated[int, _setting("vcpus of each", "vcpus", ge=1)] = 64
@@ -238,6 +248,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
     libvirt: LibvirtSettings = LibvirtSettings()
+    volume: VolumeSettings = VolumeSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
 

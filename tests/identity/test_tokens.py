@@ -31,7 +31,7 @@ async def test_a_password_gives_a_token_with_user_project_roles_and_catalog(clou
     urls = {service["type"]: {point["interface"]: point["url"] for point in service["endpoints"]}
             for service in token["catalog"]}  # fmt: skip
     assert urls["compute"] == dict.fromkeys(("public", "internal", "admin"), f"{cloud.url}/compute/v2.1")
-    assert set(urls) == {"identity", "compute", "image", "network"}
+    assert set(urls) == {"identity", "compute", "image", "network", "block-storage", "volumev3"}
     assert cloud.first.demo_password not in answer.text
 
 

@@ -17,6 +17,7 @@ from instar.agent.fence import Fence
 from instar.bus.contract import Bus
 from instar.bus.memory import MemoryBus
 from instar.cli.state_dir import StateDir
+from instar.cli.volume_images import ImagesForVolumes
 from instar.config import Settings
 from instar.engine.conductor import Conductor
 from instar.hypervisor.contract import Hypervisor
@@ -31,6 +32,7 @@ from instar.scheduling.scheduler import Scheduler
 from instar.store.flavors import bootstrap_flavors
 from instar.store.quotas import quota_limits
 from instar.store.sqlite import SqliteStore
+from instar.volumes.local import LocalVolumes
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -65,9 +67,10 @@ class ControlPlane:
         self.bus = MemoryBus()
         self.images = LocalImages(self.store, state.path, settings.image)
         self.networks = LocalNetworks(self.store, settings.network, ports_changed=self._ports_changed)
+        self.volumes = LocalVolumes(self.store, state.path, settings.volume, ImagesForVolumes(self.images))
         self.hosts = HostTable(self.store, settings)
         self.scheduler = Scheduler(self.store, self.hosts, settings)
-        self.cloud = Cloud(self.store, self.bus, self.scheduler, self.images, self.networks, settings)
+        self.cloud = Cloud(self.store, self.bus, self.scheduler, self.images, self.networks, self.volumes, settings)
         self.lifecycle = Lifecycle(self.cloud, partial(quota_limits, self.store, settings.quota))
         self.agent = Agent(hypervisors, self.bus, Fence(state.fences), settings.host, boot_id=boot_id)
         self._agents_apart = agents_apart(self.bus, self.hosts) if agents_apart is not None else None
@@ -83,6 +86,7 @@ class ControlPlane:
             await bootstrap_flavors(self.store)
             await self._enter(self.bus)
             await self._enter(self.images)
+            await self._enter(self.volumes)  # guests that start find their volumes served
             self._stack.push_async_callback(self.networks.close)
             # Who listens to hosts' reports comes before the agent, who reports at once; the conductor finds hosts up.
             await self.hosts.open(self.bus)

@@ -14,6 +14,7 @@ from instar.cli.log_format import configure_log
 from instar.cli.state_dir import StateDir
 from instar.cli.up import default_dir
 from instar.errors import StartupError
+from instar.volumes.local import remove_exports
 
 # What only a cloud with real guests has in its directory.
 LIBVIRT_TRACES = ("libvirt", "instances", "cache", "network")
@@ -30,7 +31,7 @@ def down(directory: Path | None, delete: bool) -> None:
 
     \b
     Examples:
-      instar down --dir /srv/a              guests, disks and networks are gone; records and images stay
+      instar down --dir /srv/a              guests, disks and networks are gone; records, images and volumes stay
       instar down --dir /srv/a --delete     nothing stays
     """
     path = (directory or default_dir()).absolute()
@@ -49,6 +50,7 @@ def down(directory: Path | None, delete: bool) -> None:
             asyncio.run(remove_local_hosts(state.cloud_id, state.hosts))
             shutil.rmtree(state.hosts)
             state.bus_socket.unlink(missing_ok=True)
+        remove_exports(state.path)  # its guests are gone: nobody reads their volumes any more
         state.simulated_log.unlink(missing_ok=True)
         if delete:
             shutil.rmtree(path)

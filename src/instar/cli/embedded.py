@@ -36,6 +36,7 @@ from instar.networks.addresses import pick_free_cidr
 from instar.networks.api import network_service
 from instar.operator.service import operator_service
 from instar.scheduling.host_table import HostTable
+from instar.volumes.api import volume_service
 
 
 class Embedded:
@@ -84,6 +85,7 @@ class Embedded:
             identity_service(identity),
             image_api(control.images, list_limit_max=settings.api.list_limit_max),
             network_service(control.networks, settings),
+            volume_service(control.volumes, list_limit_max=settings.api.list_limit_max),
             compute_service(control.cloud, control.lifecycle, control.hosts, identity),
             operator_service(control.cloud, control.hosts),
         ]

@@ -24,6 +24,7 @@ SERVICES = (
     ("compute", "/compute/v2.1"),
     ("image", "/image"),
     ("network", "/network"),
+    ("volume", "/volume/v3"),
     ("operators", "/instar"),
 )
 

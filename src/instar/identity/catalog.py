@@ -25,6 +25,8 @@ SERVICES = (
     CatalogService("compute", "compute", "/compute/v2.1"),
     CatalogService("image", "image", "/image"),
     CatalogService("network", "network", "/network"),
+    CatalogService("cinder", "block-storage", "/volume/v3"),
+    CatalogService("cinderv3", "volumev3", "/volume/v3"),  # what clients call it that were made before its type was settled
 )
 
 

@@ -10,6 +10,7 @@ from instar.images.contract import ImageService
 from instar.networks.contract import NetworkService
 from instar.scheduling.scheduler import Scheduler
 from instar.store.contract import Store
+from instar.volumes.contract import VolumeService
 
 
 class Cloud(NamedTuple):
@@ -18,4 +19,5 @@ class Cloud(NamedTuple):
     scheduler: Scheduler
     images: ImageService
     networks: NetworkService
+    volumes: VolumeService
     settings: Settings

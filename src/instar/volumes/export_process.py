@@ -1,0 +1,225 @@
+"""The process that serves one volume's data: a qemu-storage-daemon of its own, found by its pid file. Blocking.
+
+Called by `exports.py` in threads, by `instar down`, and by nobody else. The process is nobody's child: it serves guests
+while the cloud is stopped, is restarted, or dies. What is secret (the export's name) goes through its monitor: the command
+line, which every user of the machine can read, has the path of the monitor alone. Every method may be called again.
+
+    RUNTIME/<volume id>.pid .mon .sock      RUNTIME is on a file system that a restart of the machine empties
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from instar.volumes.qmp import Monitor, MonitorError
+
+log = structlog.get_logger()
+
+PROGRAM = "qemu-storage-daemon"
+START_MAX_S = 20.0
+END_MAX_S = 10.0
+POLL_S = 0.01
+_DISK = "disk"
+_COPY = "copy-"
+# QEMU of a machine's own libvirtd does not run as root; this group lets it in, where there is one.
+_QEMU_GROUPS = ("libvirt-qemu",)
+
+
+class CopyState(NamedTuple):
+    """How far a copy is. `error` is the process's own text; None: it went well, or goes on."""
+
+    ended: bool
+    error: str | None
+
+
+class ExportProcess:
+    def __init__(self, runtime: Path, volume_id: str) -> None:
+        self._pid_file = runtime / f"{volume_id}.pid"
+        self._monitor = runtime / f"{volume_id}.mon"
+        self.socket = runtime / f"{volume_id}.sock"
+
+    def pid(self) -> int | None:
+        """The process, when it lives. Pids are used again: it must have our monitor on its command line."""
+        try:
+            pid = int(self._pid_file.read_text())
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (OSError, ValueError):
+            return None
+        ours = Path(words[0]).name == PROGRAM and any(str(self._monitor).replace(",", ",,") in word for word in words)
+        return pid if ours else None
+
+    def ensure_running(self, file: Path) -> int:
+        """The process runs and has the volume's file open. Returns its pid. Raises MonitorError."""
+        pid = self.pid()
+        if pid is None:
+            pid = self._start()
+        try:
+            with Monitor(self._monitor) as monitor:
+                if not any(node["node-name"] == _DISK for node in monitor.call("query-named-block-nodes", flat=True)):
+                    below = {"driver": "file", "filename": str(file), "discard": "unmap"}
+                    monitor.call("blockdev-add", driver="qcow2", node_name=_DISK, discard="unmap", file=below)
+        except MonitorError:
+            self.end()
+            raise
+        return pid
+
+    def serve(self, name: str, *, writable: bool) -> None:
+        """Clients of the socket find the volume under this name. Raises MonitorError."""
+        export_id = "rw" if writable else "ro"
+        with Monitor(self._monitor) as monitor:
+            exports = {one["id"] for one in monitor.call("query-block-exports")}
+            if export_id in exports:
+                return
+            if not self.socket.exists():
+                address = {"type": "unix", "data": {"path": str(self.socket)}}
+                monitor.call("nbd-server-start", addr=address, max_connections=0)
+                _let_qemu_in(self.socket)
+            monitor.call("block-export-add", type="nbd", id=export_id, node_name=_DISK, name=name, writable=writable)
+
+    def stop_serving(self) -> None:
+        """Clients are cut off, the process stays. Raises MonitorError."""
+        with Monitor(self._monitor) as monitor:
+            for one in monitor.call("query-block-exports"):
+                monitor.call("block-export-del", id=one["id"], mode="hard")
+            deadline = time.monotonic() + END_MAX_S
+            while monitor.call("query-block-exports"):
+                if time.monotonic() > deadline:
+                    raise MonitorError(description="a client is still being served")
+                time.sleep(POLL_S)
+
+    def size_bytes(self) -> int:
+        """Raises MonitorError."""
+        with Monitor(self._monitor) as monitor:
+            for node in monitor.call("query-named-block-nodes", flat=True):
+                if node["node-name"] == _DISK:
+                    return int(node["image"]["virtual-size"])
+        raise MonitorError(description="the volume is not open")
+
+    def resize(self, size_bytes: int) -> None:
+        """Raises MonitorError, also while the volume is served."""
+        with Monitor(self._monitor) as monitor:
+            monitor.call("block_resize", **{"node-name": _DISK, "size": size_bytes})
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def copy_start(self, copy_id: str, target: Path) -> None:
+        """The volume as it is at this moment goes to an empty qcow2 file of its size; guests may go on writing."""
+        name = _COPY + copy_id
+        with Monitor(self._monitor) as monitor:
+            below = {"driver": "file", "filename": str(target)}
+            monitor.call("blockdev-add", driver="qcow2", node_name=name, file=below)
+            monitor.call("blockdev-backup", job_id=name, device=_DISK, target=name, sync="full", auto_dismiss=False)
+
+    def copy_state(self, copy_id: str) -> CopyState:
+        """Raises MonitorError: there is no such copy, or no process."""
+        with Monitor(self._monitor) as monitor:
+            for job in monitor.call("query-jobs"):
+                if job["id"] == _COPY + copy_id:
+                    return CopyState(job["status"] == "concluded", job.get("error"))
+        raise MonitorError(description="the copy is gone")
+
+    def copies_end(self, copy_id: str | None = None) -> None:
+        """This copy (None: every copy) has ended, be it cancelled, and its file is closed. Raises MonitorError."""
+        wanted = None if copy_id is None else _COPY + copy_id
+        with Monitor(self._monitor) as monitor:
+            deadline = time.monotonic() + END_MAX_S
+            while jobs := _jobs(monitor, wanted):
+                for job in jobs:
+                    with contextlib.suppress(MonitorError):  # it ends at this very moment
+                        if job["status"] == "concluded":
+                            monitor.call("job-dismiss", id=job["id"])
+                        else:
+                            monitor.call("block-job-cancel", device=job["id"], force=True)
+                if time.monotonic() > deadline:
+                    raise MonitorError(description="a copy does not end")
+                time.sleep(POLL_S)
+            for node in monitor.call("query-named-block-nodes", flat=True):
+                if node["node-name"] == wanted or (wanted is None and node["node-name"].startswith(_COPY)):
+                    monitor.call("blockdev-del", node_name=node["node-name"])
+
+    # --- the process --------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """The process is gone; what guests had flushed is in the file."""
+        pid = self.pid()
+        if pid is not None:
+            _signal_and_wait(pid)
+        for path in (self._pid_file, self._monitor, self.socket):
+            path.unlink(missing_ok=True)
+
+    def _start(self) -> int:
+        for path in (self._pid_file, self._monitor, self.socket):
+            path.unlink(missing_ok=True)
+        monitor = str(self._monitor).replace(",", ",,")
+        try:
+            ended = subprocess.run(
+                [
+                    PROGRAM, "--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off",
+                    "--monitor", "chardev=monitor", "--pidfile", str(self._pid_file), "--daemonize",
+                ],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=START_MAX_S, check=False, umask=0o077, cwd="/",
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise MonitorError(description=f"{PROGRAM} is not installed") from error
+        except subprocess.TimeoutExpired as error:
+            raise MonitorError(description=f"{PROGRAM} did not start within {START_MAX_S:g} seconds") from error
+        if ended.returncode != 0:
+            raise MonitorError(description=ended.stderr[-1000:].decode(errors="replace"))
+        return int(self._pid_file.read_text())
+
+
+def export_volumes(runtime: Path) -> list[str]:
+    """Ids of the volumes that have, or had, a process."""
+    return sorted(path.stem for path in runtime.glob("*.pid"))
+
+
+def end_everything(runtime: Path) -> None:
+    """No process serves any volume, and nothing is left of them. For a cloud that does not run."""
+    for volume_id in export_volumes(runtime):
+        ExportProcess(runtime, volume_id).end()
+    if runtime.is_dir():
+        for path in runtime.iterdir():
+            path.unlink(missing_ok=True)
+        runtime.rmdir()
+
+
+def _jobs(monitor: Monitor, wanted: str | None) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = monitor.call("query-jobs")
+    return [job for job in jobs if job["id"] == wanted or (wanted is None and job["id"].startswith(_COPY))]
+
+
+def _let_qemu_in(path: Path) -> None:
+    for name in _QEMU_GROUPS:
+        with contextlib.suppress(KeyError, PermissionError):
+            os.chown(path, -1, grp.getgrnam(name).gr_gid)
+            path.chmod(0o660)
+
+
+def _signal_and_wait(pid: int) -> None:
+    """SIGTERM lets it flush and close; SIGKILL when that takes too long."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(descriptor, number)
+            if poll.poll(END_MAX_S * 1000):
+                return
+        log.error("export.does_not_end", pid=pid)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(descriptor)
