@@ -49,6 +49,10 @@ def command_line(pid: int | None) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
+def mode_of(path: str) -> int:
+    return stat.S_IMODE(Path(path).stat().st_mode)
+
+
 def pid_of(cloud: VolumeCloud, volume_id: str) -> int | None:
     return ExportProcess(volumes_runtime(cloud.directory), volume_id).pid()
 
@@ -186,7 +190,7 @@ async def test_the_name_of_an_export_stands_on_no_command_line(cloud: VolumeClou
     _, connection = await attached(cloud.volumes, volume_id)
     pid = pid_of(cloud, volume_id)
     assert connection.export not in command_line(pid)
-    assert stat.S_IMODE(os.stat(connection.socket).st_mode) & 0o007 == 0
+    assert mode_of(connection.socket) & 0o007 == 0
 
 
 async def test_a_snapshot_of_an_attached_volume_is_of_one_moment(cloud: VolumeCloud) -> None:

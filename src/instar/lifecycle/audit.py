@@ -28,6 +28,8 @@ class Kind(StrEnum):
     TAP = "tap without port"
     CLAIM = "claim without instance"
     PORT = "port without instance"
+    ATTACHMENT = "volume attachment without instance"
+    EXPORT = "volume served without attachment"
     STUCK = "task_state without operation"
     HOST_TOTALS = "claims of host add up wrongly"
     USAGE = "usage of project adds up wrongly"
@@ -57,11 +59,15 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
             findings.append(Finding(Kind.UNREACHABLE, host, host))
     owners = await cloud.networks.port_owners()
     claims = await audit_claims(cloud.store)
+    attachments = await cloud.volumes.attachments()
+    served = await cloud.volumes.served_in_vain()
     instances = await audit_instances(cloud.store)
     for host, census in censuses.items():
         findings += leftovers(host, census, instances, owners)
     findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if _is_stray(c, instances)]
     findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
+    findings += [Finding(Kind.ATTACHMENT, one.id) for one in attachments if one.instance_id not in instances]
+    findings += [Finding(Kind.EXPORT, volume_id) for volume_id in served]
     findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
     findings += [Finding(Kind.HOST_TOTALS, row["name"], row["name"]) for row in await audit_host_totals(cloud.store)]
     findings += [Finding(Kind.USAGE, row["project_id"]) for row in await audit_usage(cloud.store)]

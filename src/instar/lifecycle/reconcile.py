@@ -226,6 +226,10 @@ class Reconciler:
                 owner = (await self._cloud.networks.port_owners()).get(finding.subject)
                 if owner is not None:
                     await self._cloud.networks.release(owner)
+            elif finding.kind is Kind.ATTACHMENT:
+                await self._cloud.volumes.detach(finding.subject)
+            elif finding.kind is Kind.EXPORT:
+                await self._cloud.volumes.stop_serving(finding.subject)
             elif finding.kind is Kind.HOST_TOTALS:
                 await self._cloud.store.write(host_totals_recount(finding.subject))
             elif finding.kind is Kind.USAGE:

@@ -233,7 +233,7 @@ class VolumeActions:
         """The data is no longer served to those who are not attached; the attachment's end is `os-detach`."""
         for attachment in await self._of(record, "attaching", "detaching"):
             await self._store.write(*sql.attachment_update(attachment, host=""))
-        await self._volumes.stop_idle_export(record.id)
+        await self._volumes.stop_serving(record.id)
 
     async def _of(self, record: VolumeRecord, *statuses: str) -> list[AttachmentRecord]:
         return [one for one in await sql.attachments_of_volume(self._store, record.id) if one.status in statuses]

@@ -126,6 +126,14 @@ class VolumeService(Protocol):
         """Those of an instance, the oldest first; None: all that belong to instances, for the audit."""
         ...
 
+    async def served_in_vain(self) -> tuple[str, ...]:
+        """Volumes whose data is served though none of their attachments has a host. For the audit."""
+        ...
+
+    async def stop_serving(self, volume_id: str) -> None:
+        """Nothing serves the volume's data, unless an attachment has a host by now. Again: nothing."""
+        ...
+
     # --- snapshots: createImage of a server that has its root on a volume, and servers made of such images ---------------
 
     async def snapshot_fetch(self, snapshot_id: str, *, project_id: str, is_admin: bool) -> SnapshotInfo:

@@ -110,6 +110,11 @@ class Exports:
                     await asyncio.to_thread(served.process.stop_serving)
             served.names.clear()
 
+    async def served(self) -> list[str]:
+        """Volumes that have a process for something else than a copy."""
+        found = await asyncio.to_thread(export_volumes, self._runtime)
+        return [one for one in found if one not in self._served or self._served[one].names]
+
     async def until_idle(self, volume_id: str) -> None:
         """Waits until no copy is made of the volume."""
         served = self._served.get(volume_id)

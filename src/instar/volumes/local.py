@@ -260,15 +260,18 @@ class LocalVolumes:
             )
         else:
             await self.store.write(*sql.attachment_delete(attachment))
-        await self.stop_idle_export(attachment.volume_id)
+        await self.stop_serving(attachment.volume_id)
 
-    async def stop_idle_export(self, volume_id: str) -> None:
-        """Nothing serves the volume when none of its attachments has a host."""
-
+    async def stop_serving(self, volume_id: str) -> None:
         async def connected() -> bool:
             return any(one.host for one in await sql.attachments_of_volume(self.store, volume_id))
 
         await self.exports.stop(volume_id, unless=connected)
+
+    async def served_in_vain(self) -> tuple[str, ...]:
+        served = await self.exports.served()
+        wanted = {one.volume_id for one in await sql.attachments_connected(self.store)}
+        return tuple(volume_id for volume_id in served if volume_id not in wanted)
 
     async def attachments(self, instance_id: str | None = None) -> tuple[VolumeAttachment, ...]:
         return tuple(
