@@ -53,6 +53,7 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     local_hosts: Annotated[
         int, _setting("hosts with libvirt on this machine, several in namespaces of their own", "hosts", ge=1, le=64)
     ] = 1
+    transfer_max_mib_s: Annotated[int, _setting("disks leave a host no faster than; 0: no limit", "MiB/s", ge=0)] = 0
     disk_reserved_gib: Annotated[int, _setting("disk of a host never given to guests", "GiB", ge=0)] = 1
     memory_reserved_mib: Annotated[int, _setting("memory of a host never given to guests", "MiB", ge=0)] = 512
 

@@ -194,6 +194,20 @@ class DiskFull(OperationError):
     template = "No space left on file system {filesystem} of host {host}."
 
 
+class StreamRefused(OperationError):
+    """The peer does not give it (not granted, or no longer), or it is not the peer that we were told of: trying again does
+    not help. `what` is the stream's name, `host` the peer."""
+
+    template = "The data {what} cannot be had from host {host}: {reason}."
+
+
+class StreamBroken(OperationError):
+    """The data did not come whole, in spite of trying again. `what` is the stream's name, `host` the peer; `reason` is safe
+    to show to users."""
+
+    template = "The data {what} did not come from host {host}: {reason}."
+
+
 class NoValidHost(OperationError):
     """`refusals` maps a filter's name to the number of hosts it refused; `details` has a line for each host."""
 
