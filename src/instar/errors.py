@@ -194,20 +194,6 @@ class DiskFull(OperationError):
     template = "No space left on file system {filesystem} of host {host}."
 
 
-class StreamRefused(OperationError):
-    """The peer does not give it (not granted, or no longer), or it is not the peer that we were told of: trying again does
-    not help. `what` is the stream's name, `host` the peer."""
-
-    template = "The data {what} cannot be had from host {host}: {reason}."
-
-
-class StreamBroken(OperationError):
-    """The data did not come whole, in spite of trying again. `what` is the stream's name, `host` the peer; `reason` is safe
-    to show to users."""
-
-    template = "The data {what} did not come from host {host}: {reason}."
-
-
 class NoValidHost(OperationError):
     """`refusals` maps a filter's name to the number of hosts it refused; `details` has a line for each host."""
 
@@ -235,9 +221,17 @@ class VolumeFailed(OperationError):
 
 
 class StreamBroken(OperationError):
-    """Data from another host stopped coming, and did not come again in time."""
+    """Data from another host stopped coming, and did not come again in time; or it is not what it was. `what` is the name of
+    the stream, `host` the peer."""
 
     template = "The transfer from host {host} broke off: {reason}."
+
+
+class StreamRefused(StreamBroken):
+    """The peer does not give it (not granted, or no longer), or it is not the peer that we were told of: only a new grant
+    helps."""
+
+    template = "The transfer from host {host} was refused: {reason}."
 
 
 class NoFreeAddress(OperationError):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from instar.errors import StreamBroken, StreamRefused
+from instar.errors import StreamBroken
 from instar.model.stream import StreamAddress
 from instar.streams.cut import Cut, in_thread
 from instar.streams.dial import ask, dial
@@ -41,12 +41,8 @@ class StreamClient:
 
     def __init__(self, identity: StreamIdentity, *, host: str = "") -> None:
         self._identity, self._host = identity, host
+        self.address = identity.address(host)  # whom to grant things to, for a process without a server
         self._running = Running(SOCKETS_MAX)
-
-    @property
-    def address(self) -> StreamAddress:
-        """Whom to grant things to, for a process without a server."""
-        return self._identity.address(self._host)
 
     async def close(self) -> None:
         """Sockets that were joined by `connect` are cut. Tunnels are closed by who opened them."""
@@ -128,7 +124,7 @@ class Tunnel:
         self._identity, self._path, self._peer, self._name = identity, local_socket, peer, name
         self._running = Running(SOCKETS_MAX)
         self._closed = False
-        self.error: StreamRefused | StreamBroken | None = None
+        self.error: StreamBroken | None = None
         self._listener = _listen(local_socket)
         threading.Thread(target=self._accept, name="stream-tunnel", daemon=True).start()
 
@@ -158,7 +154,7 @@ class Tunnel:
             cut.own(plain)
             try:
                 secure = open_socket(self._identity, self._peer, self._name, cut)
-            except (StreamRefused, StreamBroken) as error:
+            except StreamBroken as error:
                 self.error = error
                 log.warning("stream.tunnel_failed", name=self._name, host=self._peer.host, error=error.message)
                 return

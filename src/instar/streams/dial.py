@@ -74,7 +74,7 @@ def ask(secure: ssl.SSLSocket, peer: StreamAddress, request: OpenFile | OpenSock
     raise WireError("the answer makes no sense")
 
 
-def refusal(refused: Refused, peer: StreamAddress, name: str) -> StreamRefused | StreamBroken:
+def refusal(refused: Refused, peer: StreamAddress, name: str) -> StreamBroken:
     if refused.reason == "not granted":
         return StreamRefused(what=name, host=peer.host, reason="it is not granted")
     if refused.reason == "changed":

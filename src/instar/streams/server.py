@@ -98,9 +98,9 @@ class StreamServer:
         not change meanwhile. Grants end with the process. Raises StreamRefused: the name or certificate is bad."""
         self._grants.add(Kind.FILE, to, name, path, valid_s=valid_s)
 
-    def grant_socket(self, to: StreamAddress, name: str, socket_path: Path, *, valid_s: float) -> None:
+    def grant_socket(self, to: StreamAddress, name: str, path: Path, *, valid_s: float) -> None:
         """`to` may connect to the unix socket of this name, as often as it likes for `valid_s`. Raises StreamRefused."""
-        self._grants.add(Kind.SOCKET, to, name, socket_path, valid_s=valid_s)
+        self._grants.add(Kind.SOCKET, to, name, path, valid_s=valid_s)
 
     def revoke(self, prefix: str) -> None:
         """Names at or under `prefix` (`disk/1` is under `disk`, not under `di`) are granted to nobody, running streams of
