@@ -221,8 +221,8 @@ class VolumeFailed(OperationError):
 
 
 class StreamBroken(OperationError):
-    """Data from another host stopped coming, and did not come again in time; or it is not what it was. `what` is the name of
-    the stream, `host` the peer."""
+    """Data from another host stopped coming, and did not come again in time; or it is not what it was. `what` is the
+    stream's name, `host` the peer."""
 
     template = "The transfer from host {host} broke off: {reason}."
 

@@ -6,7 +6,7 @@ import msgspec
 
 
 class StreamAddress(msgspec.Struct, frozen=True):
-    """`certificate` is PEM, self-signed; who connects pins it, and who is granted something is known by it. It is no secret.
+    """`certificate` is PEM, self-signed; who connects pins it, and who is granted something is known by it. No secret.
     A client that only connects (the API's process) has `port` 0."""
 
     host: str
