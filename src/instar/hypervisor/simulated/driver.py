@@ -420,6 +420,12 @@ class SimulatedHypervisor:
                 return
 
 
+@functools.lru_cache(maxsize=256)
+def _names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Most guests have the same few disks: one tuple for all of them."""
+    return names
+
+
 def _defined(guest: GuestDefinition) -> SimulatedGuest:
     return SimulatedGuest(
         guest.instance_id,
@@ -428,7 +434,7 @@ def _defined(guest: GuestDefinition) -> SimulatedGuest:
         guest.memory_mib,
         _hostname(guest.config_drive) or guest.name,
         tuple(simulated_port(port) for port in guest.ports),
-        disks=tuple(disk.name for disk in guest.disks),
+        disks=_names(tuple(disk.name for disk in guest.disks)),
         volumes=tuple(simulated_volume(volume) for volume in guest.volumes),
         has_agent=guest.properties.get("hw_qemu_guest_agent", "").lower() in AGENT_IS_THERE,
         has_config_drive=guest.config_drive is not None,

@@ -6,6 +6,7 @@ Used by the driver, which obeys commands, and by the faults, through which thing
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -126,11 +127,10 @@ class Machine:
                     directory.disks["root"] = msgspec.structs.replace(root, content=SimulatedContent(boots))
             case DiskMade(instance_id=instance_id, name=name, size_bytes=size_bytes, image_sha256=sha256):
                 disk = SimulatedDisk(size_bytes, sys.intern(sha256), self.contents.of_image(sha256))
-                self._directory(instance_id).disks[name] = disk
+                self._directory(instance_id).disks[sys.intern(name)] = disk
             case DiskSet(instance_id=instance_id, name=name, disk=disk):
-                if disk.content == NOTHING:  # thousands of empty disks share one
-                    disk = SimulatedDisk(disk.size_bytes, sys.intern(disk.image_sha256))
-                self._directory(instance_id).disks[name] = disk
+                disk = SimulatedDisk(disk.size_bytes, sys.intern(disk.image_sha256), _shared(disk.content))
+                self._directory(instance_id).disks[sys.intern(name)] = disk
             case DiskGone(instance_id=instance_id, name=name):
                 self._directory(instance_id).disks.pop(name, None)
             case PortsSet(instance_id=instance_id, ports=ports):
@@ -351,6 +351,16 @@ def boot_disk(guest: SimulatedGuest) -> str:
 def ran_us(guest: SimulatedGuest) -> int:
     """How long the guest's processors have run since it booted, microseconds."""
     return guest.ran_us + (max(0, now_us() - guest.since_us) if guest.since_us else 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_boots(boots: int) -> SimulatedContent:
+    return SimulatedContent(boots)
+
+
+def _shared(content: SimulatedContent) -> SimulatedContent:
+    """Thousands of disks on which nothing but a few boots stands share what stands on them."""
+    return content if content.data or content.passwords_set else _of_boots(content.boots)
 
 
 def _without_memory(guest: SimulatedGuest, power_state: PowerState) -> SimulatedGuest:

@@ -24,7 +24,7 @@ class SimulatedPort(msgspec.Struct, frozen=True, array_like=True):
     addresses: tuple[str, ...]
 
 
-class SimulatedVolume(msgspec.Struct, frozen=True, array_like=True):
+class SimulatedVolume(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A volume that a guest has as a disk."""
 
     volume_id: str
@@ -32,7 +32,7 @@ class SimulatedVolume(msgspec.Struct, frozen=True, array_like=True):
     boot_index: int | None = None
 
 
-class SimulatedContent(msgspec.Struct, frozen=True, array_like=True):
+class SimulatedContent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What stands on a disk, and travels with it: into snapshots and images, to other hosts, onto another volume."""
 
     boots: int = 0  # how often a guest has booted from it
@@ -43,7 +43,7 @@ class SimulatedContent(msgspec.Struct, frozen=True, array_like=True):
 NOTHING = SimulatedContent()
 
 
-class SimulatedDisk(msgspec.Struct, frozen=True, array_like=True):
+class SimulatedDisk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`image_sha256` is the image that it was made from, empty for a blank one."""
 
     size_bytes: int
