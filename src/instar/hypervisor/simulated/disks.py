@@ -70,14 +70,13 @@ class Disks:
         self._machine.change(DiskMade(self._machine.name, instance_id, disk.name, disk.size_bytes, sha256))
 
     def grow(self, instance_id: str, disk: DiskDefinition) -> None:
-        check_id(instance_id)
+        self._check_off(instance_id)
         there = self._machine.disks_of(instance_id).get(disk.name)
         if there is None:
             self.make(instance_id, disk)
             return
         if there.size_bytes >= disk.size_bytes:
             return
-        self._check_off(instance_id)
         self.check_room()
         grown = msgspec.structs.replace(there, size_bytes=disk.size_bytes)
         self._machine.change(DiskSet(self._machine.name, instance_id, disk.name, grown))
@@ -92,13 +91,13 @@ class Disks:
         self._machine.change(DiskGone(self._machine.name, instance_id, name))
 
     def keep(self, instance_id: str, name: str) -> None:
-        check_id(instance_id)
+        self._check_off(instance_id)
         disks = self._machine.disks_of(instance_id)
         if name in disks and name + KEPT not in disks:
             self._rename(instance_id, name, name + KEPT, disks[name])
 
     def restore(self, instance_id: str, name: str) -> None:
-        check_id(instance_id)
+        self._check_off(instance_id)
         disks = self._machine.disks_of(instance_id)
         if name + KEPT in disks:
             self._rename(instance_id, name + KEPT, name, disks[name + KEPT])
@@ -112,11 +111,12 @@ class Disks:
             self._machine.change(DirectoryGone(self._machine.name, instance_id))
 
     def _rename(self, instance_id: str, old: str, new: str, disk: SimulatedDisk) -> None:
-        self._check_off(instance_id)
         host = self._machine.name
         self._machine.change(DiskSet(host, instance_id, new, disk), DiskGone(host, instance_id, old))
 
     def _check_off(self, instance_id: str) -> None:
+        """Raises HypervisorError, also where there would be nothing to do, as libvirt hosts do."""
+        check_id(instance_id)
         if self._machine.running(instance_id) is not None:
             raise HypervisorError(reason="the guest runs, its disks cannot be changed")
 

@@ -15,7 +15,6 @@ import msgspec
 from instar.clock import now_us
 from instar.hypervisor.simulated.contents import SharedContents
 from instar.hypervisor.simulated.records import (
-    NOTHING,
     AsideGone,
     Change,
     ConsoleWritten,
