@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 RANGE = IPv4Network("100.64.0.0/10")
 PREFIX = 24
 HOSTS_MAX = 64
+VETH_GONE_MAX_S, VETH_POLL_S = 2.0, 0.01
 INNER = "underlay"  # the interface in the host
 
 
@@ -47,11 +49,17 @@ class Underlay:
         """Of host `number`, from 1."""
         return str(self._at(number + 1))
 
+    def _mac(self, number: int) -> str:
+        """The same at each start, as a machine's: others remember it."""
+        digest = hashlib.sha256(self._seed.encode()).digest()
+        return ":".join(f"{octet:02x}" for octet in (0x02, 0x1B, *digest[4:7], number))
+
     async def ensure(self) -> None:
         """The bridge stands, with its addresses and NAT. Raises StartupError, HypervisorError."""
         standing = (SYS_NET / self.bridge).exists()
         self._subnet = await self._choose(standing)
-        lines = [] if standing else [f"link add {self.bridge} type bridge forward_delay 0 mcast_snooping 0"]
+        new = f"link add {self.bridge} address {self._mac(0)} type bridge forward_delay 0 mcast_snooping 0"
+        lines = [] if standing else [new]
         lines += [f"addr replace {self._at(1)}/{PREFIX} dev {self.bridge}", f"link set {self.bridge} up"]
         await ip_batch(lines)
         await nft_load(_machine_rules(self._table, self.bridge, self._subnet))
@@ -65,9 +73,8 @@ class Underlay:
         links = json.loads(await run(*inside, "ip", "-j", "link", "show"))
         lines = []
         if not any(link["ifname"] == INNER for link in links):
-            if (SYS_NET / veth).exists():  # of an earlier life of the host: the kernel takes a moment to remove it
-                await ip_batch([f"link del dev {veth}"], force=True)
-            lines.append(f"link add {veth} type veth peer name {INNER} netns {process}")
+            await _ensure_gone([veth])  # of an earlier life of the host
+            lines.append(f"link add {veth} type veth peer name {INNER} address {self._mac(number)} netns {process}")
         lines.append(f"link set {veth} master {self.bridge} up")
         await ip_batch(lines)
         configure = [
@@ -80,8 +87,9 @@ class Underlay:
 
     async def remove(self) -> None:
         """Nothing of the underlay is left on the machine. The hosts must be gone. Raises HypervisorError."""
-        names = [path.name for path in SYS_NET.iterdir() if path.name.startswith((self._veths, self.bridge))]
-        await ip_batch([f"link del dev {name}" for name in names], force=True)
+        await _ensure_gone([path.name for path in SYS_NET.iterdir() if path.name.startswith(self._veths)])
+        if (SYS_NET / self.bridge).exists():
+            await ip_batch([f"link del dev {self.bridge}"])
         await nft_load(f"add table ip {self._table}\ndelete table ip {self._table}\n")
 
     @property
@@ -113,6 +121,16 @@ class Underlay:
             return IPv4Network(self._record.read_text().strip())
         except (FileNotFoundError, ValueError):
             return None
+
+
+async def _ensure_gone(veths: list[str]) -> None:
+    """The kernel removes them with the namespace of their host, which takes it a moment."""
+    deadline = time.monotonic() + VETH_GONE_MAX_S
+    while left := [veth for veth in veths if (SYS_NET / veth).exists()]:
+        if time.monotonic() > deadline:
+            await ip_batch([f"link del dev {veth}" for veth in left], force=True)
+            return
+        await asyncio.sleep(VETH_POLL_S)
 
 
 def _machine_rules(table: str, bridge: str, subnet: IPv4Network) -> str:
