@@ -23,12 +23,17 @@ from instar.config import (
     SimulatedSettings,
     StoreSettings,
 )
+from instar.consoles.proxy import ConsoleProxy
+from instar.consoles.service import console_service, console_websockets
 from instar.http.app import App, build_app
 from instar.http.server import HttpServer
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.identity.api import identity_service
 from instar.identity.bootstrap import FirstCredentials, bootstrap
 from instar.identity.local import LocalIdentity
+from instar.streams.client import StreamClient
+from instar.streams.identity import StreamIdentity
+from instar.streams.server import StreamServer
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -151,6 +156,10 @@ async def _login(
 async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> AsyncIterator[Cloud]:
     state = StateDir(directory / "state")
     world = SimulatedWorld(state.simulated_log, settings.simulated)
+    streams = StreamIdentity.open(state.path / "streams")
+    server_streams, client_streams = StreamServer(streams, host="here", listen="127.0.0.1"), StreamClient(streams)
+    await server_streams.open()
+    world.streams = server_streams
     hosts = {f"sim-{number}": world.host(f"sim-{number}") for number in range(settings.simulated.hosts)}
     control = ControlPlane(state, settings, hosts, boot_id=lambda: "boot-1")
     await control.open()
@@ -159,7 +168,11 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
     first = await bootstrap(identity)
     assert first is not None
     compute = compute_service(control.cloud, control.lifecycle, control.hosts, identity)
-    app = build_app([identity_service(identity), *_more(control, settings), compute], identity, body_max_bytes=1 << 20)
+    proxy = ConsoleProxy(
+        control.lifecycle.consoles, client_streams, settings.console, base_url=settings.api.console_base_url
+    )
+    services = [identity_service(identity), *_more(control, settings), compute, console_service(settings.console)]
+    app = build_app(services, identity, body_max_bytes=1 << 20, websockets=console_websockets(proxy))
     server = HttpServer(app, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{await server.start()}"
     identity.base_url = url
@@ -177,6 +190,8 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
         await server.stop(grace_s=1)
         await identity.close()
         await control.close()
+        await client_streams.close()
+        await server_streams.close()
         world.close()
 
 

@@ -69,8 +69,13 @@ async def test_the_url_leads_to_the_serial_line_once(cloud: Cloud) -> None:
         assert await closed_because(connection) == "the guest ended the console"
 
 
-@pytest.mark.parametrize("path", ["/console/websocket?token={}", "/console/novnc/console/websocket?token={}",
-                                  "/?path=%3Ftoken%3D{}", "/console/websocket?path=websockify%3Fa%3Db%26token%3D{}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console/websocket?token={}", "/console/novnc/console/websocket?token={}", "/?path=%3Ftoken%3D{}",
+        "/console/websocket?path=websockify%3Fa%3Db%26token%3D{}",
+    ],
+)  # fmt: skip
 async def test_the_token_is_taken_where_novnc_puts_it(cloud: Cloud, path: str) -> None:
     token = token_of(await serial_url(cloud.demo, await cloud.created(cloud.demo)))
     async with connect(cloud.url.replace("http:", "ws:") + path.format(token)) as connection:
@@ -92,7 +97,8 @@ async def test_of_two_who_open_the_serial_line_the_newer_has_it(cloud: Cloud) ->
 
 async def test_who_brings_no_good_token_is_refused(cloud: Cloud) -> None:
     root = cloud.url.replace("http:", "ws:")
-    for path in ("/", "/?token=", "/?token=x", f"/?token={'x' * 5000}", "/?path=%3Ftoken%3Dx", "/console/websocket?token=x"):
+    long = f"/?token={'x' * 5000}"
+    for path in ("/", "/?token=", "/?token=x", long, "/?path=%3Ftoken%3Dx", "/console/websocket?token=x"):
         assert (await refused(root + path))[0] == 404, path
     assert (await refused(root + "/console/other?token=x"))[0] == 404
 
@@ -110,7 +116,8 @@ async def test_what_is_not_offered_is_named(cloud: Cloud) -> None:
     server_id = await cloud.created(cloud.demo)
     path = f"/servers/{server_id}/remote-consoles"
     assert "novnc" in await cloud.demo.refused(400, "POST", path, NOVNC), "simulated guests have no screen"
-    for protocol, name in (("spice", "spice-html5"), ("rdp", "rdp-html5"), ("vnc", "serial"), ("vnc", "xvpvnc"), ("mks", "webmks")):
+    unknown = (("spice", "spice-html5"), ("rdp", "rdp-html5"), ("vnc", "serial"), ("vnc", "xvpvnc"), ("mks", "webmks"))
+    for protocol, name in unknown:
         body = {"remote_console": {"protocol": protocol, "type": name}}
         message = await cloud.demo.refused(400, "POST", path, body)
         assert name in message and "vnc/novnc, serial/serial" in message

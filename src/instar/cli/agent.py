@@ -24,7 +24,7 @@ from instar.agent.fence import Fence
 from instar.bus.socket import SocketBus
 from instar.cli.control_plane import machine_boot_id
 from instar.cli.hosts.local_host import LocalHost
-from instar.cli.libvirt_host import libvirt_host
+from instar.cli.libvirt_host import libvirt_host, open_streams
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.state_dir import StateDir
 from instar.config import Settings, load
@@ -143,6 +143,7 @@ class _HostProcess(NamedTuple):
             uri=await self._libvirtd_uri(),
             address=self.address,
             machine_shares=self.shares,
+            streams=await open_streams(stack, host.directory, name=host.name, address=self.address or "127.0.0.1"),
         )
         bus = SocketBus(self.state.bus_socket)
         await bus.open()

@@ -18,9 +18,11 @@ from instar.cli.clouds_yaml import Passwords, read_passwords, write_clouds
 from instar.cli.control_plane import ControlPlane
 from instar.cli.guest_image import ensure_tiny
 from instar.cli.hosts.local_hosts import LocalHosts
-from instar.cli.libvirt_host import libvirt_host, linux_network
+from instar.cli.libvirt_host import STREAMS, libvirt_host, linux_network, open_streams
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
+from instar.consoles.proxy import ConsoleProxy
+from instar.consoles.service import console_service, console_websockets
 from instar.errors import InstarError
 from instar.http.app import build_app
 from instar.http.server import HttpServer
@@ -36,6 +38,8 @@ from instar.networks.addresses import pick_free_cidr
 from instar.networks.api import network_service
 from instar.operator.service import operator_service
 from instar.scheduling.host_table import HostTable
+from instar.streams.client import StreamClient
+from instar.streams.identity import StreamIdentity
 from instar.volumes.api import volume_service
 
 
@@ -88,8 +92,10 @@ class Embedded:
             volume_service(control.volumes, list_limit_max=settings.api.list_limit_max),
             compute_service(control.cloud, control.lifecycle, control.hosts, identity),
             operator_service(control.cloud, control.hosts),
+            await asyncio.to_thread(console_service, settings.console),
         ]
-        app = build_app(services, identity, body_max_bytes=settings.api.body_max_bytes)
+        websockets = console_websockets(await self._console_proxy(control))
+        app = build_app(services, identity, body_max_bytes=settings.api.body_max_bytes, websockets=websockets)
         server = HttpServer(app, settings.api.host, settings.api.port)
         url = f"http://{settings.api.host}:{await server.start()}"
         self._stack.push_async_callback(server.stop)
@@ -97,6 +103,16 @@ class Embedded:
         if passwords is not None:
             await asyncio.to_thread(write_clouds, state.clouds_yaml, url, settings.region, passwords)
         return url
+
+    async def _console_proxy(self, control: ControlPlane) -> ConsoleProxy:
+        """Hosts let this process in by the same key that the host in this process has, if there is one."""
+        identity = await asyncio.to_thread(StreamIdentity.open, self._state.path / STREAMS)
+        streams = StreamClient(identity, host=socket.gethostname())
+        self._stack.push_async_callback(streams.close)
+        settings = self._settings
+        return ConsoleProxy(
+            control.lifecycle.consoles, streams, settings.console, base_url=settings.api.console_base_url
+        )
 
     async def _first_users(self, identity: LocalIdentity) -> Passwords | None:
         """Passwords are written down before they are in force: a crash between the two costs nobody the cloud."""
@@ -122,13 +138,15 @@ class Embedded:
         return partial(LocalHosts, self._state, self._settings, count=count, log_format=self._log_format)
 
     async def _hypervisors(self) -> dict[str, Hypervisor]:
+        host = socket.gethostname()
+        streams = await open_streams(self._stack, self._state.path, name=host, address="127.0.0.1")
         if self._settings.hypervisor == "simulated":
             world = await asyncio.to_thread(SimulatedWorld, self._state.simulated_log, self._settings.simulated)
             self._stack.callback(world.close)
+            world.streams = streams
             count = self._settings.simulated.hosts
             width = len(str(count - 1))
             return {f"sim-{number:0{width}}": world.host(f"sim-{number:0{width}}") for number in range(count)}
-        host = socket.gethostname()
         if await system_libvirtd_usable():
             uri = SYSTEM_URI
         else:
@@ -136,7 +154,10 @@ class Embedded:
             daemon = PrivateDaemon(self._state.path)
             uri = await daemon.ensure_running()
             self._stack.push_async_callback(self._stop_idle, daemon)
-        return {host: libvirt_host(self._state.path, self._state.cloud_id, self._settings, name=host, uri=uri)}
+        driver = libvirt_host(
+            self._state.path, self._state.cloud_id, self._settings, name=host, uri=uri, streams=streams
+        )
+        return {host: driver}
 
     async def _free_cidr(self) -> str:
         """A /24 for the first network; where it is real, one that no route of this machine has."""

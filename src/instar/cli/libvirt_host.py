@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from instar.config import Settings
 from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.linux_network import LinuxNetwork
+from instar.streams.identity import StreamIdentity
+from instar.streams.server import StreamServer
+
+STREAMS = "streams"  # the directory of the key by which others know this host
 
 
 def linux_network(state_dir: Path, cloud_id: str, *, address: str | None = None) -> LinuxNetwork:
     """The networks of the host whose state is in `state_dir`. Without `address` they reach no other host."""
     return LinuxNetwork(state_dir=state_dir / "network", cloud_id=cloud_id, underlay_address=address)
+
+
+async def open_streams(stack: AsyncExitStack, state_dir: Path, *, name: str, address: str) -> StreamServer:
+    """What the host gives out to others, at a free port of `address`, until the stack is closed. Raises StartupError."""
+    identity = await asyncio.to_thread(StreamIdentity.open, state_dir / STREAMS)
+    streams = StreamServer(identity, host=name, listen=address)
+    await streams.open()
+    stack.push_async_callback(streams.close)
+    return streams
 
 
 def libvirt_host(
@@ -23,9 +38,10 @@ def libvirt_host(
     uri: str,
     address: str | None = None,
     machine_shares: int = 1,
+    streams: StreamServer | None = None,
 ) -> LibvirtHypervisor:
     """The host `name`, whose libvirtd is at `uri`. `address` is by which other hosts reach it, None where there are none;
-    `machine_shares` hosts divide this machine."""
+    `machine_shares` hosts divide this machine; without `streams` its consoles cannot be reached."""
     return LibvirtHypervisor(
         uri=uri,
         host=name,
@@ -34,4 +50,5 @@ def libvirt_host(
         settings=settings.libvirt,
         host_ip=address or "127.0.0.1",
         machine_shares=machine_shares,
+        streams=streams,
     )

@@ -35,7 +35,8 @@ DONE, FAILED = 1000, 1011  # codes of RFC 6455 and its registry
 class Connector(Protocol):
     """The streams of hosts, as a client sees them: `streams.StreamClient`."""
 
-    address: StreamAddress
+    @property
+    def address(self) -> StreamAddress: ...
 
     async def connect(self, peer: StreamAddress, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Raises OperationError."""

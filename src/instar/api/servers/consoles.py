@@ -106,7 +106,10 @@ async def console_url(compute: Compute, request: Request, instance: Instance, pr
     if kind is None:
         known = ", ".join(f"{protocol}/{one}" for protocol, types in TYPES.items() for one, kind in types.items() if kind)
         raise ConsoleUnavailable(f"Unavailable console type {name} of protocol {protocol}: there are {known}.", kind=name)
-    token = await compute.lifecycle.consoles.issue(instance, kind)
+    try:
+        token = await compute.lifecycle.consoles.issue(instance, kind)
+    except ConsoleUnavailable as error:
+        raise ConsoleUnavailable(kind=name) from error  # by the name that the caller knows
     base = compute.settings.api.console_base_url.rstrip("/") or request.origin
     scheme, host, path, _, _ = urlsplit(base)
     if kind is ConsoleKind.SERIAL:

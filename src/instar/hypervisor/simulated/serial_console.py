@@ -83,6 +83,7 @@ class SerialConsoles:
         shown = 0
         domain_id = self._machine.state_of(instance_id).domain_id
         while (directory := self._machine.directories.get(instance_id)) is not None:
+            shown = min(shown, directory.written)  # what moved away and came back starts its log anew
             new = min(directory.written - shown, len(directory.console))
             if new:
                 writer.write(bytes(directory.console[-new:]).replace(b"\n", b"\r\n"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from instar.config import SimulatedSettings
+from instar.hypervisor.console_offer import SocketGrants
 from instar.hypervisor.simulated.change_log import ChangeLog
 from instar.hypervisor.simulated.contents import SharedContents
 from instar.hypervisor.simulated.driver import SimulatedHypervisor
@@ -26,6 +27,7 @@ class SimulatedWorld:
         self._hypervisors: dict[str, SimulatedHypervisor] = {}
         self._images = ImageCheck()
         self._contents = SharedContents()
+        self.streams: SocketGrants | None = None  # by which consoles of all hosts are reached; set before `host`
         self._log: ChangeLog | None = None
         if path is not None:
             log = ChangeLog(path)
@@ -44,6 +46,7 @@ class SimulatedWorld:
             hypervisor = self._hypervisors[name] = SimulatedHypervisor(
                 self._machine(name), self._settings, self._images, self._machines.get
             )
+            hypervisor.streams = self.streams
         return hypervisor
 
     def host_names(self) -> tuple[str, ...]:
