@@ -9,6 +9,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -16,9 +17,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from instar.config import ConsoleSettings
+from instar.consoles.novnc import novnc_dir
 from tests.endtoend.guest_access import Guest
+from tests.endtoend.headless_browser import CHROMIUM, opened
 from tests.endtoend.openstack_shell import OpenstackShell
-from tests.endtoend.running_cloud import INSTAR, RunningCloud
+from tests.endtoend.running_cloud import INSTAR, RunningCloud, wait_until
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
 
@@ -46,7 +50,7 @@ class Rfb:
         return data
 
 
-def test_the_consoles_of_a_guest(libvirt_cloud: RunningCloud) -> None:
+def test_the_consoles_of_a_guest(libvirt_cloud: RunningCloud, tmp_path: Path) -> None:
     demo = libvirt_cloud.shell("instar-demo", OS_COMPUTE_API_VERSION="2.96")
     made = demo.show(
         "server create --image tiny --flavor m1.nano --network private --config-drive true --wait",
@@ -55,6 +59,7 @@ def test_the_consoles_of_a_guest(libvirt_cloud: RunningCloud) -> None:
     check_screen(libvirt_cloud, demo)
     guest = Guest(libvirt_cloud, made["id"])
     guest.wait_for_boot(1)
+    check_page(demo, tmp_path)
     check_serial_line(demo)
     check_terminal(libvirt_cloud)
     check_end_of_the_guest(guest, demo)
@@ -110,6 +115,20 @@ def check_serial_line(demo: OpenstackShell) -> None:
                     connection.recv(timeout=ENOUGH_S)
             assert closed.value.rcvd is not None and "another one" in closed.value.rcvd.reason
             echoed(newer.send, lambda: _text(newer), "7*8")
+
+
+def check_page(demo: OpenstackShell, folder: Path) -> None:
+    """noVNC's own page in a real browser shows the guest's screen, and the browser has nothing to complain about."""
+    if CHROMIUM is None or novnc_dir(ConsoleSettings()) is None:
+        return
+    with opened(demo.show("console url show --novnc looked-at")["url"], folder / "profile") as page:
+        wait_until(lambda: page.ask("document.documentElement.classList.contains('noVNC_connected')"), ENOUGH_S)
+        assert page.ask("document.querySelector('canvas').width") >= 320
+        # More than black and opaque: the text of the screen.
+        colours = "new Set(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 320, 200).data).size"
+        wait_until(lambda: page.ask(colours) > 2, ENOUGH_S)
+        # The page looks for a version file that Debian's package does not have, and goes on.
+        assert [one for one in page.complaints if "package.json" not in one] == []
 
 
 def _text(connection: ClientConnection) -> str:
