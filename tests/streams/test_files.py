@@ -152,15 +152,14 @@ async def test_killed_receiver_goes_on_where_it_was(tmp_path: Path, client: Stre
         command = [sys.executable, "-c", RECEIVER, tmp_path / "target-key", peer, DATA, target]
         process = await asyncio.to_thread(subprocess.Popen, command)
         try:
-            while relay.bytes_back < 36 * MIB:
+            record = tmp_path / ".target.part.json"
+            while not record.exists() or json.loads(record.read_bytes())["cells"] < 32:
                 assert process.poll() is None
                 await asyncio.sleep(0.01)
         finally:
             process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(process.wait)
         assert not target.exists()
-        record = json.loads((tmp_path / ".target.part.json").read_bytes())
-        assert record["cells"] >= 32
         before = relay.bytes_back
         await client.fetch_file(relay.address, DATA, target, deadline_s=30)
         assert same(file, target)
@@ -268,11 +267,18 @@ async def test_bandwidth_is_shared_by_all_streams(tmp_path: Path, client: Stream
         for name in ("a", "b"):
             make_sparse(tmp_path / name, 12 * MIB, [(0, 12 * MIB)])
             server.grant_file(client.address, name, tmp_path / name, valid_s=60)
+        ended: list[float] = []  # when all had come: the disk may take its own time
+
+        def tell(done: int, size: int) -> None:
+            if done == size:
+                ended.append(time.monotonic())
+
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for name in ("a", "b"):
-                group.create_task(client.fetch_file(server.address, name, tmp_path / f"{name}.got", deadline_s=30))
-        took_s = time.monotonic() - began
+                target = tmp_path / f"{name}.got"
+                group.create_task(client.fetch_file(server.address, name, target, progress=tell, deadline_s=30))
+        took_s = max(ended) - began
         assert 24 / 16 * 0.7 < took_s < 24 / 16 * 1.3
     finally:
         await server.close()
@@ -388,6 +394,7 @@ async def test_two_fetches_of_one_target_follow_each_other(
     assert same(file, target)
 
 
+@pytest.mark.slow
 async def test_throughput(tmp_path: Path, source: StreamServer, client: StreamClient) -> None:
     """Printed, not asserted: the machine may be busy."""
     file, target = tmp_path / "file", tmp_path / "target"

@@ -26,8 +26,10 @@ from instar.streams.wire import (
 )
 
 
-def dial(identity: StreamIdentity, peer: StreamAddress, name: str, cut: Cut) -> ssl.SSLSocket:
-    """A connection to the peer, after its greeting. Raises StreamRefused (one of us is not who the other was told of), and
+def dial(
+    identity: StreamIdentity, peer: StreamAddress, name: str, cut: Cut, *, wait_s: float = HANDSHAKE_MAX_S
+) -> ssl.SSLSocket:
+    """A connection to the peer, after its greeting; each wait for it ends after `wait_s`. Raises StreamRefused (one of us is not who the other was told of), and
     WireError where trying again may help."""
     try:
         pinned, certificate = fingerprint(peer.certificate), normalized(peer.certificate)
@@ -38,7 +40,7 @@ def dial(identity: StreamIdentity, peer: StreamAddress, name: str, cut: Cut) -> 
     secure: ssl.SSLSocket | None = None
     try:
         cut.own(plain)
-        plain.settimeout(HANDSHAKE_MAX_S)
+        plain.settimeout(wait_s)
         plain.connect((peer.address, peer.port))
         prepare(plain)
         secure = context.wrap_socket(plain, do_handshake_on_connect=False)

@@ -14,7 +14,7 @@ from instar.streams.dial import ask, dial, refusal
 from instar.streams.identity import StreamIdentity, fingerprint
 from instar.streams.part import Part, is_full, mount_point
 from instar.streams.sparse import CELL_BYTES, FileFacts, cell_length, checksum_of
-from instar.streams.wire import IDLE_MAX_S, Alive, Cell, End, OpenFile, Refused, WireError, receive, receive_into
+from instar.streams.wire import HANDSHAKE_MAX_S, IDLE_MAX_S, Alive, Cell, End, OpenFile, Refused, WireError, receive, receive_into
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
@@ -41,6 +41,7 @@ class FileFetch:
         self._deadline_s, self._ends_at = deadline_s, time.monotonic() + deadline_s
         self._began = False  # whether the source was seen in this fetch: from then on it must not change
         self._wrong_wholes = 0
+        self._last_reason = "there is more to come"  # why it has not come yet
 
     def run(self) -> None:
         """Raises StreamRefused, StreamBroken, DiskFull, StreamCut."""
@@ -86,8 +87,9 @@ class FileFetch:
 
     def _fetch_once(self, part: Part) -> bool:
         """Over one connection. False: all has come, but it is not the whole; what is there was removed."""
-        with dial(self._identity, self._peer, self._name, self._cut) as secure:
-            self._limit(secure)
+        wait_s = min(HANDSHAKE_MAX_S, self._left_s())
+        with dial(self._identity, self._peer, self._name, self._cut, wait_s=wait_s) as secure:
+            secure.settimeout(min(IDLE_MAX_S, self._left_s()))
             prefix = part.digest.so_far() if part.cells else b""
             accepted = ask(secure, self._peer, OpenFile(self._name, part.cells, prefix, part.facts))
             facts = accepted.facts
@@ -102,7 +104,7 @@ class FileFetch:
 
     def _receive_cells(self, secure: ssl.SSLSocket, part: Part, facts: FileFacts) -> bool:
         while True:
-            self._limit(secure)
+            secure.settimeout(min(IDLE_MAX_S, self._left_s()))
             message = receive(secure)
             self._cut.check()
             if isinstance(message, Cell):
@@ -139,21 +141,21 @@ class FileFetch:
             raise WireError("a piece arrived damaged")
         return content
 
-    def _limit(self, secure: ssl.SSLSocket) -> None:
-        """The next wait on the connection ends at the deadline."""
+    def _left_s(self) -> float:
+        """Until the deadline. Raises StreamBroken when that is over."""
         left_s = self._ends_at - time.monotonic()
         if left_s <= 0:
-            raise self._late("there is more to come")
-        secure.settimeout(min(IDLE_MAX_S, left_s))
+            raise self._late()
+        return left_s
 
     def _pause(self, wait_s: float, reason: str) -> None:
-        left_s = self._ends_at - time.monotonic()
-        if left_s <= wait_s:
-            raise self._late(reason)
+        self._last_reason = reason
+        if self._left_s() <= wait_s:
+            raise self._late()
         self._cut.sleep(wait_s)
 
-    def _late(self, reason: str) -> StreamBroken:
-        return self._broken(f"not within {self._deadline_s:g} seconds, {reason}")
+    def _late(self) -> StreamBroken:
+        return self._broken(f"not within {self._deadline_s:g} seconds, {self._last_reason}")
 
     def _broken(self, reason: str) -> StreamBroken:
         return StreamBroken(what=self._name, host=self._peer.host, reason=reason)
