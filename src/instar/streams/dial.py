@@ -29,8 +29,8 @@ from instar.streams.wire import (
 def dial(
     identity: StreamIdentity, peer: StreamAddress, name: str, cut: Cut, *, wait_s: float = HANDSHAKE_MAX_S
 ) -> ssl.SSLSocket:
-    """A connection to the peer, after its greeting; each wait for it ends after `wait_s`. Raises StreamRefused (one of us is not who the other was told of), and
-    WireError where trying again may help."""
+    """A connection to the peer, after its greeting; each wait for it ends after `wait_s`. Raises StreamRefused (one of
+    us is not who the other was told of), and WireError where trying again may help."""
     try:
         pinned, certificate = fingerprint(peer.certificate), normalized(peer.certificate)
     except ValueError as error:

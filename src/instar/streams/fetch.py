@@ -14,7 +14,18 @@ from instar.streams.dial import ask, dial, refusal
 from instar.streams.identity import StreamIdentity, fingerprint
 from instar.streams.part import Part, is_full, mount_point
 from instar.streams.sparse import CELL_BYTES, FileFacts, cell_length, checksum_of
-from instar.streams.wire import HANDSHAKE_MAX_S, IDLE_MAX_S, Alive, Cell, End, OpenFile, Refused, WireError, receive, receive_into
+from instar.streams.wire import (
+    HANDSHAKE_MAX_S,
+    IDLE_MAX_S,
+    Alive,
+    Cell,
+    End,
+    OpenFile,
+    Refused,
+    WireError,
+    receive,
+    receive_into,
+)
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0

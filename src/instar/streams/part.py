@@ -32,7 +32,7 @@ class Part:
 
     def __init__(self, target: Path, name: str, peer: str) -> None:
         self._target, self._name, self._peer = target, name, peer
-        self._path, self._record = part_paths(target)
+        self._path, self._record, self._new_record = part_paths(target)
         self._descriptor = -1
         self._unrecorded_bytes = 0
         self.facts: FileFacts | None = None
@@ -111,8 +111,8 @@ class Part:
         self._record.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._record.unlink(missing_ok=True)
+        for path in (self._path, self._record, self._new_record):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """What is there is kept, for another time."""
@@ -127,15 +127,15 @@ class Part:
     def _save(self) -> None:
         assert self.facts is not None
         record = _Record(self._name, self._peer, self.facts, self.cells)
-        fresh = self._record.with_name(self._record.name + ".new")
-        fresh.write_bytes(msgspec.json.encode(record))
-        fresh.replace(self._record)
+        self._new_record.write_bytes(msgspec.json.encode(record))
+        self._new_record.replace(self._record)
         self._unrecorded_bytes = 0
 
 
-def part_paths(target: Path) -> tuple[Path, Path]:
-    """Of the part file, and of its record."""
-    return target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.part.json")
+def part_paths(target: Path) -> tuple[Path, Path, Path]:
+    """Of the part file, of its record, and of a record while it is written."""
+    part = target.with_name(f".{target.name}.part")
+    return part, part.with_name(part.name + ".json"), part.with_name(part.name + ".json.new")
 
 
 def is_full(error: OSError) -> bool:
