@@ -62,6 +62,22 @@ class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     build_hosts_max: Annotated[int, _setting("hosts that a build tries before it gives up", "hosts", ge=1)] = 3
     wait_soft_reboot_seconds: Annotated[float, _setting("a soft reboot goes on as a hard one after", "seconds", gt=0)] = 120
     shutdown_grace_s: Annotated[float, _setting("a guest that stops has so long to shut down", "seconds", ge=0)] = 60
+    data_move_max_s: Annotated[float, _setting("copying a disk or migrating a guest may take", "seconds", gt=0)] = 86_400
+    shelved_offload_s: Annotated[
+        float, _setting("a shelved instance leaves its host after; 0 at once, -1 never", "seconds", ge=-1)
+    ] = 0
+    resize_confirm_window_s: Annotated[
+        float, _setting("a resize or migration is confirmed by itself after; 0 never", "seconds", ge=0)
+    ] = 0
+    allow_resize_to_same_host: Annotated[bool, _setting("a resize may stay on its host, if that is best")] = True
+    reclaim_instance_interval_s: Annotated[
+        float, _setting("a deleted instance can be restored for so long; 0: deleted at once", "seconds", ge=0)
+    ] = 0
+    live_migration_bandwidth_mib_s: Annotated[
+        int, _setting("most that a live migration sends; 0 is no limit", "MiB/s", ge=0)
+    ] = 0
+    live_migration_downtime_ms: Annotated[int, _setting("longest pause that a live migration aims at", "ms", ge=1)] = 500
+    timers_s: Annotated[float, _setting("how often what is due by time is looked for", "seconds", gt=0)] = 2
     console_length_max_bytes: Annotated[int, _setting("most console output in one answer", "bytes", ge=1)] = 102_400
 
 

@@ -78,8 +78,14 @@ class HostClient:
         command = c.EnsureRestarted(guest=guest, was_domain_id=was_domain_id, **self._fence())
         return await self._call(host, command, GuestState)
 
-    async def ensure_stopped(self, host: str, grace_s: float) -> GuestState:
+    async def ensure_stopped(self, host: str, grace_s: float, *_: Any) -> GuestState:
         return await self._call(host, c.EnsureStopped(grace_s=grace_s, **self._fence()), GuestState, extra_s=grace_s)
+
+    async def start_again(self, host: str, _grace_s: float, guest: GuestDefinition) -> GuestState:
+        """Undo of stopping a guest: it runs again, on its ports."""
+        if guest.ports:
+            await self.ensure_ports(host, guest.ports)
+        return await self.ensure_running(host, guest)
 
     async def ensure_not_running(self, host: str, *_: Any) -> None:
         """Undo of starting a guest that was defined before."""
@@ -89,7 +95,7 @@ class HostClient:
         command = c.AwaitSoftReboot(was_domain_id=was_domain_id, wait_s=wait_s, **self._fence())
         return await self._call(host, command, SoftRebootOutcome, extra_s=wait_s)
 
-    async def ensure_absent(self, host: str, *, keep_disks: bool = False) -> None:
+    async def ensure_absent(self, host: str, *_: Any, keep_disks: bool = False) -> None:
         await self._call(host, c.EnsureAbsent(keep_disks=keep_disks, **self._fence()), None)
 
     async def ensure_no_guest(self, host: str, *_: Any) -> None:
@@ -107,10 +113,10 @@ class HostClient:
 
     # --- memory and disks ---------------------------------------------------------------------------------------------
 
-    async def ensure_paused(self, host: str) -> GuestState:
+    async def ensure_paused(self, host: str, *_: Any) -> GuestState:
         return await self._call(host, c.EnsurePaused(**self._fence()), GuestState)
 
-    async def ensure_suspended(self, host: str) -> GuestState:
+    async def ensure_suspended(self, host: str, *_: Any) -> GuestState:
         return await self._call(host, c.EnsureSuspended(**self._fence()), GuestState)
 
     async def ensure_disk_size(self, host: str, disk: DiskDefinition) -> None:
@@ -118,6 +124,10 @@ class HostClient:
 
     async def ensure_no_disk(self, host: str, name: str) -> None:
         await self._call(host, c.EnsureNoDisk(name=name, **self._fence()), None)
+
+    async def ensure_disk_unmade(self, host: str, disk: DiskDefinition) -> None:
+        """Undo of `ensure_disk` where the instance has other disks besides."""
+        await self.ensure_no_disk(host, disk.name)
 
     async def ensure_disk_kept(self, host: str, name: str) -> None:
         await self._call(host, c.EnsureDiskKept(name=name, **self._fence()), None)
@@ -134,7 +144,7 @@ class HostClient:
     async def stream_address(self, host: str) -> StreamAddress:
         return await self._call(host, c.TellStreamAddress(), StreamAddress)
 
-    async def ensure_set_aside(self, host: str) -> None:
+    async def ensure_set_aside(self, host: str, *_: Any) -> None:
         await self._call(host, c.EnsureSetAside(**self._fence()), None)
 
     async def offer_disks(self, host: str, to: StreamAddress) -> DiskOffer:

@@ -12,24 +12,36 @@ from typing import Any
 from instar.errors import Conflict, ImageGone, NotFound
 from instar.images.contract import ImageService
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, ImageSource
-from instar.model.instance import Instance
+from instar.model.instance import Instance, InstanceVolume
 from instar.model.network import InstancePort
+from instar.model.volume import VolumeDisk
 
 GIB = 1 << 30
 MIB = 1 << 20
-ROOT, EPHEMERAL, SWAP = "root", "ephemeral0", "swap"
+ROOT, EPHEMERAL, SWAP, RESCUE = "root", "ephemeral0", "swap", "rescue"
 
 
 def disks_of(instance: Instance, source: ImageSource | None) -> tuple[DiskDefinition, ...]:
-    """Root (from the image; a flavor without a disk takes the image's size), then ephemeral, then swap."""
-    flavor = instance.spec.flavor
-    virtual_size = source.virtual_size_bytes if source else instance_image_size(instance)
-    disks = [DiskDefinition(ROOT, max(flavor.root_gib * GIB, virtual_size), source)]
+    """Root (from the image; a flavor without a disk takes the image's size), then ephemeral, then swap. One that is booted
+    from a volume has no root disk of its own; one that is rescued boots from the rescue disk, and has the others beside."""
+    flavor, rescue = instance.spec.flavor, instance.facts.rescue
+    disks = []
+    if rescue is not None:
+        disks.append(DiskDefinition(RESCUE, rescue.virtual_size_bytes))
+    if not boots_from_volume(instance):
+        virtual_size = source.virtual_size_bytes if source else instance_image_size(instance)
+        disks.append(DiskDefinition(ROOT, max(flavor.root_gib * GIB, virtual_size), source))
     if flavor.ephemeral_gib:
         disks.append(DiskDefinition(EPHEMERAL, flavor.ephemeral_gib * GIB))
     if flavor.swap_mib:
         disks.append(DiskDefinition(SWAP, flavor.swap_mib * MIB))
     return tuple(disks)
+
+
+def boots_from_volume(instance: Instance) -> bool:
+    """Its root is a volume: it has no root disk on its host."""
+    attached = any(volume.boot_index == 0 for volume in instance.facts.volumes)
+    return attached or any(volume.boot_index == 0 for volume in instance.spec.volumes)
 
 
 def instance_image_size(instance: Instance) -> int:
@@ -38,7 +50,7 @@ def instance_image_size(instance: Instance) -> int:
 
 async def source_if_there(images: ImageService, instance: Instance) -> ImageSource | None:
     """The image's data, for a host that may have to fetch it again. None: the image is gone, what is on disk must do."""
-    if instance.spec.image is None:
+    if instance.spec.image is None or boots_from_volume(instance):
         return None
     try:
         return await images.image_source(instance.spec.image.id)
@@ -64,6 +76,21 @@ def guest_of(
         project_id=instance.project_id,
         display_name=instance.name,
         properties=hardware,
+        volumes=tuple(volume_disk(volume, instance) for volume in instance.facts.volumes if volume.connection),
+    )
+
+
+def volume_disk(volume: InstanceVolume, instance: Instance) -> VolumeDisk:
+    """A volume as its host plugs it. While the instance is rescued nothing is booted from a volume."""
+    assert volume.connection is not None, "it was connected to the host before"
+    return VolumeDisk(
+        volume_id=volume.volume_id,
+        connection=volume.connection,
+        device=volume.device,
+        boot_index=None if instance.facts.rescue else volume.boot_index,
+        bus=volume.bus,
+        tag=volume.tag,
+        shareable=volume.multiattach,
     )
 
 

@@ -5,15 +5,20 @@ A host that cannot be reached does not hold up a delete: its leftovers are remov
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 
 from instar.clock import now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HostUnreachable, HypervisorUnavailable, StepTimeout
+from instar.errors import Conflict, HostUnreachable, HypervisorUnavailable, StepTimeout
 from instar.lifecycle.cloud import Cloud
+from instar.model.instance import SHELVED_IMAGE, InstanceVolume
+from instar.model.move import MoveStatus
 from instar.model.states import PowerState, VmState
 from instar.store.instances import usage_give_back
+from instar.store.moves import migrations_end
 
 log = structlog.get_logger()
 
@@ -21,13 +26,37 @@ log = structlog.get_logger()
 async def delete(run: Run, cloud: Cloud) -> None:
     # Read as a step: the operation that was taken over may have found or given back a host since this one was accepted.
     instance = await run.step("read instance", run.current_instance, on="database")
+    if instance.facts.move is not None:
+        await _or_later(run, cloud, "remove what was kept", run.hosts.ensure_nothing_aside, instance.facts.move.source)
     if instance.host:
-        try:
-            await run.step("remove guest", run.hosts.ensure_absent, instance.host)
-        except (HostUnreachable, HypervisorUnavailable, StepTimeout) as error:
-            log.warning("delete.host_away", instance=instance.id, host=instance.host, reason=error.message)
-            await tell_leftovers(cloud.bus, instance.host)
+        await _or_later(run, cloud, "remove guest", run.hosts.ensure_absent, instance.host)
     await run.step("release ports", cloud.networks.release, instance.id)
+    for volume in instance.facts.volumes:
+        await run.step(f"let go of volume {volume.volume_id}", let_go_of_volume, cloud, volume, on="volume")
+    image_id = instance.facts.system_metadata.get(SHELVED_IMAGE)
+    if image_id:
+        await run.step("delete shelved image", cloud.images.discard, image_id, on="image")
     await run.step("release claims", cloud.scheduler.release_instance, instance.id)
     run.note(deleted=1, terminated_at=now_us())
+    run.also(migrations_end(instance.id, MoveStatus.ERROR))
     await run.settle(VmState.DELETED, power_state=PowerState.NOSTATE, also=(usage_give_back(instance.id),))
+
+
+async def _or_later(
+    run: Run, cloud: Cloud, name: str, call: Callable[[str], Awaitable[None]], host: str
+) -> None:
+    try:
+        await run.step(name, call, host)
+    except (HostUnreachable, HypervisorUnavailable, StepTimeout) as error:
+        log.warning("delete.host_away", instance=run.instance.id, host=host, reason=error.message)
+        await tell_leftovers(cloud.bus, host)
+
+
+async def let_go_of_volume(cloud: Cloud, volume: InstanceVolume) -> None:
+    """It is nobody's again, or gone where it was to end with the instance."""
+    await cloud.volumes.detach(volume.attachment_id)
+    if volume.delete_on_termination:
+        try:
+            await cloud.volumes.delete(volume.volume_id)
+        except Conflict as error:  # it has snapshots, or another instance: then it stays
+            log.warning("delete.volume_stays", volume=volume.volume_id, reason=error.message)

@@ -15,19 +15,29 @@ import msgspec
 from instar.clock import now_us
 from instar.engine.conductor import tell_accepted, tell_to_cancel
 from instar.engine.hosts import HostClient
-from instar.errors import Conflict, Locked, QuotaExceeded, WrongState
+from instar.errors import BadRequest, Conflict, Locked, QuotaExceeded, WrongState
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.consoles import Consoles
-from instar.lifecycle.definition import host_of
+from instar.lifecycle.definition import boots_from_volume, host_of
+from instar.lifecycle.evacuate import EvacuateArguments
+from instar.lifecycle.live_migration import LiveArguments
+from instar.lifecycle.move import MoveArguments, root_is_smaller
+from instar.lifecycle.password import PasswordArguments
 from instar.lifecycle.prefetch import ImagePrefetch
 from instar.lifecycle.reboot import RebootArguments
+from instar.lifecycle.rebuild import RebuildArguments
+from instar.lifecycle.rescue import RescueArguments
+from instar.lifecycle.shelve import UnshelveArguments
+from instar.lifecycle.snapshot import SnapshotArguments, draft_of
 from instar.model.context import RequestContext
-from instar.model.instance import Instance, InstanceFacts, InstanceSpec
+from instar.model.guest import GuestDiagnostics
+from instar.model.instance import Flavor, Instance, InstanceFacts, InstanceSpec
 from instar.model.operation import Operation
-from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, VmState, check
-from instar.store.contract import WriteConflict
+from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, TaskState, VmState, check
+from instar.store.contract import Statement, WriteConflict
 from instar.store.instances import (
     instance_fetch,
+    instance_grow,
     instance_insert,
     instance_lock,
     instance_mark,
@@ -43,6 +53,7 @@ from instar.store.server_groups import server_group_room
 QuotaLimits = Callable[[str], Awaitable[dict[str, int]]]
 LOCK_ATTEMPTS_MAX = 5
 CONSOLE_DEADLINE_S = 15.0
+RUNNING_STATES = frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.RESCUED, VmState.RESIZED})
 
 
 class NewInstance(msgspec.Struct, frozen=True):
@@ -95,17 +106,26 @@ class Lifecycle:
             await tell_accepted(self._cloud.bus, operation)
         return instances
 
-    async def delete(self, context: RequestContext, instance: Instance) -> None:
-        """May come at any time; what is in flight is unwound first. A second delete changes nothing."""
+    async def delete(self, context: RequestContext, instance: Instance, *, force: bool = False) -> None:
+        """May come at any time; what is in flight is unwound first. A second delete changes nothing.
+
+        Where a reclaim interval is set the instance can be restored until it is over, unless `force`."""
         _check_lock(context, instance)
-        check(Action.DELETE, instance.id, instance.vm_state, instance.task_state)
-        operation = _operation(context, instance, Action.DELETE, Action.DELETE)
+        soft = self._cloud.settings.lifecycle.reclaim_instance_interval_s > 0 and not force
+        action = Action.SOFT_DELETE if soft else Action.DELETE
+        check(action, instance.id, instance.vm_state, instance.task_state)
+        operation = _operation(context, instance, action, action)
         cancel = operations_cancel(instance.id, operation)
+        task = TRANSITIONS[action].task
+        assert task is not None, "a delete marks the instance"
         try:
-            await self._store.write(instance_mark_deleting(instance.id), cancel, operation_insert(operation))
+            await self._store.write(instance_mark_deleting(instance.id, task), cancel, operation_insert(operation))
         except WriteConflict:
             return  # another delete is on its way
         await tell_accepted(self._cloud.bus, operation)
+
+    async def restore(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.RESTORE, Action.RESTORE)
 
     async def reboot(self, context: RequestContext, instance: Instance, *, hard: bool) -> None:
         rule = REBOOT_HARD if hard else REBOOT_SOFT
@@ -117,6 +137,127 @@ class Lifecycle:
     async def stop(self, context: RequestContext, instance: Instance) -> None:
         await self._accept(context, instance, Action.STOP, Action.STOP)
 
+    async def pause(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.PAUSE, Action.PAUSE)
+
+    async def unpause(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.UNPAUSE, Action.UNPAUSE)
+
+    async def suspend(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.SUSPEND, Action.SUSPEND)
+
+    async def resume(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.RESUME, Action.RESUME)
+
+    async def create_image(self, context: RequestContext, instance: Instance, wanted: SnapshotArguments) -> None:
+        """An image under the id that the caller chose. It is there, queued, before this returns."""
+        action = Action.CREATE_IMAGE if wanted.rotation is None else Action.CREATE_BACKUP
+        _check_lock(context, instance)
+        check(action, instance.id, instance.vm_state, instance.task_state)
+        await self._cloud.images.queue(wanted.image_id, draft_of(instance, wanted))
+        try:
+            await self._accept(context, instance, action, action, wanted)
+        except BaseException:
+            await self._cloud.images.discard(wanted.image_id)
+            raise
+
+    async def shelve(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.SHELVE, Action.SHELVE)
+
+    async def shelve_offload(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.SHELVE_OFFLOAD, Action.SHELVE_OFFLOAD)
+
+    async def unshelve(self, context: RequestContext, instance: Instance, wanted: UnshelveArguments) -> None:
+        """A zone or a host can be chosen only for one that is on no host."""
+        if instance.vm_state is VmState.SHELVED and wanted != UnshelveArguments():
+            raise WrongState(
+                action=Action.UNSHELVE.value, id=instance.id, attribute="vm_state", state=instance.vm_state.value
+            )
+        await self._accept(context, instance, Action.UNSHELVE, Action.UNSHELVE, wanted, needs_host=False)
+
+    async def resize(self, context: RequestContext, instance: Instance, flavor: Flavor, *, host: str | None = None) -> None:
+        """Raises BadRequest for a smaller root disk or the same flavor, QuotaExceeded."""
+        old = instance.spec.flavor
+        if flavor.id == old.id:
+            raise BadRequest("When resizing, instances must change flavor!")
+        if root_is_smaller(old, flavor) and not boots_from_volume(instance):
+            sizes = f"{flavor.root_gib} GiB, smaller than {old.root_gib} GiB"
+            raise BadRequest(f"Flavor {flavor.id} has a root disk of {sizes}.")
+        if flavor.ephemeral_gib < old.ephemeral_gib:
+            raise BadRequest(f"Flavor {flavor.id} has a smaller ephemeral disk than {old.ephemeral_gib} GiB.")
+        limits = await self._quota_limits(instance.project_id)
+        more = {"cores": flavor.vcpus - old.vcpus, "ram": flavor.memory_mib - old.memory_mib}
+        # What is added is counted from now on, and given back when the resize fails or is reverted.
+        counted = [
+            usage_add(instance.project_id, name, amount, limits[name]) for name, amount in more.items() if amount > 0
+        ]
+        grown = instance_grow(instance.id, max(more["cores"], 0), max(more["ram"], 0))
+        await self._accept(
+            context, instance, Action.RESIZE, Action.RESIZE, MoveArguments(flavor, host), also=(*counted, grown)
+        )
+
+    async def migrate(self, context: RequestContext, instance: Instance, *, host: str | None = None) -> None:
+        if host is not None and host == instance.host:
+            raise BadRequest(f"Instance {instance.id} is on host {host} already.")
+        await self._accept(context, instance, Action.MIGRATE, Action.MIGRATE, MoveArguments(None, host))
+
+    async def confirm_resize(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.CONFIRM_RESIZE, Action.CONFIRM_RESIZE)
+
+    async def revert_resize(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.REVERT_RESIZE, Action.REVERT_RESIZE)
+
+    async def rebuild(self, context: RequestContext, instance: Instance, wanted: RebuildArguments) -> None:
+        await self._accept(context, instance, Action.REBUILD, Action.REBUILD, wanted)
+
+    async def rescue(self, context: RequestContext, instance: Instance, image_id: str) -> None:
+        await self._accept(context, instance, Action.RESCUE, Action.RESCUE, RescueArguments(image_id))
+
+    async def unrescue(self, context: RequestContext, instance: Instance) -> None:
+        await self._accept(context, instance, Action.UNRESCUE, Action.UNRESCUE)
+
+    async def change_password(self, context: RequestContext, instance: Instance, password: str) -> None:
+        await self._accept(
+            context, instance, Action.CHANGE_PASSWORD, Action.CHANGE_PASSWORD, PasswordArguments(password)
+        )
+
+    async def migrate_live(self, context: RequestContext, instance: Instance, wanted: LiveArguments) -> None:
+        if wanted.host is not None and wanted.host == instance.host:
+            raise BadRequest(f"Instance {instance.id} is on host {wanted.host} already.")
+        await self._accept(context, instance, Action.LIVE_MIGRATE, Action.LIVE_MIGRATE, wanted)
+
+    async def evacuate(self, context: RequestContext, instance: Instance, wanted: EvacuateArguments) -> None:
+        """Raises Conflict while the instance's host is up: its guest might still run there."""
+        host = host_of(instance)
+        if self._cloud.scheduler.is_up(host):
+            raise Conflict(f"Compute service of {host} is still in use.")
+        if wanted.host == host:
+            raise BadRequest(f"Instance {instance.id} cannot be evacuated to host {host}, where it is.")
+        await self._accept(context, instance, Action.EVACUATE, Action.EVACUATE, wanted)
+
+    async def abort_migration(self, context: RequestContext, instance: Instance) -> None:
+        """A live migration in flight ends with the guest where it was. Raises WrongState where none is."""
+        await self._live(instance).abort_live(host_of(instance))
+
+    async def force_migration(self, context: RequestContext, instance: Instance) -> None:
+        """A live migration in flight is finished soon, at the cost of a longer pause. Raises WrongState where none is."""
+        await self._live(instance).force_live(host_of(instance))
+
+    def _live(self, instance: Instance) -> HostClient:
+        if instance.task_state is not TaskState.MIGRATING:
+            state = instance.task_state.value if instance.task_state else "None"
+            raise WrongState(action=Action.LIVE_MIGRATE.value, id=instance.id, attribute="task_state", state=state)
+        return HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
+
+    async def diagnostics(self, context: RequestContext, instance: Instance) -> GuestDiagnostics:
+        """What the hypervisor counts of the guest. Raises WrongState for one that does not run."""
+        if instance.vm_state not in RUNNING_STATES:
+            raise WrongState(
+                action="get_diagnostics", id=instance.id, attribute="vm_state", state=instance.vm_state.value
+            )
+        client = HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
+        return await client.diagnostics(host_of(instance))
+
     async def _accept(
         self,
         context: RequestContext,
@@ -124,17 +265,20 @@ class Lifecycle:
         action: Action,
         rule: str,
         arguments: msgspec.Struct | None = None,
+        *,
+        needs_host: bool = True,
+        also: tuple[Statement, ...] = (),
     ) -> None:
         _check_lock(context, instance)
         transition = check(rule, instance.id, instance.vm_state, instance.task_state)
-        host_of(instance)
+        if needs_host:
+            host_of(instance)
         operation = _operation(context, instance, action, rule, arguments)
         refusal = WrongState(action=action.value, id=instance.id, attribute="task_state", state="changed meanwhile")
-        # A hard reboot may come during a soft one: it takes over.
+        # A hard reboot may come during a soft one: it takes over. What has no task_state is waited for.
+        takes_over = (operations_cancel(instance.id, operation),) if instance.task_state is not None else ()
         await self._store.write(
-            instance_mark(instance, transition.task, refusal=refusal),
-            operations_cancel(instance.id, operation),
-            operation_insert(operation),
+            instance_mark(instance, transition.task, refusal=refusal), *takes_over, *also, operation_insert(operation)
         )
         await tell_accepted(self._cloud.bus, operation)
 

@@ -9,8 +9,19 @@ from instar.engine.run import Run
 from instar.lifecycle.build import build
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.delete import delete
+from instar.lifecycle.evacuate import evacuate
+from instar.lifecycle.live_migration import migrate_live
+from instar.lifecycle.move import confirm, move, revert
+from instar.lifecycle.password import change_password
+from instar.lifecycle.pause import pause, unpause
 from instar.lifecycle.power import start, stop
 from instar.lifecycle.reboot import reboot
+from instar.lifecycle.rebuild import rebuild
+from instar.lifecycle.rescue import rescue, unrescue
+from instar.lifecycle.shelve import shelve, shelve_offload, unshelve
+from instar.lifecycle.snapshot import create_image
+from instar.lifecycle.soft_delete import restore, soft_delete
+from instar.lifecycle.suspend import resume, suspend
 from instar.model.states import Action
 
 _FUNCTIONS: dict[str, Callable[[Run, Cloud], Awaitable[None]]] = {
@@ -19,6 +30,27 @@ _FUNCTIONS: dict[str, Callable[[Run, Cloud], Awaitable[None]]] = {
     Action.REBOOT: reboot,
     Action.START: start,
     Action.STOP: stop,
+    Action.PAUSE: pause,
+    Action.UNPAUSE: unpause,
+    Action.SUSPEND: suspend,
+    Action.RESUME: resume,
+    Action.CREATE_IMAGE: create_image,
+    Action.CREATE_BACKUP: create_image,
+    Action.SHELVE: shelve,
+    Action.SHELVE_OFFLOAD: shelve_offload,
+    Action.UNSHELVE: unshelve,
+    Action.RESIZE: move,
+    Action.MIGRATE: move,
+    Action.CONFIRM_RESIZE: confirm,
+    Action.REVERT_RESIZE: revert,
+    Action.REBUILD: rebuild,
+    Action.RESCUE: rescue,
+    Action.UNRESCUE: unrescue,
+    Action.LIVE_MIGRATE: migrate_live,
+    Action.EVACUATE: evacuate,
+    Action.CHANGE_PASSWORD: change_password,
+    Action.SOFT_DELETE: soft_delete,
+    Action.RESTORE: restore,
 }
 
 

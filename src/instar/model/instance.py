@@ -15,6 +15,9 @@ from instar.model.network import InstancePort, RequestedNetwork
 from instar.model.states import PowerState, TaskState, VmState, status_of
 from instar.model.volume import VolumeConnection
 
+# What operations remember in `system_metadata`, under the names that the field uses.
+SHELVED_AT, SHELVED_IMAGE, SHELVED_HOST = "shelved_at", "shelved_image_id", "shelved_host"
+
 
 class Flavor(msgspec.Struct, frozen=True):
     """A size. It is copied into the instance, so that a flavor that is deleted later changes nothing."""

@@ -10,7 +10,7 @@ from instar.scheduling.host_table import HostTable
 from instar.scheduling.request import Circumstances, SchedulingRequest, Selection, amounts_of, hinted_instances
 from instar.scheduling.selection import Admission, no_valid_host, select
 from instar.store.aggregates import DEFAULT_ZONE
-from instar.store.claims import claim_release, claim_release_instance, claim_take
+from instar.store.claims import claim_release, claim_release_instance, claim_release_others, claim_take
 from instar.store.contract import Duplicate, Result, Statement, Store
 from instar.store.server_groups import hosts_of_instances, server_group_hosts
 
@@ -77,6 +77,19 @@ class Scheduler:
     async def release_instance(self, instance_id: str) -> None:
         """Give back all that the instance holds."""
         self._note_released(await self._store.write(*claim_release_instance(instance_id)))
+
+    async def release_others(self, instance_id: str, keep_claim_id: str) -> None:
+        """Give back all that the instance holds besides this claim."""
+        self._note_released(await self._store.write(*claim_release_others(instance_id, keep_claim_id)))
+
+    def is_up(self, host: str) -> bool:
+        """The host reports, and no admin said that it is down."""
+        return self._table.is_up(host)
+
+    def address_of(self, host: str) -> str:
+        """The address at which other hosts reach it."""
+        known = self._table.get(host)
+        return known.inventory.host_ip if known and known.inventory else ""
 
     def zone_of(self, host: str) -> str:
         """The availability zone that a host is in now."""

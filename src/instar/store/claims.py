@@ -76,22 +76,28 @@ def claim_release_instance(instance_id: str) -> tuple[Statement, ...]:
     return _release("instance_id", instance_id)
 
 
-def _release(column: str, value: str) -> tuple[Statement, ...]:
-    params = {"value": value}
-    mine = f"FROM claims c WHERE c.{column} = :value AND c.host || '' = hosts.name"
+def claim_release_others(instance_id: str, keep_claim_id: str) -> tuple[Statement, ...]:
+    """Give back every claim of an instance but one."""
+    return _release("instance_id", instance_id, keep_claim_id)
+
+
+def _release(column: str, value: str, kept: str = "") -> tuple[Statement, ...]:
+    params: dict[str, Value] = {"value": value, "kept": kept}
+    mine = f"FROM claims c WHERE c.{column} = :value AND c.id <> :kept AND c.host || '' = hosts.name"
     return (
         # Two releases of one claim queue up here: the second finds nothing to give back.
-        Statement(f"UPDATE claims SET host = host WHERE {column} = :value", params),  # noqa: S608 - one of two names
+        Statement(f"UPDATE claims SET host = host WHERE {column} = :value AND id <> :kept", params),  # noqa: S608 - one of two names
         Statement(
             f"""UPDATE hosts SET vcpus_claimed = vcpus_claimed - (SELECT COALESCE(SUM(c.vcpus), 0) {mine}),
                   memory_claimed_mib = memory_claimed_mib - (SELECT COALESCE(SUM(c.memory_mib), 0) {mine}),
                   disk_claimed_gib = disk_claimed_gib - (SELECT COALESCE(SUM(c.disk_gib), 0) {mine}),
                   instances_claimed = instances_claimed - (SELECT COUNT(*) {mine})
-                WHERE name IN (SELECT c.host FROM claims c WHERE c.{column} = :value)""",  # noqa: S608 - the same
+                WHERE name IN (SELECT c.host FROM claims c WHERE c.{column} = :value AND c.id <> :kept)""",  # noqa: S608 - the same
             params,
         ),
         Statement(
-            f"DELETE FROM claims WHERE {column} = :value RETURNING host, vcpus, memory_mib, disk_gib",  # noqa: S608
+            f"DELETE FROM claims WHERE {column} = :value AND id <> :kept "  # noqa: S608
+            "RETURNING host, vcpus, memory_mib, disk_gib",
             params,
         ),
     )

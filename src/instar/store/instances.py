@@ -68,12 +68,23 @@ def instance_mark(instance: Instance, task: TaskState | None, *, refusal: WrongS
     )  # fmt: skip
 
 
-def instance_mark_deleting(instance_id: str) -> Statement:
-    """Delete may come at any time, whatever the task; a second delete finds the row as it wants it."""
+def instance_mark_deleting(instance_id: str, task: TaskState) -> Statement:
+    """Delete may come at any time, whatever the task; a second delete finds the row as it wants it. A delete for good
+    takes over from a soft one."""
     return Statement(
-        """UPDATE instances SET task_state = 'deleting', turn = turn + 1, updated_at = :now
-           WHERE id = :id AND deleted = 0 AND task_state IS DISTINCT FROM 'deleting'""",
-        {"id": instance_id, "now": now_us()},
+        """UPDATE instances SET task_state = :task, turn = turn + 1, updated_at = :now
+           WHERE id = :id AND deleted = 0 AND task_state IS DISTINCT FROM 'deleting'
+             AND task_state IS DISTINCT FROM :task""",
+        {"id": instance_id, "task": task.value, "now": now_us()},
+        rows=1,
+    )
+
+
+def instance_grow(instance_id: str, vcpus: int, memory_mib: int) -> Statement:
+    """The instance counts for so much more in its project's usage, which was added in the same transaction."""
+    return Statement(
+        "UPDATE instances SET vcpus = vcpus + :vcpus, memory_mib = memory_mib + :memory_mib WHERE id = :id",
+        {"id": instance_id, "vcpus": vcpus, "memory_mib": memory_mib},
         rows=1,
     )
 

@@ -131,7 +131,7 @@ class ServerActions:
         return empty_answer(202)
 
     async def _force_delete(self, request: Request, instance: Instance, _: None) -> Answer:
-        await self._lifecycle.delete(request.context, instance)
+        await self._lifecycle.delete(request.context, instance, force=True)
         return empty_answer(202)
 
     async def _reset_state(self, request: Request, instance: Instance, body: ResetState) -> Answer:

@@ -1,0 +1,94 @@
+"""Evacuate: an instance whose host is down is built again on another one (LIFECYCLE section 4).
+
+Local disks are made anew from the image; volumes, and disks on storage that both hosts share, are kept. When the dead host
+returns its leftovers are removed, never the new guest: the record says where the instance is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from instar.clock import now_us
+from instar.engine.hosts import tell_leftovers
+from instar.engine.run import Run
+from instar.errors import HypervisorError, InstarError, NoValidHost
+from instar.lifecycle import volumes
+from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import disks_of, guest_of, host_of, source_if_there
+from instar.lifecycle.ports import bind_ports_back, bind_ports_to
+from instar.lifecycle.shelve import new_id
+from instar.model.move import MoveStatus, MoveType
+from instar.model.states import PowerState, TaskState, VmState
+from instar.store.moves import migration_insert, migration_status
+
+
+class EvacuateArguments(msgspec.Struct, frozen=True):
+    """`host`: an admin's choice, None for the scheduler's."""
+
+    host: str | None = None
+
+
+async def evacuate(run: Run, cloud: Cloud) -> None:
+    """Raises NoValidHost; the instance stays where it is then, to be evacuated again."""
+    arguments = msgspec.msgpack.decode(run.operation.arguments, type=EvacuateArguments)
+    instance, dead = run.instance, host_of(run.instance)
+    migration = await run.step("choose migration id", new_id)
+    flavor_id = instance.spec.flavor.id
+    run.also(
+        migration_insert(
+            migration, run.operation, MoveType.EVACUATION, source=dead, dest=arguments.host, old_flavor_id=flavor_id,
+            new_flavor_id=flavor_id, status=MoveStatus.PRE_MIGRATING,
+        )
+    )  # fmt: skip
+    run.when_failed(migration_status(migration, MoveStatus.ERROR))
+    request = msgspec.structs.replace(scheduling_request(run), exclude_hosts=(dead,), requested_host=arguments.host)
+    selection = await run.step("select hosts", cloud.scheduler.candidates, request)
+    refusals: list[tuple[str, InstarError]] = []
+    for dest in selection.hosts:
+        try:
+            async with run.scope():
+                await _build_on(run, cloud, dead, dest, migration)
+            return
+        except WORTH_ANOTHER_HOST as error:
+            refusals.append((dest, error))
+            run.note(host=dead, availability_zone=instance.availability_zone, facts={"ports": instance.facts.ports})
+    tried = "; ".join(error.user_message for _, error in refusals)
+    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[f"{host}: {e.message}" for host, e in refusals])
+
+
+async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str) -> None:
+    instance, hosts = run.instance, run.hosts
+    claim_id = f"{run.operation.id}:{dest}"
+    await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, dest, instance.spec.flavor,
+                   undo=cloud.scheduler.release)  # fmt: skip
+    ports = await run.step("bind ports", bind_ports_to, cloud, instance, dest, dead,
+                           undo=bind_ports_back, on="network")  # fmt: skip
+    connected = await volumes.connect_all(run, cloud, dest)
+    moved = msgspec.structs.replace(instance, facts=msgspec.structs.replace(run.facts, volumes=connected))
+    source = await run.step("find image", source_if_there, cloud.images, instance, on="image",
+                            task=TaskState.REBUILD_BLOCK_DEVICE_MAPPING)  # fmt: skip
+    if source is not None:
+        await run.step("fetch image", hosts.ensure_image, dest, source)
+    disks = disks_of(moved, source)
+    for disk in disks:
+        await run.step(f"create {disk.name} disk", hosts.ensure_disk, dest, disk, undo=hosts.ensure_no_disks)
+    plugged = tuple(port.definition for port in ports)
+    power_state = PowerState.SHUTDOWN
+    if instance.vm_state is not VmState.STOPPED:
+        if plugged:
+            await run.step("set up ports", hosts.ensure_ports, dest, plugged, undo=hosts.ensure_no_ports,
+                           task=TaskState.REBUILD_SPAWNING)  # fmt: skip
+        guest = guest_of(moved, disks, ports)
+        state = await run.step("start guest", hosts.ensure_running, dest, guest, undo=hosts.ensure_no_guest)
+        if state.power_state is not PowerState.RUNNING:
+            raise HypervisorError(reason="the guest is not running")
+        power_state = state.power_state
+    run.keep()
+    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), launched_at=now_us(),
+             facts={"ports": ports, "volumes": connected})  # fmt: skip
+    run.also(migration_status(migration, MoveStatus.DONE))
+    await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
+    await tell_leftovers(cloud.bus, dead)
+    ends = VmState.STOPPED if instance.vm_state is VmState.STOPPED else VmState.ACTIVE
+    await run.settle(ends, power_state=power_state)

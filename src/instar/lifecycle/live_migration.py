@@ -1,0 +1,187 @@
+"""Live migration: the running guest goes to another host, with its memory and disks (LIFECYCLE section 4).
+
+Until the guest runs on the destination everything can be undone, and it goes on at the source. From then on there is no
+way back: what is left of it at the source is removed, at once or when that host answers again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import msgspec
+import structlog
+
+from instar.engine.hosts import tell_leftovers
+from instar.engine.run import Run
+from instar.errors import (
+    Cancelled,
+    HypervisorError,
+    InstarError,
+    LeaseLost,
+    MigrationAborted,
+    NoValidHost,
+    TaskStateConflict,
+)
+from instar.lifecycle import volumes
+from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import disks_of, guest_of, host_of
+from instar.lifecycle.move import HOST_AWAY
+from instar.lifecycle.ports import bind_ports_to
+from instar.lifecycle.shelve import new_id
+from instar.model.guest import GuestDefinition, GuestState, LiveMigrationOptions, LiveTarget
+from instar.model.instance import Instance, InstanceVolume
+from instar.model.move import MoveStatus, MoveType
+from instar.model.network import InstancePort
+from instar.model.states import PowerState
+from instar.store.moves import migration_insert, migration_status
+
+log = structlog.get_logger()
+
+
+class LiveArguments(msgspec.Struct, frozen=True):
+    """`host`: an admin's choice, None for the scheduler's. `block_migration`: None finds out; else it must be so."""
+
+    host: str | None = None
+    block_migration: bool | None = None
+
+
+async def migrate_live(run: Run, cloud: Cloud) -> None:
+    """Raises NoValidHost, MigrationAborted; the guest runs at the source then."""
+    arguments = msgspec.msgpack.decode(run.operation.arguments, type=LiveArguments)
+    instance, source = run.instance, host_of(run.instance)
+    migration = await run.step("choose migration id", new_id)
+    flavor_id = instance.spec.flavor.id
+    run.also(
+        migration_insert(
+            migration, run.operation, MoveType.LIVE, source=source, dest=arguments.host, old_flavor_id=flavor_id,
+            new_flavor_id=flavor_id, status=MoveStatus.PREPARING,
+        )
+    )  # fmt: skip
+    run.when_failed(migration_status(migration, MoveStatus.ERROR))
+    request = msgspec.structs.replace(
+        scheduling_request(run), exclude_hosts=(source,), requested_host=arguments.host
+    )
+    selection = await run.step("select hosts", cloud.scheduler.candidates, request)
+    refusals: list[tuple[str, InstarError]] = []
+    for dest in selection.hosts:
+        try:
+            async with run.scope():
+                await _migrate_to(run, cloud, source, dest, migration, arguments)
+            return
+        except MigrationAborted:
+            run.also(migration_status(migration, MoveStatus.CANCELLED))
+            run.when_failed(migration_status(migration, MoveStatus.CANCELLED))
+            raise
+        except WORTH_ANOTHER_HOST as error:
+            refusals.append((dest, error))
+    tried = "; ".join(error.user_message for _, error in refusals)
+    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[f"{host}: {e.message}" for host, e in refusals])
+
+
+async def _migrate_to(run: Run, cloud: Cloud, source: str, dest: str, migration: str, arguments: LiveArguments) -> None:
+    instance, hosts = run.instance, run.hosts
+    claim_id = f"{run.operation.id}:{dest}"
+    await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, dest, instance.spec.flavor,
+                   undo=cloud.scheduler.release)  # fmt: skip
+    ports = await run.step("announce ports", announce_ports, cloud, instance, dest,
+                           undo=withdraw_ports, on="network")  # fmt: skip
+    connected = await _connect_volumes(run, cloud, dest, source)
+    guest = _guest_on_dest(run, ports, connected)
+    target = await run.step("prepare destination", prepare, dest, source, run, guest,
+                            undo=clear_destination, on="compute")  # fmt: skip
+    if arguments.block_migration is not None and arguments.block_migration is target.shared_storage and guest.disks:
+        shared = "share" if target.shared_storage else "do not share"
+        raise HypervisorError(reason=f"the two hosts {shared} storage, which is not what was asked for")
+    run.also(migration_status(migration, MoveStatus.RUNNING))
+    await _until_it_is_there(run, cloud, source, dest, guest, target)
+    run.keep()
+    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), facts={"volumes": connected})
+    run.also(migration_status(migration, MoveStatus.COMPLETED))
+    bound = await run.step("bind ports", bind_ports_to, cloud, instance, dest, on="network")
+    plugged = tuple(port.definition for port in bound)
+    if plugged:
+        await _or_later(cloud, dest, run.step("set up ports", hosts.ensure_ports, dest, plugged))
+    await _or_later(cloud, source, run.step("clean source", hosts.ensure_absent, source))
+    await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
+    run.note(facts={"ports": bound})
+    paused = instance.power_state is PowerState.PAUSED
+    await run.settle(power_state=PowerState.PAUSED if paused else PowerState.RUNNING)
+
+
+async def _or_later(cloud: Cloud, host: str, step: Awaitable[None]) -> None:
+    """There is no way back any more: what cannot be done on the host now is done when it is looked at again."""
+    try:
+        await step
+    except HOST_AWAY as error:
+        log.warning("live_migration.host_away", host=host, reason=error.message)
+        await tell_leftovers(cloud.bus, host)
+
+
+async def _connect_volumes(run: Run, cloud: Cloud, dest: str, source: str) -> tuple[InstanceVolume, ...]:
+    """Reached from both hosts, until it is clear where the guest stays."""
+    connected = []
+    for volume in run.facts.volumes:
+        connection = await run.step(
+            f"connect volume {volume.volume_id}", volumes.connect, cloud, volume, dest,
+            undo=lambda cloud, volume, _dest: volumes.connect(cloud, volume, source), on="volume",
+        )  # fmt: skip
+        connected.append(msgspec.structs.replace(volume, connection=connection))
+    return tuple(connected)
+
+
+def _guest_on_dest(
+    run: Run, ports: tuple[InstancePort, ...], connected: tuple[InstanceVolume, ...]
+) -> GuestDefinition:
+    moved = msgspec.structs.replace(run.instance, facts=msgspec.structs.replace(run.facts, volumes=connected))
+    return guest_of(moved, disks_of(moved, None), ports)
+
+
+async def announce_ports(cloud: Cloud, instance: Instance, dest: str) -> tuple[InstancePort, ...]:
+    """The destination is part of the ports' networks before the guest is there."""
+    return await cloud.networks.bind_ahead(instance.id, host=dest)
+
+
+async def withdraw_ports(cloud: Cloud, instance: Instance, _dest: str) -> None:
+    await cloud.networks.unbind_ahead(instance.id)
+
+
+async def prepare(dest: str, source: str, run: Run, guest: GuestDefinition) -> LiveTarget:
+    """The destination has what the guest needs, and the source may reach it."""
+    if guest.ports:
+        await run.hosts.ensure_ports(dest, guest.ports)
+    offer = await run.hosts.offer_live(source, await run.hosts.stream_address(dest))
+    return await run.hosts.ensure_ready_for_live(dest, guest, offer)
+
+
+async def clear_destination(dest: str, source: str, run: Run, _guest: GuestDefinition) -> None:
+    """Undo: nothing is left on the destination, as long as the guest is at its source."""
+    if not _runs(await run.hosts.observe(source)):
+        raise HypervisorError(reason="the guest is no longer where it was, what is on the other host stays")
+    await run.hosts.ensure_absent(dest)
+
+
+async def _until_it_is_there(
+    run: Run, cloud: Cloud, source: str, dest: str, guest: GuestDefinition, target: LiveTarget
+) -> None:
+    """Whatever the source says of it, what counts is where the guest runs."""
+    settings = cloud.settings.lifecycle
+    options = LiveMigrationOptions(settings.live_migration_bandwidth_mib_s, settings.live_migration_downtime_ms)
+    limit_s = settings.data_move_max_s
+    try:
+        await run.step("migrate guest", run.hosts.migrate_live, source, guest, target, options, limit_s,
+                       deadline_s=limit_s + 60)  # fmt: skip
+    except (Cancelled, LeaseLost, TaskStateConflict):
+        raise
+    except InstarError:
+        state = await run.step("look at destination", run.hosts.observe, dest)
+        if not _runs(state):
+            raise
+        return
+    state = await run.step("look at destination", run.hosts.observe, dest)
+    if not _runs(state):
+        raise HypervisorError(reason="the guest does not run where it was migrated to")
+
+
+def _runs(state: GuestState) -> bool:
+    return state.domain_id is not None and state.power_state in (PowerState.RUNNING, PowerState.PAUSED)

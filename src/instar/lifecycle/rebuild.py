@@ -1,0 +1,98 @@
+"""Rebuild: rebuilding → rebuild_block_device_mapping → rebuild_spawning → active, or stopped where it was stopped.
+
+The root disk is made anew from an image; id, host, ports, addresses, volumes and flavor stay. The old disk is kept until
+the guest runs with the new one, so that a failure gives back what was there.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from instar.engine.run import Run
+from instar.errors import HypervisorError
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import EPHEMERAL, ROOT, SWAP, disks_of, guest_of, host_of
+from instar.model.guest import DiskDefinition
+from instar.model.instance import Instance, InstanceSpec, SpecImage
+from instar.model.network import InstancePort
+from instar.model.states import PowerState, TaskState, VmState
+
+KEPT = "kept"  # what a driver appends to the name of a disk that it keeps
+
+
+class RebuildArguments(msgspec.Struct, frozen=True):
+    """`spec` is what the instance is to be like: image, metadata, key, user data; its flavor and ports do not change."""
+
+    image: SpecImage
+    spec: InstanceSpec
+    name: str
+    preserve_ephemeral: bool = False
+
+
+async def rebuild(run: Run, cloud: Cloud) -> None:
+    """Raises ImageGone; the instance is as before then."""
+    arguments = msgspec.msgpack.decode(run.operation.arguments, type=RebuildArguments)
+    instance, host, hosts = run.instance, host_of(run.instance), run.hosts
+    rebuilt = msgspec.structs.replace(instance, name=arguments.name, spec=rebuilt_spec(instance.spec, arguments))
+    source = await run.step("find image", cloud.images.image_source, arguments.image.id, on="image")
+    await run.step("fetch image", hosts.ensure_image, host, source)
+    ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
+    await _stop(run, host, ports)
+    disks = disks_of(rebuilt, source)
+    replaced = [disk for disk in disks if _is_replaced(disk, arguments)]
+    for disk in replaced:
+        await run.step(f"keep old {disk.name} disk", hosts.ensure_disk_kept, host, disk.name,
+                       undo=hosts.ensure_disk_restored, task=TaskState.REBUILD_BLOCK_DEVICE_MAPPING)  # fmt: skip
+        await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk, undo=hosts.ensure_disk_unmade)
+    old = instance.spec
+    await run.step("take new image", run.change_spec, lambda spec: rebuilt_spec(spec, arguments),
+                   undo=lambda *_: run.change_spec(lambda spec: _as_it_was(spec, old)),
+                   task=TaskState.REBUILD_SPAWNING, on="database")  # fmt: skip
+    power_state = PowerState.SHUTDOWN
+    if instance.vm_state is not VmState.STOPPED:
+        power_state = await _start(run, rebuilt, host, disks, ports)
+    run.keep()
+    for disk in replaced:
+        await run.step(f"remove old {disk.name} disk", hosts.ensure_no_disk, host, disk.name + KEPT)
+    run.note(name=arguments.name, facts={"ports": ports})
+    ends = VmState.STOPPED if instance.vm_state is VmState.STOPPED else VmState.ACTIVE
+    await run.settle(ends, power_state=power_state)
+
+
+async def _stop(run: Run, host: str, ports: tuple[InstancePort, ...]) -> None:
+    """At once: what the guest has in memory is of no use any more. Undone: it runs again, if it ran."""
+    guest = guest_of(run.instance, disks_of(run.instance, None), ports)
+    undo = run.hosts.start_again if run.instance.vm_state is VmState.ACTIVE else None
+    await run.step("stop guest", run.hosts.ensure_stopped, host, 0.0, guest, undo=undo)
+
+
+async def _start(
+    run: Run, rebuilt: Instance, host: str, disks: tuple[DiskDefinition, ...], ports: tuple[InstancePort, ...]
+) -> PowerState:
+    guest = guest_of(rebuilt, disks, ports)
+    if guest.ports:
+        await run.step("set up ports", run.hosts.ensure_ports, host, guest.ports)
+    state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
+    if state.power_state is not PowerState.RUNNING:
+        raise HypervisorError(reason="the guest is not running")
+    return state.power_state
+
+
+def _is_replaced(disk: DiskDefinition, arguments: RebuildArguments) -> bool:
+    return disk.name in (ROOT, SWAP) or (disk.name == EPHEMERAL and not arguments.preserve_ephemeral)
+
+
+def rebuilt_spec(spec: InstanceSpec, arguments: RebuildArguments) -> InstanceSpec:
+    """What a rebuild changes of the spec; what the API changed meanwhile stays."""
+    new = arguments.spec
+    return msgspec.structs.replace(
+        spec, image=arguments.image, metadata=new.metadata, key_name=new.key_name, key_public=new.key_public,
+        user_data=new.user_data, personality=new.personality, description=new.description,
+        disk_config=new.disk_config, access_ip_v4=new.access_ip_v4, access_ip_v6=new.access_ip_v6,
+        trusted_image_certificates=new.trusted_image_certificates,
+    )  # fmt: skip
+
+
+def _as_it_was(spec: InstanceSpec, old: InstanceSpec) -> InstanceSpec:
+    assert old.image is not None, "only an instance with an image is rebuilt"
+    return rebuilt_spec(spec, RebuildArguments(image=old.image, spec=old, name=""))
