@@ -71,9 +71,7 @@ async def test_a_volume_of_an_image_boots_and_goes_back_into_an_image(member: Cl
         told = await member.action(volume["id"], "os-volume_upload_image", upload)
         assert told["os-volume_upload_image"]["status"] == "uploading"
         await member.until(f"/volumes/{volume['id']}", "volume", "available")
-        made = await cloud.images.image_fetch(
-            told["os-volume_upload_image"]["image_id"], project_id="p1", is_admin=False
-        )
+        made = await cloud.images.image_fetch(told["os-volume_upload_image"]["image_id"], project_id="p1", is_admin=False)
         assert (made.status, made.virtual_size_bytes, made.properties) == ("active", 1 << 30, {"hw_disk_bus": "virtio"})
         again = await member.create(imageRef=made.id)
         attachment = await attach(member, again["id"])

@@ -1,0 +1,124 @@
+"""Unmodified clients of the field, as subprocesses, against the running Block Storage API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instar.store import volumes as sql
+from tests.volumes.volume_cloud import VolumeCloud
+
+pytestmark = pytest.mark.slow
+
+CLIENT = Path(sys.executable).with_name("openstack")
+DEADLINE_S = 60
+
+SDK_SESSION = """
+import sys
+import openstack
+from openstack import exceptions
+
+auth = dict(auth_url=sys.argv[1], username="member", password="x", project_name="p1", user_domain_id="default",
+            project_domain_id="default")
+cloud = openstack.connect(auth=auth, region_name="R")
+volume = cloud.create_volume(1, wait=True, name="from-sdk", timeout=30)
+assert cloud.block_storage.find_volume("from-sdk").id == volume.id
+cloud.block_storage.set_volume_metadata(volume, a="1")
+snapshot = cloud.create_volume_snapshot(volume.id, wait=True, name="s", timeout=30)
+copy = cloud.create_volume(2, wait=True, snapshot_id=snapshot.id, timeout=30)
+assert copy.size == 2
+cloud.block_storage.extend_volume(copy, 3)
+copy = cloud.block_storage.wait_for_status(cloud.block_storage.get_volume(copy.id), "available", interval=0.2, wait=30)
+assert copy.size == 3
+attachment = cloud.block_storage.create_attachment(copy, instance=sys.argv[2])
+attachment = cloud.block_storage.update_attachment(attachment, connector={"host": "h1"})
+cloud.block_storage.complete_attachment(attachment)
+assert cloud.block_storage.get_volume(copy.id).status == "in-use"
+cloud.block_storage.delete_attachment(attachment)
+assert {one.name for one in cloud.block_storage.types()} == {"multiattach", "__DEFAULT__"}
+assert cloud.block_storage.get_limits().absolute.total_volumes_used == 2
+assert len(list(cloud.block_storage.volumes(limit=1))) == 2
+try:
+    cloud.create_volume(1, image_id=sys.argv[2])
+except exceptions.SDKException as error:
+    assert sys.argv[2] in str(error), error
+else:
+    raise SystemExit("a volume of an image that does not exist")
+cloud.delete_volume_snapshot(snapshot.id, wait=True)
+for one in (volume, copy):
+    assert cloud.delete_volume(one.id, wait=True)
+print("done")
+"""
+
+
+async def run(*command: str, fails: bool = False, home: Path) -> str:
+    ended = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+    )  # fmt: skip
+    assert bool(ended.returncode) == fails, (command, ended.stdout, ended.stderr)
+    return ended.stdout + (ended.stderr if fails else "")
+
+
+async def test_openstackclient_first_session(cloud: VolumeCloud, tmp_path: Path) -> None:
+    async def openstack(*words: str, role: str = "member", fails: bool = False) -> str:
+        base = [
+            "--os-auth-url", f"{cloud.url}/identity/v3", "--os-username", role, "--os-password", "x",
+            "--os-project-name", "p1", "--os-user-domain-id", "default", "--os-project-domain-id", "default",
+        ]  # fmt: skip
+        return await run(str(CLIENT), *base, *words, fails=fails, home=tmp_path)
+
+    async def told(*words: str, role: str = "member") -> Any:
+        return json.loads(await openstack(*words, "-f", "json", role=role))
+
+    async def settled() -> None:
+        """What was begun has ended: asked of the service, because a client takes a second to start."""
+        for record in [*await sql.volumes_with_work(cloud.store), *await sql.snapshots_with_work(cloud.store)]:
+            await cloud.volumes.jobs.wait(record.id)
+
+    created = await told("volume", "create", "--size", "1", "--description", "d", "--property", "a=b", "data")
+    assert (created["name"], created["size"], created["properties"]) == ("data", 1, {"a": "b"})
+    await settled()
+    [listed] = await told("volume", "list")
+    assert (listed["Name"], listed["Status"], listed["Size"]) == ("data", "available", 1)
+    await openstack("volume", "set", "--name", "renamed", "--size", "2", "--property", "c=d", "--bootable", "data")
+    await settled()
+    shown = await told("volume", "show", "renamed")
+    assert (shown["status"], shown["size"], shown["bootable"]) == ("available", 2, "true")
+    assert shown["properties"] == {"a": "b", "c": "d"}
+    await openstack("volume", "unset", "--property", "a", "renamed")
+    snapshot = await told("volume", "snapshot", "create", "--volume", "renamed", "snap")
+    await settled()
+    [listed] = await told("volume", "snapshot", "list")
+    assert (listed["Name"], listed["Status"]) == ("snap", "available")
+    await told("volume", "create", "--snapshot", snapshot["id"], "--size", "2", "copy")
+    await settled()
+    kind = await told("volume", "type", "create", "--multiattach", "shared", role="admin")
+    assert kind["properties"] == {"multiattach": "<is> True"}
+    await openstack("volume", "type", "set", "--property", "k=v", "shared", role="admin")
+    assert {one["Name"] for one in await told("volume", "type", "list")} == {"__DEFAULT__", "multiattach", "shared"}
+    await openstack("volume", "type", "delete", "shared", role="admin")
+    await openstack("volume", "set", "--state", "error", "copy", role="admin")
+    assert "Invalid volume" in await openstack("volume", "delete", "renamed", fails=True)  # it has a snapshot
+    await openstack("volume", "snapshot", "delete", "snap")
+    await settled()
+    await openstack("volume", "delete", "copy", "renamed")
+    await settled()
+    assert await told("volume", "list") == []
+    assert cloud.files() == []
+
+
+async def test_openstacksdk_session(cloud: VolumeCloud, tmp_path: Path) -> None:
+    script = tmp_path / "session.py"
+    script.write_text(SDK_SESSION)
+    said = await run(sys.executable, str(script), f"{cloud.url}/identity/v3", str(uuid.uuid4()), home=tmp_path)
+    assert "done" in said
+    assert cloud.files() == []
