@@ -10,6 +10,7 @@ SLOW_FILES = frozenset({
     "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
     "cli/test_operator_commands.py", "cli/test_up.py", "networks/test_networks_and_ports.py",
     "networks/test_network_policy_walk.py", "networks/test_security_groups.py", "identity/test_records.py",
+    "volumes/test_volume_api.py", "volumes/test_volume_policy.py",
 })  # fmt: skip
 HERE = Path(__file__).parent
 

@@ -228,7 +228,6 @@ class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_volume_gigabytes: Annotated[int, _setting("largest volume", "GiB", ge=-1)] = -1
     copies_max: Annotated[int, _setting("volumes that are copied at once", "copies", ge=1)] = 2
     copy_deadline_s: Annotated[float, _setting("longest a copy of a volume may take", "seconds", gt=0)] = 3600
-    address: Annotated[str, _setting("address where other hosts reach volumes (NBD, TCP); empty: only this machine")] = ""
 
 
 class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -92,7 +92,7 @@ async def test_openstackclient_first_session(cloud: VolumeCloud, tmp_path: Path)
     await openstack("volume", "set", "--name", "renamed", "--size", "2", "--property", "c=d", "--bootable", "data")
     await settled()
     shown = await told("volume", "show", "renamed")
-    assert (shown["status"], shown["size"], shown["bootable"]) == ("available", 2, "true")
+    assert (shown["status"], shown["size"], shown["bootable"]) == ("available", 2, True)
     assert shown["properties"] == {"a": "b", "c": "d"}
     await openstack("volume", "unset", "--property", "a", "renamed")
     snapshot = await told("volume", "snapshot", "create", "--volume", "renamed", "snap")

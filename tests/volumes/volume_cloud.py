@@ -78,7 +78,7 @@ async def _login(request: Request) -> Answer:
         "roles": [{"id": role, "name": role}],
         "issued_at": "2026-01-01T00:00:00.000000Z",
         "expires_at": "2099-01-01T00:00:00.000000Z",
-        "catalog": [entry("identity", "/identity"), entry("image", "/image"), entry("block-storage", "/volume/v3")],
+        "catalog": [entry("identity", "/identity/v3"), entry("image", "/image"), entry("block-storage", "/volume/v3")],
     }
     return json_answer({"token": token}, 201, [(b"x-subject-token", f"{role}@{project}".encode())])
 

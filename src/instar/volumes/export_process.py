@@ -13,6 +13,7 @@ import contextlib
 import grp
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -44,6 +45,7 @@ class CopyState(NamedTuple):
 
 class ExportProcess:
     def __init__(self, runtime: Path, volume_id: str) -> None:
+        self._runtime = runtime
         self._pid_file = runtime / f"{volume_id}.pid"
         self._monitor = runtime / f"{volume_id}.mon"
         self.socket = runtime / f"{volume_id}.sock"
@@ -156,8 +158,20 @@ class ExportProcess:
             _signal_and_wait(pid)
         for path in (self._pid_file, self._monitor, self.socket):
             path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are in it, or it never was
+            self._runtime.rmdir()
 
     def _start(self) -> int:
+        """The directory is made anew where the last process of another volume took it away at this very moment."""
+        try:
+            return self._started()
+        except MonitorError:
+            if self._runtime.is_dir():
+                raise
+            return self._started()
+
+    def _started(self) -> int:
+        self._runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
         for path in (self._pid_file, self._monitor, self.socket):
             path.unlink(missing_ok=True)
         monitor = str(self._monitor).replace(",", ",,")
@@ -187,10 +201,7 @@ def end_everything(runtime: Path) -> None:
     """No process serves any volume, and nothing is left of them. For a cloud that does not run."""
     for volume_id in export_volumes(runtime):
         ExportProcess(runtime, volume_id).end()
-    if runtime.is_dir():
-        for path in runtime.iterdir():
-            path.unlink(missing_ok=True)
-        runtime.rmdir()
+    shutil.rmtree(runtime, ignore_errors=True)
 
 
 def _jobs(monitor: Monitor, wanted: str | None) -> list[dict[str, Any]]:

@@ -57,7 +57,6 @@ class Exports:
     async def open(self, wanted: Mapping[str, Mapping[str, bool]]) -> None:
         """What an earlier process left is taken over: `wanted` (volume id → name → writable) goes on or starts, all else
         ends, copies too. A volume that cannot be served is tried again and again."""
-        await asyncio.to_thread(self._runtime.mkdir, 0o711, True, True)
         for volume_id in await asyncio.to_thread(export_volumes, self._runtime):
             process = ExportProcess(self._runtime, volume_id)
             if volume_id not in wanted or await asyncio.to_thread(process.pid) is None:
