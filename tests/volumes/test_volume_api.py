@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from instar.errors import NotFound, TooLarge
 from instar.volumes.local import volumes_runtime
 from tests.volumes.export_client import qemu_io
 from tests.volumes.volume_client import Client
@@ -78,8 +79,21 @@ async def test_a_volume_of_an_image_boots_and_goes_back_into_an_image(member: Cl
         connection = await cloud.volumes.connect(attachment, host="h1", host_ip="", device="/dev/vdb")
         await qemu_io(connection, "read -P 98 0 1")  # b
         await qemu_io(connection, "read -P 0 512k 512k")
-    await member.http.post(f"/volumes/{volume['id']}/action", json={"os-volume_upload_image": {"image_name": "x"}})
-    await member.until(f"/volumes/{volume['id']}", "volume", "available")
+
+
+async def test_an_upload_that_fails_leaves_no_image(
+    member: Client, cloud: VolumeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(image_id: str, data: Path) -> None:
+        raise TooLarge("There is not enough space left to store the image.")
+
+    monkeypatch.setattr(cloud.volumes.images, "image_fill", refuse)
+    volume_id = (await member.create())["id"]
+    told = await member.action(volume_id, "os-volume_upload_image", {"image_name": "back", "disk_format": "raw"})
+    await member.until(f"/volumes/{volume_id}", "volume", "available")
+    await cloud.volumes.jobs.wait(volume_id)
+    with pytest.raises(NotFound):
+        await cloud.images.image_fetch(told["os-volume_upload_image"]["image_id"], project_id="p1", is_admin=True)
 
 
 async def test_a_volume_grows_also_while_it_is_attached(member: Client, cloud: VolumeCloud) -> None:

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,20 @@ async def test_an_export_comes_back_after_a_restart_of_the_machine_and_strays_en
         await again.stop()
 
 
-async def test_a_killed_export_is_restarted_while_a_client_waits(cloud: VolumeCloud) -> None:
+async def killed(cloud: VolumeCloud, volume_id: str) -> None:
+    pid = pid_of(cloud, volume_id)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+async def extended(cloud: VolumeCloud, volume_id: str) -> None:
+    await cloud.volumes.exports.resize(volume_id, 2 << 30)
+
+
+@pytest.mark.parametrize("trouble", [killed, extended])
+async def test_a_client_waits_while_an_export_is_restarted_or_extended(
+    cloud: VolumeCloud, trouble: Callable[[VolumeCloud, str], Awaitable[None]]
+) -> None:
     volume_id = await made(cloud.volumes)
     _, connection = await attached(cloud.volumes, volume_id)
     opened = f"driver=nbd,server.type=unix,server.path={connection.socket},export={connection.export},reconnect-delay=30"
@@ -173,8 +187,7 @@ async def test_a_killed_export_is_restarted_while_a_client_waits(cloud: VolumeCl
         client.stdin.flush()
         await asyncio.sleep(0.3)
         before = pid_of(cloud, volume_id)
-        assert before is not None
-        os.kill(before, signal.SIGKILL)
+        await trouble(cloud, volume_id)
         client.stdin.write(b"read -P 9 0 64k\nwrite -P 8 64k 64k\nread -P 8 64k 64k\nquit\n")
         client.stdin.flush()
         said, _ = await asyncio.to_thread(client.communicate, timeout=40)
@@ -182,7 +195,7 @@ async def test_a_killed_export_is_restarted_while_a_client_waits(cloud: VolumeCl
         client.kill()
         client.wait()
     assert said.count(b"read 65536/65536") == 2 and b"failed" not in said, said
-    assert pid_of(cloud, volume_id) not in (None, before)
+    assert (pid_of(cloud, volume_id) == before) is (trouble is extended)
 
 
 async def test_the_name_of_an_export_stands_on_no_command_line(cloud: VolumeCloud) -> None:

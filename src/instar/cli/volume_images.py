@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instar.errors import Conflict
+from instar.errors import Conflict, NotFound
 from instar.images.contract import Image
 from instar.images.fields import Caller
 from instar.images.local import LocalImages
@@ -34,6 +34,14 @@ class ImagesForVolumes:
             "protected": protected, "min_disk": min_disk_gib, "min_ram": min_ram_mib,
         }  # fmt: skip
         return (await self._images.create(properties | fields, Caller(project_id, is_admin))).id
+
+    async def image_drop(self, image_id: str) -> None:
+        try:
+            image = await self._images.fetch(image_id, _SYSTEM)
+        except NotFound:
+            return
+        if image.status != "active":
+            await self._images.discard(image_id)
 
     async def image_fill(self, image_id: str, data: Path) -> None:
         try:

@@ -134,9 +134,13 @@ class VolumeActions:
             properties={key: value for key, value in known.items() if key not in _IMAGE_FIELDS},
         )  # fmt: skip
         work = Work("upload", image_id=image_id, disk_format=wanted.disk_format)
-        await self._store.write(
-            sql.volume_status(record.id, before=allowed, after="uploading", work=work, error=_refused(record, allowed))
-        )
+        try:
+            await self._store.write(
+                sql.volume_status(record.id, before=allowed, after="uploading", work=work, error=_refused(record, allowed))
+            )
+        except VolumeUnusable:
+            await self._volumes.images.image_drop(image_id)
+            raise
         self._volumes.jobs.start_volume(record.id)
         kind = next((one for one in await type_list(self._store) if one.id == record.type_id), None)
         told = {

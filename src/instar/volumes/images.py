@@ -51,3 +51,7 @@ class VolumeImages(Protocol):
         """The image has this file's content and is active. One that is active already stays as it is. Raises NotFound, and
         whatever the Image API refuses an upload for."""
         ...
+
+    async def image_drop(self, image_id: str) -> None:
+        """There is no such image any more, unless it is active. Again: nothing."""
+        ...

@@ -115,6 +115,8 @@ class Jobs:
             reason = error.message if isinstance(error, InstarError) else repr(error)
             log.error("volume.work_failed", volume=volume_id, work=work.kind, reason=reason)
             await self._store.write(_failed(record, work))
+            if work.kind == "upload":
+                await self._images.image_drop(work.image_id)
 
     async def _do(self, record: VolumeRecord, work: Work) -> None:
         match work.kind:
