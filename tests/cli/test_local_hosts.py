@@ -18,7 +18,7 @@ from instar.cli.hosts.underlay import Underlay
 from instar.errors import StartupError
 from instar.hypervisor.linux_network.host_commands import run
 
-pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 def namespaces_of_machine() -> list[str]:

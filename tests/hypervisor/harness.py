@@ -13,6 +13,7 @@ from instar.hypervisor.contract import Hypervisor
 from instar.hypervisor.not_yet import NotYet
 from instar.model.guest import GuestEvent, ImageSource
 from instar.model.network import NetworkDefinition
+from instar.model.volume import VolumeConnection
 
 
 def needs(host: Harness, *methods: str) -> None:
@@ -29,7 +30,8 @@ class Harness(Protocol):
     events: list[GuestEvent]
 
     def image(self, *, heeds_power_button: bool = True) -> ImageSource:
-        """An image that the host can fetch. Its guest powers off when the ACPI button is pressed, or is deaf to it."""
+        """An image that the host can fetch. Its guest heeds ACPI: it powers off when the button is pressed and lets go
+        of devices. Or it is deaf to both."""
         ...
 
     def broken_image(self) -> ImageSource:
@@ -37,6 +39,10 @@ class Harness(Protocol):
         ...
 
     def network(self) -> NetworkDefinition: ...
+
+    async def volume(self, *, size_bytes: int = 1 << 20, over_tcp: bool = False) -> VolumeConnection:
+        """A new empty volume that the host can reach."""
+        ...
 
     async def wait_until_booted(self, instance_id: str, *, boots: int) -> None:
         """The guest has booted so far that it heeds the power button; `boots` is the count on its own root disk."""

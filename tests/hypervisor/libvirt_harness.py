@@ -21,9 +21,11 @@ from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import GuestEvent, ImageSource
 from instar.model.network import NetworkDefinition, SubnetDefinition
+from instar.model.volume import VolumeConnection
 
 from .plain_bridge import PlainBridgeNetwork, ip
 from .tiny_guest import boots_line, write_image
+from .volume_exports import VolumeExports
 
 BOOT_TIMEOUT_S = 60.0
 
@@ -39,6 +41,7 @@ class LibvirtHarness:
         self._network = NetworkDefinition(
             id=str(uuid4()), mtu=1400, subnets=(SubnetDefinition(str(uuid4()), "10.213.77.0/24", "10.213.77.1"),)
         )
+        self._volumes = VolumeExports(directory / "volumes")
         self.hypervisor = self._driver()
 
     @classmethod
@@ -46,7 +49,7 @@ class LibvirtHarness:
         cls, daemon: PrivateDaemon, directory: Path, settings: LibvirtSettings | None = None
     ) -> LibvirtHarness:
         await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
-        harness = cls(daemon, directory, settings or LibvirtSettings())
+        harness = cls(daemon, directory, settings or LibvirtSettings(unplug_timeout_s=5.0))
         await harness.hypervisor.open(harness.events.append)
         return harness
 
@@ -71,6 +74,13 @@ class LibvirtHarness:
 
     def network(self) -> NetworkDefinition:
         return self._network
+
+    async def volume(self, *, size_bytes: int = 1 << 20, over_tcp: bool = False) -> VolumeConnection:
+        return await asyncio.to_thread(self._volumes.serve, size_bytes, over_tcp=over_tcp)
+
+    def volume_file(self, connection: VolumeConnection) -> Path:
+        """Where the data of a volume that `volume` made is: raw."""
+        return self._volumes.directory / connection.export
 
     async def wait_until_booted(self, instance_id: str, *, boots: int) -> None:
         async with asyncio.timeout(BOOT_TIMEOUT_S):
@@ -103,7 +113,7 @@ class LibvirtHarness:
         await self._with_domain(instance_id, lose)
 
     async def detach_nics(self, instance_id: str) -> None:
-        """The tiny guest does not answer to a hot-unplug: the taps are deleted, and the definition loses its devices."""
+        """As if the guest had not been asked: the taps are deleted, and the definition loses its devices."""
 
         def detach(domain: Any) -> None:
             xml = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
@@ -154,6 +164,7 @@ class LibvirtHarness:
                 await self.hypervisor.ensure_absent(instance_id, keep_disks=False)
         finally:
             await self.hypervisor.close()
+            self._volumes.close()
             await self._bridges.remove_everything()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from uuid import uuid4
 
 from instar.config import SimulatedSettings
 from instar.hypervisor.simulated import SimulatedHypervisor, SimulatedWorld
 from instar.model.guest import GuestEvent, ImageSource
 from instar.model.network import NetworkDefinition, SubnetDefinition
+from instar.model.volume import VolumeConnection
 
 SUBNET = SubnetDefinition(id="subnet", cidr="10.213.77.0/24", gateway_ip="10.213.77.1")
 
@@ -35,7 +37,7 @@ class SimulatedHarness:
         return SimulatedWorld(self._directory / "world.log", SimulatedSettings())
 
     def image(self, *, heeds_power_button: bool = True) -> ImageSource:
-        self.hypervisor.faults.ignores_acpi = not heeds_power_button
+        self.hypervisor.faults.ignores_acpi = self.hypervisor.faults.keeps_devices = not heeds_power_button
         content = self._image.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         return ImageSource("image", self._image.as_uri(), "raw", sha256, len(content), len(content))
@@ -45,6 +47,12 @@ class SimulatedHarness:
 
     def network(self) -> NetworkDefinition:
         return NetworkDefinition(id="network", mtu=1450, subnets=(SUBNET,))
+
+    async def volume(self, *, size_bytes: int = 1 << 20, over_tcp: bool = False) -> VolumeConnection:
+        export = uuid4().hex
+        if over_tcp:
+            return VolumeConnection(export, address="127.0.0.1", port=10809, size_bytes=size_bytes)
+        return VolumeConnection(export, socket=f"/run/volumes/{export}.sock", size_bytes=size_bytes)
 
     async def wait_until_booted(self, instance_id: str, *, boots: int) -> None:
         """It boots in no time: a start that a real guest would not have lived to count counts here."""

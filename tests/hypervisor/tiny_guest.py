@@ -1,4 +1,5 @@
-"""A guest that fits into a boot sector: it counts its boots on its disk, says so on the serial console, and heeds ACPI.
+"""A guest that fits into a boot sector: it counts its boots on its disk, says so on the serial console, and heeds ACPI: the
+power button, and requests to let go of a PCI device.
 
 The contract suite uses it where a Linux guest would only cost time: it is up about a second after the start, powers off
 within milliseconds of the power button, and its disk proves whether it was kept. Assembled with
@@ -38,7 +39,21 @@ within milliseconds of the power button, and its disk proves whether it was kept
         mov $0x600,%dx
         in %dx,%ax
         test $1,%ah
-        jz wait
+        jnz off
+        mov $63,%ecx
+    5:  mov $0xcd0,%dx
+        mov %ecx,%eax
+        out %eax,%dx
+        mov $0xcc4,%dx
+        in %dx,%eax
+        test %eax,%eax
+        jz 6f
+        mov $0xcc8,%dx
+        out %eax,%dx
+    6:  dec %ecx
+        jns 5b
+        jmp wait
+    off:
         mov $0x604,%dx
         mov $0x2000,%ax
         out %ax,%dx
@@ -80,9 +95,10 @@ from instar.model.guest import ImageSource
 DISK_BYTES = 1 << 20
 
 _CODE = bytes.fromhex(
-    "31c08ed88ec08ed0bc007c8816817ce85200fe060080e84f00be757cac84c07405e82f00ebf6a000800430e82500b00de820"
-    "00b00ae81b00ba0206b80001effbf4ba0006edf6c40174f5ba0406b80020efebec88c3bafd03eca82074fb88d8baf803eec3"
-    "b442eb03b80043be847c8a16817ccd13c354494e5920626f6f74733d0000669010000100008000000100000000000000"
+    "31c08ed88ec08ed0bc007c8816a47ce87500fe060080e87200be987cac84c07405e85200ebf6a000800430e84800b00de843"
+    "00b00ae83e00ba0206b80001effbf4ba0006edf6c401752366b93f000000bad00c6689c866efbac40c66ed6685c07405bac8"
+    "0c66ef664979e5ebd2ba0406b80020efebc988c3bafd03eca82074fb88d8baf803eec3b442eb03b80043bea87c8a16a47ccd"
+    "13c354494e5920626f6f74733d00008d740010000100008000000100000000000000"
 )
 
 

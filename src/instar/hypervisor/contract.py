@@ -200,7 +200,8 @@ class Hypervisor(Protocol):
         ...
 
     async def ensure_port_unplugged(self, instance_id: str, port_id: str) -> None:
-        """The guest has no NIC of this port. Raises HypervisorError when the guest does not let go of it."""
+        """The guest has no NIC of this port. Raises HypervisorError when the guest does not let go of it in time, and at
+        once for one that is paused: it is not even asked."""
         ...
 
     async def ensure_volume_attached(self, guest: GuestDefinition, volume_id: str) -> None:
@@ -208,7 +209,7 @@ class Hypervisor(Protocol):
         ...
 
     async def ensure_volume_detached(self, instance_id: str, volume_id: str) -> None:
-        """The guest has no disk of this volume. Raises HypervisorError when the guest does not let go of it."""
+        """The guest has no disk of this volume. Raises HypervisorError as `ensure_port_unplugged` does."""
         ...
 
     async def swap_volume(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +54,9 @@ def ensure_event_thread() -> None:
             _event_thread.start()
 
 
+_Connected = tuple[Any, tuple[int, ...]]  # a connection, and the ids of the callbacks on it
+
+
 class _OwnConnection(threading.local):
     """The connection of one thread. `generation` counts reconnects: an older one leads to a daemon that is gone."""
 
@@ -71,11 +75,13 @@ class LibvirtConnection:
         state_dir: Path,
         settings: LibvirtSettings,
         on_lifecycle: LifecycleHandler,
+        on_device_removed: Callable[[str], None],
         on_connected: Callable[[], Awaitable[None]],
         on_lost: Callable[[], None],
     ) -> None:
         self._uri, self._host, self._state_dir, self._settings = uri, host, state_dir, settings
         self._on_lifecycle, self._on_connected, self._on_lost = on_lifecycle, on_connected, on_lost
+        self._on_device_removed = on_device_removed
         self._own = _OwnConnection()
         self._generation = 0
         self._connected = False
@@ -140,7 +146,7 @@ class LibvirtConnection:
         while True:
             self._lost.clear()
             try:
-                connection, callback_id = await self._connect()
+                connection, callback_ids = await self._connect()
             except libvirt.libvirtError as error:
                 log.warning("libvirt.connect_failed", host=self._host, code=error.get_error_code())
                 self._tried.set()
@@ -153,7 +159,7 @@ class LibvirtConnection:
             finally:
                 self._connected = False
                 threading.Thread(
-                    target=_disconnect, args=(connection, callback_id), name="libvirt-close", daemon=True
+                    target=_disconnect, args=(connection, callback_ids), name="libvirt-close", daemon=True
                 ).start()
 
     async def _stay_connected(self) -> None:
@@ -174,12 +180,12 @@ class LibvirtConnection:
         log.warning("libvirt.connection_lost", host=self._host)
         self._on_lost()
 
-    async def _connect(self) -> tuple[Any, int]:
+    async def _connect(self) -> _Connected:
         """The connection for events. In a daemon thread of its own: it blocks for as long as a daemon that hangs does."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[Any, int]] = loop.create_future()
+        future: asyncio.Future[_Connected] = loop.create_future()
 
-        def finish(made: tuple[Any, int] | None, error: Exception | None) -> None:
+        def finish(made: _Connected | None, error: Exception | None) -> None:
             if future.cancelled():
                 if made is not None:
                     threading.Thread(target=_disconnect, args=made, name="libvirt-close", daemon=True).start()
@@ -189,7 +195,7 @@ class LibvirtConnection:
                 future.set_exception(error)
 
         def connect() -> None:
-            made: tuple[Any, int] | None = None
+            made: _Connected | None = None
             failure: Exception | None = None
             try:
                 made = self._connect_blocking()
@@ -200,20 +206,27 @@ class LibvirtConnection:
         threading.Thread(target=connect, name="libvirt-connect", daemon=True).start()
         return await future
 
-    def _connect_blocking(self) -> tuple[Any, int]:
+    def _connect_blocking(self) -> _Connected:
         connection = libvirt.open(self._uri)
         connection.registerCloseCallback(self._closed, None)
-        callback_id = connection.domainEventRegisterAny(
-            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
+        callback_ids = tuple(
+            connection.domainEventRegisterAny(None, event, callback, None)
+            for event, callback in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._device_removed),
+            )
         )
         connection.setKeepAlive(self._settings.keepalive_interval_s, self._settings.keepalive_count)
-        return connection, callback_id
+        return connection, callback_ids
 
     def _closed(self, _connection: Any, _reason: int, _opaque: object) -> None:
         self._on_loop(self._lost.set)
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
         self._on_loop(self._on_lifecycle, domain.UUIDString(), event, detail)
+
+    def _device_removed(self, _connection: Any, domain: Any, _alias: str, _opaque: object) -> None:
+        self._on_loop(self._on_device_removed, domain.UUIDString())
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None:
@@ -229,10 +242,10 @@ def _is_alive(connection: Any) -> bool:
         return False
 
 
-def _disconnect(connection: Any, callback_id: int) -> None:
+def _disconnect(connection: Any, callback_ids: tuple[int, ...]) -> None:
     """Blocking. Callbacks first: they hold a reference to the connection."""
     for step in (
-        lambda: connection.domainEventDeregisterAny(callback_id),
+        *(partial(connection.domainEventDeregisterAny, callback_id) for callback_id in callback_ids),
         connection.unregisterCloseCallback,
         connection.close,
     ):

@@ -12,27 +12,28 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
-import msgspec
 import structlog
 
 from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
 from instar.hypervisor.console_offer import SocketGrants, console_name, grant_console
 from instar.hypervisor.contract import HostNetwork
-from instar.hypervisor.libvirt import acceleration, config_drive, console, domains, memory
+from instar.hypervisor.libvirt import acceleration, config_drive, console, domains, memory, questions
 from instar.hypervisor.libvirt.connection import LibvirtConnection
+from instar.hypervisor.libvirt.devices import GuestDevices
 from instar.hypervisor.libvirt.disks import InstanceDisks, supports_direct_io
 from instar.hypervisor.libvirt.domain_xml import DomainFiles, HostFacts, domain_xml
 from instar.hypervisor.libvirt.guest_events import GuestEvents
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.image_cache import ImageCache
+from instar.hypervisor.libvirt.questions import HostCapabilities, read_capabilities
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.hypervisor.not_yet import NotYet
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     DiskDefinition,
     GuestDefinition,
+    GuestDiagnostics,
     GuestEvent,
     GuestState,
     HostCensus,
@@ -49,15 +50,6 @@ CONSOLE_SOCKETS = {ConsoleKind.VNC: "vnc.sock", ConsoleKind.SERIAL: "console.soc
 UP = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
 log = structlog.get_logger()
-
-
-class _Capabilities(msgspec.Struct, frozen=True):
-    """What does not change while a connection lasts."""
-
-    arch: str
-    cpu_model: str
-    cpu_features: tuple[str, ...]
-    hypervisor_version: int
 
 
 class LibvirtHypervisor(NotYet):
@@ -90,6 +82,7 @@ class LibvirtHypervisor(NotYet):
             state_dir=self._paths.state_dir,
             settings=self._settings,
             on_lifecycle=self._lifecycle,
+            on_device_removed=self._device_removed,
             on_connected=self._connected,
             on_lost=self._lost,
         )
@@ -98,9 +91,12 @@ class LibvirtHypervisor(NotYet):
         )
         self._images = ImageCache(self._paths, settings=self._settings, host=host, bearer_token=image_token)
         self._disks = InstanceDisks(self._paths, settings=self._settings, host=host)
+        self._devices = GuestDevices(
+            self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
+        )
         self._starts = asyncio.Semaphore(self._settings.starts_max)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
-        self._capabilities: _Capabilities | None = None
+        self._capabilities: HostCapabilities | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     # --- the host -----------------------------------------------------------------------------------------------------
@@ -129,7 +125,7 @@ class LibvirtHypervisor(NotYet):
 
     async def inventory(self) -> HostInventory:
         if self._capabilities is None:
-            self._capabilities = await self._connection.run(_read_capabilities)
+            self._capabilities = await self._connection.run(read_capabilities)
         known = await asyncio.to_thread(self._paths.instance_ids)
         cloud_id = self._facts.cloud_id
 
@@ -272,7 +268,36 @@ class LibvirtHypervisor(NotYet):
         await self._must_be_off(instance_id)
         await self._disks.ensure_restored(instance_id, name)
 
+    # --- devices ------------------------------------------------------------------------------------------------------
+
+    async def ensure_port_plugged(self, guest: GuestDefinition, port_id: str) -> None:
+        await self._devices.ensure_port_plugged(guest, port_id)
+
+    async def ensure_port_unplugged(self, instance_id: str, port_id: str) -> None:
+        await self._devices.ensure_port_unplugged(instance_id, port_id)
+
+    async def ensure_volume_attached(self, guest: GuestDefinition, volume_id: str) -> None:
+        await self._devices.ensure_volume_attached(guest, volume_id)
+
+    async def ensure_volume_detached(self, instance_id: str, volume_id: str) -> None:
+        await self._devices.ensure_volume_detached(instance_id, volume_id)
+
     # --- questions ----------------------------------------------------------------------------------------------------
+
+    async def set_password(self, instance_id: str, user: str, password: str) -> None:
+        limit_s = self._settings.agent_timeout_s
+        await self._connection.run(
+            lambda connection: questions.set_password(
+                connection, instance_id, user, password, agent_timeout_s=limit_s
+            ),
+            timeout_s=limit_s + self._settings.call_timeout_s,
+        )
+
+    async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
+        virt_type = self._facts.virt_type
+        return await self._connection.run(
+            lambda connection: questions.diagnostics(connection, instance_id, virt_type=virt_type)
+        )
 
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:
         length = min(length_bytes, self._settings.console_read_max_bytes)
@@ -428,6 +453,9 @@ class LibvirtHypervisor(NotYet):
         self._events.wake_all()
         log.info("libvirt.connected", host=self._host, guests=len(states))
 
+    def _device_removed(self, instance_id: str) -> None:
+        self._events.wake(instance_id)
+
     def _lost(self) -> None:
         self._events.wake_all()
 
@@ -439,16 +467,3 @@ class LibvirtHypervisor(NotYet):
             return domain is not None and domains.is_ours(domain, cloud_id)
 
         return await self._connection.run(look)
-
-
-def _read_capabilities(connection: Any) -> _Capabilities:
-    capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirtd's own text
-    cpu = capabilities.find("host/cpu")
-    if cpu is None:
-        return _Capabilities("x86_64", "", (), connection.getVersion())
-    return _Capabilities(
-        arch=cpu.findtext("arch", "x86_64"),
-        cpu_model=cpu.findtext("model", ""),
-        cpu_features=tuple(sorted(feature.get("name", "") for feature in cpu.findall("feature"))),
-        hypervisor_version=connection.getVersion(),
-    )

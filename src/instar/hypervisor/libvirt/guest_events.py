@@ -86,6 +86,11 @@ class GuestEvents:
             if not watches:
                 self._watches.pop(instance_id, None)
 
+    def wake(self, instance_id: str) -> None:
+        """Something of the guest changed that is no event to tell. On the loop."""
+        for changed in self._watches.get(instance_id, ()):
+            changed.set()
+
     def wake_all(self) -> None:
         for watches in self._watches.values():
             for changed in watches:
@@ -93,8 +98,7 @@ class GuestEvents:
 
     def received(self, instance_id: str, event: int, detail: int) -> None:
         """libvirt told an event. On the loop."""
-        for changed in self._watches.get(instance_id, ()):
-            changed.set()
+        self.wake(instance_id)
         name = event_name(event, detail)
         if name is not None:
             self._enqueue(instance_id, name)

@@ -92,10 +92,8 @@ class Devices:
     def set_password(self, instance_id: str) -> None:
         """The password itself goes nowhere: only how often one was set is kept, on the disk that the guest boots from."""
         guest = self._machine.running(instance_id)
-        if guest is None or guest.power_state is not PowerState.RUNNING:
-            raise HypervisorError(reason="the guest does not run")
-        if not guest.has_agent:
-            raise GuestAgentMissing(id=instance_id, what="set a password")
+        if guest is None or guest.power_state is not PowerState.RUNNING or not guest.has_agent:
+            raise GuestAgentMissing(id=instance_id, what="set passwords")
         disk = boot_disk(guest)
         content = self._machine.content_of(guest, disk)
         if content is not None:
@@ -128,6 +126,8 @@ class Devices:
         """A running guest lets go of a device, in its time; one that is off has nothing to say. As it is after that."""
         if guest.domain_id is None:
             return guest
+        if guest.power_state is PowerState.PAUSED:
+            raise HypervisorError(reason="the guest is paused, it cannot let go of a device")
         if self._faults.keeps_devices:
             raise HypervisorError(reason=f"the guest does not let go of the {what}")
         return await self._with_time(guest)

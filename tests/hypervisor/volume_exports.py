@@ -1,0 +1,52 @@
+"""Volumes for the tests of the libvirt driver: raw files, each served by a qemu-nbd of its own."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from instar.model.volume import VolumeConnection
+
+START_TIMEOUT_S = 20.0
+
+
+class VolumeExports:
+    """`close` ends the servers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    def serve(self, size_bytes: int, *, over_tcp: bool = False) -> VolumeConnection:
+        """Blocking: returns when it can be reached."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        export = uuid4().hex
+        path, ready = self.directory / export, self.directory / f"{export}.pid"
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+        if over_tcp:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            where = ["-b", "127.0.0.1", "-p", str(port)]
+            connection = VolumeConnection(export, address="127.0.0.1", port=port, size_bytes=size_bytes)
+        else:
+            listening = f"/tmp/instar-test-{export}.sock"
+            where = ["-k", listening]
+            connection = VolumeConnection(export, socket=listening, size_bytes=size_bytes)
+        command = ["qemu-nbd", "-t", "-f", "raw", "-x", export, "--shared=0", "--pid-file", str(ready), *where, str(path)]
+        self._servers.append(subprocess.Popen(command))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return connection
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.terminate()
+            server.wait(timeout=20)
+        self._servers.clear()
