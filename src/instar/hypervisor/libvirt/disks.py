@@ -65,9 +65,9 @@ class InstanceDisks:
         command = ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(disk.size_bytes)]
         await run_limited(command, settings=self._settings, host=self._host, writes_to=path)
 
-    async def virtual_size_bytes(self, path: Path) -> int:
-        """The size of the disk in a qcow2 file, as a guest sees it."""
-        command = ["qemu-img", "info", "-f", "qcow2", "--output=json", str(path)]
+    async def virtual_size_bytes(self, path: Path, disk_format: str = "qcow2") -> int:
+        """The size of the disk in a file, as a guest sees it."""
+        command = ["qemu-img", "info", "-f", disk_format, "--output=json", str(path)]
         output = await run_limited(command, settings=self._settings, host=self._host, writes_to=path)
         return msgspec.json.decode(output, type=_DiskInfo).virtual_size
 

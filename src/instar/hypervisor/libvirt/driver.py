@@ -17,7 +17,7 @@ import structlog
 
 from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
 from instar.hypervisor.console_offer import SocketGrants, console_name, grant_console
-from instar.hypervisor.contract import HostNetwork
+from instar.hypervisor.contract import HostNetwork, Report
 from instar.hypervisor.libvirt import acceleration, config_drive, console, domains, memory, questions
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.devices import GuestDevices
@@ -28,6 +28,8 @@ from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.image_cache import ImageCache
 from instar.hypervisor.libvirt.questions import HostCapabilities, read_capabilities
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.hypervisor.libvirt.snapshots import Snapshots
+from instar.hypervisor.libvirt.volume_swap import VolumeSwap
 from instar.hypervisor.not_yet import NotYet
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
@@ -39,11 +41,14 @@ from instar.model.guest import (
     HostCensus,
     HostInventory,
     ImageSource,
+    SnapshotTaken,
+    SnapshotTarget,
     SoftRebootOutcome,
 )
 from instar.model.network import PortDefinition
 from instar.model.states import PowerState
 from instar.model.stream import StreamAddress
+from instar.model.volume import VolumeDisk
 
 GIB = 1 << 30
 CONSOLE_SOCKETS = {ConsoleKind.VNC: "vnc.sock", ConsoleKind.SERIAL: "console.sock"}
@@ -93,6 +98,10 @@ class LibvirtHypervisor(NotYet):
         self._disks = InstanceDisks(self._paths, settings=self._settings, host=host)
         self._devices = GuestDevices(
             self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
+        )
+        self._volume_swap = VolumeSwap(self._connection, settings=self._settings)
+        self._snapshots = Snapshots(
+            self._connection, self._paths, self._disks, settings=self._settings, host=host
         )
         self._starts = asyncio.Semaphore(self._settings.starts_max)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
@@ -268,6 +277,9 @@ class LibvirtHypervisor(NotYet):
         await self._must_be_off(instance_id)
         await self._disks.ensure_restored(instance_id, name)
 
+    async def take_snapshot(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
+        return await self._snapshots.take(instance_id, disk, target, report)
+
     # --- devices ------------------------------------------------------------------------------------------------------
 
     async def ensure_port_plugged(self, guest: GuestDefinition, port_id: str) -> None:
@@ -281,6 +293,9 @@ class LibvirtHypervisor(NotYet):
 
     async def ensure_volume_detached(self, instance_id: str, volume_id: str) -> None:
         await self._devices.ensure_volume_detached(instance_id, volume_id)
+
+    async def swap_volume(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:
+        await self._volume_swap.swap(instance_id, old_volume_id, new, report)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import structlog
 
 from instar.errors import HypervisorError
 from instar.hypervisor.libvirt import domains
+from instar.hypervisor.libvirt.backup_job import abort_backup
 from instar.hypervisor.libvirt.failures import safe_reason
 from instar.model.guest import GuestState
 from instar.model.states import PowerState
@@ -37,6 +38,7 @@ def save(connection: Any, instance_id: str) -> GuestState:
     Blocking, for as long as the memory takes to be written."""
     domain = domains.find(connection, instance_id)
     if domain is not None and domain.isActive():
+        abort_backup(domain)  # of a call that crashed; libvirt does one such job at a time
         # RUNNING: also one that was paused goes on when it is brought back.
         domain.managedSave(libvirt.VIR_DOMAIN_SAVE_RUNNING)
     elif not is_saved(domain):

@@ -1,0 +1,207 @@
+"""Standalone copies of a disk, written once, straight where the image service wants them. The driver calls it.
+
+A guest that is off (or suspended) has its disk converted by qemu-img. One that runs or is paused goes on: QEMU itself
+copies the disk as it was when the backup job began. Either way the copy of a call that ended early is removed, and one
+that a crash left is written anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree as ET
+
+import libvirt
+import structlog
+
+from instar.errors import HypervisorError, ImageGone
+from instar.hypervisor.contract import Report
+from instar.hypervisor.libvirt import domains
+from instar.hypervisor.libvirt.backup_job import BackupGone, abort_backup, read_backup
+from instar.hypervisor.libvirt.connection import LibvirtConnection
+from instar.hypervisor.libvirt.devices import live_xml
+from instar.hypervisor.libvirt.disks import InstanceDisks
+from instar.hypervisor.libvirt.host_command import run_copy
+from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
+from instar.hypervisor.libvirt.questions import agent_connected
+from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.model.guest import SnapshotTaken, SnapshotTarget, WorkProgress
+
+FORMATS = ("qcow2", "raw")
+POLL_FIRST_S = 0.05
+POLL_MAX_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Snapshots:
+    def __init__(
+        self,
+        connection: LibvirtConnection,
+        paths: HostPaths,
+        disks: InstanceDisks,
+        *,
+        settings: LibvirtSettings,
+        host: str,
+    ) -> None:
+        self._connection, self._paths, self._disks = connection, paths, disks
+        self._settings, self._host = settings, host
+
+    async def take(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
+        """See the contract. Raises DiskFull, ImageGone (nothing can be written there any more), HypervisorError."""
+        source, path = self._paths.disk(instance_id, disk), _file_of(target)
+        if not await asyncio.to_thread(source.exists):
+            raise HypervisorError(reason=f"disk {disk} of the instance does not exist")
+
+        def tell(percent: int) -> None:
+            report(WorkProgress(instance_id, min(percent, 99)))
+
+        try:
+            await asyncio.to_thread(_make_room, path, target)
+            try:
+                copied = await self._back_up(instance_id, source, path, target, tell)
+            except BackupGone:
+                copied = False  # the guest ended meanwhile: the disk is as it left it
+                await asyncio.to_thread(_make_room, path, target)
+            if not copied:
+                await self._convert(source, path, target, tell)
+            await asyncio.to_thread(self._finish, path, target)
+            size_bytes = (await asyncio.to_thread(path.stat)).st_size
+            virtual_bytes = await self._disks.virtual_size_bytes(path, target.format)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(path.unlink, missing_ok=True))
+            raise
+        report(WorkProgress(instance_id, 100))
+        return SnapshotTaken(size_bytes=size_bytes, virtual_size_bytes=virtual_bytes)
+
+    async def _convert(self, source: Path, path: Path, target: SnapshotTarget, tell: Any) -> None:
+        await asyncio.to_thread(_create, path, target)
+        # Never compressed: that takes ten times as long as everything else.
+        command = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", target.format, str(source), str(path)]
+        await run_copy(command, settings=self._settings, host=self._host, writes_to=path, on_percent=tell)
+
+    async def _back_up(self, instance_id: str, source: Path, path: Path, target: SnapshotTarget, tell: Any) -> bool:
+        """The running guest's disk is copied. False where no running guest has it. Raises BackupGone: the guest ended."""
+        settings = self._settings
+        begin = asyncio.ensure_future(
+            self._connection.run(
+                lambda connection: _begin(connection, instance_id, source, path, target.format, settings),
+                timeout_s=settings.call_timeout_s * 2 + settings.agent_timeout_s * 3,
+            )
+        )
+        try:
+            # Shielded: a job that begins although nobody waits for it would have to be found and ended.
+            if not await asyncio.shield(begin):
+                return False
+            await self._until_copied(instance_id, path, tell)
+        except BaseException:
+            await asyncio.shield(self._abort(instance_id, begin))
+            raise
+        return True
+
+    async def _abort(self, instance_id: str, begin: asyncio.Future[bool]) -> None:
+        await asyncio.wait([begin])
+        try:
+            await self._connection.run(lambda connection: abort_backup(domains.find(connection, instance_id)))
+        except Exception as error:
+            log.warning("snapshot.not_aborted", instance=instance_id, error=type(error).__name__)  # the next call does
+
+    async def _until_copied(self, instance_id: str, path: Path, tell: Any) -> None:
+        limit_s, pause_s = self._settings.copy_timeout_s, POLL_FIRST_S
+        try:
+            async with asyncio.timeout(limit_s):
+                while True:
+                    now = await self._connection.run(lambda connection: read_backup(connection, instance_id))
+                    if now.complaint is not None:
+                        await self._refuse(path, now.complaint)
+                    if now.done:
+                        return
+                    tell(now.percent)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(POLL_MAX_S, pause_s * 1.5)
+        except TimeoutError as error:
+            raise HypervisorError(reason=f"the disk was not copied within {limit_s:g} seconds") from error
+
+    async def _refuse(self, path: Path, complaint: str) -> None:
+        """Raises what the end of a job without success means."""
+        log.warning("snapshot.failed", complaint=complaint[:1000])
+        if any(os.strerror(number) in complaint for number in FULL):
+            raise await asyncio.to_thread(disk_full, path, self._host)
+        raise HypervisorError(reason="the disk could not be copied")
+
+    def _finish(self, path: Path, target: SnapshotTarget) -> None:
+        """Blocking: what was written outlives a power failure, and nobody but its owner reads it."""
+        try:
+            path.chmod(0o600)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        except FileNotFoundError as error:
+            raise ImageGone(image_id=target.image_id) from error
+        except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(path, self._host) from error
+            raise
+
+
+def _file_of(target: SnapshotTarget) -> Path:
+    location = urlsplit(target.location)
+    if location.scheme != "file" or location.netloc not in ("", "localhost"):
+        raise HypervisorError(reason=f"this host cannot write image {target.image_id} where it is wanted")
+    if target.format not in FORMATS:
+        raise HypervisorError(reason=f"this host writes images as {' or '.join(FORMATS)}, not as {target.format[:40]!r}")
+    return Path(unquote(location.path))
+
+
+def _make_room(path: Path, target: SnapshotTarget) -> None:
+    """Blocking: nothing is in the way. Raises ImageGone where the place itself is gone."""
+    path.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        raise ImageGone(image_id=target.image_id)
+
+
+def _create(path: Path, target: SnapshotTarget) -> None:
+    """Blocking: an empty file that nobody but its owner reads, for a program that would make one for everybody."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileNotFoundError as error:
+        raise ImageGone(image_id=target.image_id) from error
+
+
+def _begin(
+    connection: Any, instance_id: str, source: Path, path: Path, disk_format: str, settings: LibvirtSettings
+) -> bool:
+    """The job that copies the disk of a running guest has begun. False when no running guest has it. Blocking."""
+    domain = domains.find(connection, instance_id)
+    if domain is None or not domain.isActive():
+        return False
+    abort_backup(domain)
+    element = domains.disk_of_file(domain, source)
+    target = element.find("target") if element is not None else None
+    if target is None:
+        return False
+    backup = ET.Element("domainbackup", mode="push")
+    copy = ET.SubElement(ET.SubElement(backup, "disks"), "disk", name=target.get("dev", ""), type="file")
+    ET.SubElement(copy, "target", file=str(path))
+    ET.SubElement(copy, "driver", type=disk_format)
+    text = ET.tostring(backup, encoding="unicode")
+    if not agent_connected(live_xml(domain)):
+        domain.backupBegin(text, None, 0)
+        return True
+    domain.agentSetResponseTimeout(settings.agent_timeout_s)
+    try:
+        # What the copy holds is decided when the job begins, so the guest is thawed right after.
+        _ask_agent(instance_id, "freeze", domain.fsFreeze)
+        domain.backupBegin(text, None, 0)
+    finally:
+        _ask_agent(instance_id, "thaw", domain.fsThaw)
+    return True
+
+
+def _ask_agent(instance_id: str, what: str, call: Any) -> None:
+    try:
+        call()
+    except libvirt.libvirtError as error:
+        log.info("snapshot.not_quiesced", instance=instance_id, asked=what, code=error.get_error_code())
