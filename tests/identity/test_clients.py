@@ -69,12 +69,9 @@ async def test_openstack_token_issue_and_catalog(cloud: Cloud) -> None:
     token = await shown(cloud, "token issue")
     assert token["project_id"] == cloud.first.admin_project_id
     catalog = await shown(cloud, "catalog list")
-    assert {row["Type"] for row in catalog} == {
-        "identity", "compute", "image", "network", "block-storage", "volumev3",
-    }  # fmt: skip
-    assert {row["Service Type"] for row in await shown(cloud, "endpoint list")} == {
-        "identity", "compute", "image", "network",
-    }  # fmt: skip
+    types = {"identity", "compute", "image", "network", "block-storage", "volumev3"}
+    assert {row["Type"] for row in catalog} == types
+    assert {row["Service Type"] for row in await shown(cloud, "endpoint list")} == types
     await script(cloud, f"token revoke {token['id']}")
 
 
