@@ -12,6 +12,7 @@ from instar.errors import HypervisorError
 from instar.hypervisor.libvirt import domains
 
 ABORT_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 1.0
 POLL_S = 0.05
 
 
@@ -29,6 +30,25 @@ class BackupState(msgspec.Struct, frozen=True):
 
 def read_backup(connection: Any, instance_id: str) -> BackupState:
     """How far the job is. Blocking. Raises BackupGone."""
+    try:
+        return _read(connection, instance_id)
+    except libvirt.libvirtError:
+        if has_ended(connection, instance_id):
+            raise BackupGone from None
+        raise
+
+
+def has_ended(connection: Any, instance_id: str) -> bool:
+    """The guest does not run, or ends in this moment: libvirt cannot talk to it some time before it says so. Blocking."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while domains.observe(connection, instance_id).domain_id is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _read(connection: Any, instance_id: str) -> BackupState:
     domain = domains.find(connection, instance_id)
     if domain is None or not domain.isActive():
         raise BackupGone
@@ -39,7 +59,7 @@ def read_backup(connection: Any, instance_id: str) -> BackupState:
     ended = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
     if ended["type"] == libvirt.VIR_DOMAIN_JOB_COMPLETED:
         return BackupState(percent=100, done=True)
-    if not domain.isActive():
+    if has_ended(connection, instance_id):
         raise BackupGone
     return BackupState(complaint=str(ended.get("errmsg") or "it ended without saying why"))
 

@@ -20,7 +20,7 @@ import structlog
 from instar.errors import HypervisorError, ImageGone
 from instar.hypervisor.contract import Report
 from instar.hypervisor.libvirt import domains
-from instar.hypervisor.libvirt.backup_job import BackupGone, abort_backup, read_backup
+from instar.hypervisor.libvirt.backup_job import BackupGone, abort_backup, has_ended, read_backup
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.devices import live_xml
 from instar.hypervisor.libvirt.disks import InstanceDisks
@@ -65,8 +65,8 @@ class Snapshots:
                 copied = await self._back_up(instance_id, source, path, target, tell)
             except BackupGone:
                 copied = False  # the guest ended meanwhile: the disk is as it left it
-                await asyncio.to_thread(_make_room, path, target)
             if not copied:
+                await asyncio.to_thread(_make_room, path, target)
                 await self._convert(source, path, target, tell)
             await asyncio.to_thread(self._finish, path, target)
             size_bytes = (await asyncio.to_thread(path.stat)).st_size
@@ -174,6 +174,17 @@ def _begin(
     connection: Any, instance_id: str, source: Path, path: Path, disk_format: str, settings: LibvirtSettings
 ) -> bool:
     """The job that copies the disk of a running guest has begun. False when no running guest has it. Blocking."""
+    try:
+        return _begin_job(connection, instance_id, source, path, disk_format, settings)
+    except libvirt.libvirtError:
+        if has_ended(connection, instance_id):
+            return False
+        raise
+
+
+def _begin_job(
+    connection: Any, instance_id: str, source: Path, path: Path, disk_format: str, settings: LibvirtSettings
+) -> bool:
     domain = domains.find(connection, instance_id)
     if domain is None or not domain.isActive():
         return False
