@@ -26,6 +26,7 @@ PROGRAM_PACKAGES: tuple[str, ...] = (
     "e2fsprogs",  # resize2fs
     "grub-common",  # grub-mkimage, run here
     "grub-pc-bin",  # boot sector and modules of the boot loader
+    "qemu-guest-agent",  # sets passwords, and freezes the disk for a snapshot
 )
 
 DOWNLOAD_TIMEOUT_S = 300

@@ -25,6 +25,7 @@ PROGRAMS = {
     "usr/sbin/dropbear": "usr/sbin/dropbear",
     "usr/bin/dropbearkey": "usr/bin/dropbearkey",
     "sbin/resize2fs": "**/sbin/resize2fs",
+    "usr/sbin/qemu-ga": "usr/sbin/qemu-ga",
 }
 BUSYBOX_STATIC_PATTERN = "**/bin/busybox"
 
@@ -36,6 +37,7 @@ OWN_FILES = (
     ("etc/shadow", "shadow", 0o600),
     ("etc/shells", "shells", 0o644),
     ("etc/acpi/PWRF/00000080", "acpi-power-button", 0o755),
+    ("usr/sbin/chpasswd", "chpasswd", 0o755),
     ("lib/instar/start", "start", 0o755),
     ("lib/instar/stop", "stop", 0o755),
     ("lib/instar/modules.sh", "modules.sh", 0o644),
