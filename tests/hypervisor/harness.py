@@ -7,20 +7,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import pytest
-
 from instar.hypervisor.contract import Hypervisor
-from instar.hypervisor.not_yet import NotYet
 from instar.model.guest import GuestEvent, ImageSource
 from instar.model.network import NetworkDefinition
 from instar.model.volume import VolumeConnection
-
-
-def needs(host: Harness, *methods: str) -> None:
-    """Skips a test of what the implementation cannot do yet."""
-    for method in methods:
-        if getattr(type(host.hypervisor), method) is getattr(NotYet, method, None):
-            pytest.skip(f"no {method} yet")
 
 
 class Harness(Protocol):

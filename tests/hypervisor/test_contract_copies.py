@@ -15,7 +15,7 @@ from instar.model.guest import DiskDefinition, GuestDefinition, ImageSource, Sna
 from instar.model.states import PowerState
 from instar.model.volume import VolumeDisk
 
-from .harness import Harness, needs
+from .harness import Harness
 from .test_contract import MIB, definition, running
 
 
@@ -33,11 +33,6 @@ class Reports:
         assert percents == sorted(percents)
         assert percents[-1] == 100
         assert {progress.instance_id for progress in self.told} == {instance_id}
-
-
-@pytest.fixture(autouse=True)
-def _can(host: Harness) -> None:
-    needs(host, "take_snapshot", "swap_volume")
 
 
 def target_at(path: Path, disk_format: str = "qcow2") -> SnapshotTarget:

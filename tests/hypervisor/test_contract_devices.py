@@ -13,14 +13,8 @@ from instar.model.guest import GuestDefinition
 from instar.model.states import PowerState
 from instar.model.volume import VolumeConnection, VolumeDisk
 
-from .harness import Harness, needs
+from .harness import Harness
 from .test_contract import MIB, definition, port, provide, running
-
-
-@pytest.fixture(autouse=True)
-def _can(host: Harness) -> None:
-    needs(host, "ensure_port_plugged", "ensure_port_unplugged", "ensure_volume_attached", "ensure_volume_detached")
-    needs(host, "ensure_paused", "diagnostics", "set_password")
 
 
 async def booted(host: Harness, guest: GuestDefinition) -> None:
@@ -164,7 +158,6 @@ async def test_a_guest_without_disks_boots_from_its_volume(host: Harness) -> Non
 
 
 async def test_a_suspended_guest_goes_on_with_its_volume(host: Harness) -> None:
-    needs(host, "ensure_suspended")
     guest = definition(host)
     guest, volume_id = with_volume(guest, await host.volume())
     await booted(host, guest)

@@ -9,7 +9,7 @@ from instar.errors import HypervisorError
 from instar.model.guest import DiskDefinition, GuestDefinition
 from instar.model.states import PowerState
 
-from .harness import Harness, needs
+from .harness import Harness
 from .test_contract import MIB, definition, provide, running
 
 
@@ -29,7 +29,6 @@ async def boots_as(host: Harness, guest: GuestDefinition, boots: int) -> None:
 
 
 async def test_a_disk_grows_and_keeps_what_is_on_it(host: Harness) -> None:
-    needs(host, "ensure_disk_size")
     guest = await booted_and_off(host)
     for size_mib in (8, 8, 2):
         larger = msgspec.structs.replace(guest.disks[0], size_bytes=size_mib * MIB)
@@ -38,7 +37,6 @@ async def test_a_disk_grows_and_keeps_what_is_on_it(host: Harness) -> None:
 
 
 async def test_a_disk_that_is_missing_is_made_in_its_size(host: Harness) -> None:
-    needs(host, "ensure_disk_size")
     guest = definition(host)
     image = guest.disks[0].image
     assert image is not None
@@ -48,7 +46,6 @@ async def test_a_disk_that_is_missing_is_made_in_its_size(host: Harness) -> None
 
 
 async def test_a_running_guests_disks_are_left_alone(host: Harness) -> None:
-    needs(host, "ensure_disk_size", "ensure_no_disk", "ensure_disk_kept", "ensure_disk_restored")
     guest = definition(host)
     state = await running(host, guest)
     disk = msgspec.structs.replace(guest.disks[0], size_bytes=8 * MIB)
@@ -65,7 +62,6 @@ async def test_a_running_guests_disks_are_left_alone(host: Harness) -> None:
 
 
 async def test_one_disk_is_removed_and_the_others_stay(host: Harness) -> None:
-    needs(host, "ensure_no_disk")
     guest = await booted_and_off(host)
     await host.hypervisor.ensure_disk(guest.instance_id, DiskDefinition("rescue", MIB))
     for _ in range(2):
@@ -77,7 +73,6 @@ async def test_one_disk_is_removed_and_the_others_stay(host: Harness) -> None:
 
 
 async def test_a_disk_that_is_not_used_may_go_while_the_guest_runs(host: Harness) -> None:
-    needs(host, "ensure_no_disk")
     guest = definition(host)
     state = await running(host, guest)
     await host.hypervisor.ensure_disk(guest.instance_id, DiskDefinition("rescue", MIB))
@@ -86,7 +81,6 @@ async def test_a_disk_that_is_not_used_may_go_while_the_guest_runs(host: Harness
 
 
 async def test_a_disk_that_was_kept_comes_back_in_place_of_another(host: Harness) -> None:
-    needs(host, "ensure_disk_kept", "ensure_disk_restored")
     guest = await booted_and_off(host)
     for _ in range(2):
         await host.hypervisor.ensure_disk_kept(guest.instance_id, "root")
@@ -99,7 +93,6 @@ async def test_a_disk_that_was_kept_comes_back_in_place_of_another(host: Harness
 
 
 async def test_a_kept_disk_is_removed_by_its_name(host: Harness) -> None:
-    needs(host, "ensure_disk_kept", "ensure_disk_restored", "ensure_no_disk")
     guest = await booted_and_off(host)
     await host.hypervisor.ensure_disk_kept(guest.instance_id, "root")
     await provide(host, guest)
@@ -110,7 +103,6 @@ async def test_a_kept_disk_is_removed_by_its_name(host: Harness) -> None:
 
 
 async def test_what_was_never_there_is_neither_kept_nor_restored_nor_removed(host: Harness) -> None:
-    needs(host, "ensure_disk_kept", "ensure_disk_restored", "ensure_no_disk")
     guest = definition(host)
     await host.hypervisor.ensure_disk_kept(guest.instance_id, "root")
     await host.hypervisor.ensure_disk_restored(guest.instance_id, "root")

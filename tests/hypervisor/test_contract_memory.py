@@ -8,13 +8,8 @@ from instar.errors import HypervisorError
 from instar.model.guest import GuestState
 from instar.model.states import PowerState
 
-from .harness import Harness, needs
+from .harness import Harness
 from .test_contract import WAIT_S, definition, running
-
-
-@pytest.fixture(autouse=True)
-def _can(host: Harness) -> None:
-    needs(host, "ensure_paused", "ensure_suspended")
 
 
 async def test_a_paused_guest_keeps_its_id_and_goes_on(host: Harness) -> None:

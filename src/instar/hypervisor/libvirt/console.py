@@ -7,8 +7,17 @@ guest prints in the very moment of the cut may be lost; a guest that fills the h
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
+
+import structlog
+
+from instar.errors import HypervisorError
+from instar.hypervisor.libvirt.host_paths import HostPaths
+from instar.hypervisor.libvirt.settings import LibvirtSettings
+
+log = structlog.get_logger()
 
 PREVIOUS = "console.previous"
 
@@ -39,6 +48,23 @@ def bound_log(console_log: Path, *, max_bytes: int, keep_bytes: int) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def bound(console_log: Path, limits: LibvirtSettings) -> None:
+    """Blocking."""
+    if bound_log(console_log, max_bytes=limits.console_log_max_bytes, keep_bytes=limits.console_log_keep_bytes):
+        log.info("console.cut", instance=console_log.parent.name)
+
+
+async def sweep(paths: HostPaths, limits: LibvirtSettings) -> None:
+    """Keeps the logs of all instances bounded; runs until it is cancelled."""
+    while True:
+        await asyncio.sleep(limits.console_sweep_s)
+        for instance_id in await asyncio.to_thread(paths.instance_ids):
+            try:
+                await asyncio.to_thread(bound, paths.console_log(instance_id), limits)
+            except (OSError, HypervisorError) as error:
+                log.warning("console.sweep_failed", instance=instance_id, error=type(error).__name__)
 
 
 def _tail_of(path: Path, length_bytes: int) -> bytes:

@@ -120,7 +120,7 @@ class LibvirtHypervisor(NotYet):
         await self._network.open()
         self._events.open(on_event)
         await self._connection.open()
-        self._sweeper = asyncio.create_task(self._sweep_consoles(), name="console-sweep")
+        self._sweeper = asyncio.create_task(console.sweep(self._paths, self._settings), name="console-sweep")
 
     async def close(self) -> None:
         if self._sweeper is not None:
@@ -418,7 +418,7 @@ class LibvirtHypervisor(NotYet):
                 raise HypervisorError(reason=f"disk {disk.name} of the instance does not exist")
         self._paths.instance(instance_id).mkdir(mode=0o711, parents=True, exist_ok=True)
         console_log = self._paths.console_log(instance_id)
-        self._bound_console(console_log)
+        console.bound(console_log, self._settings)
         return DomainFiles(
             disks=files,
             console_log=console_log,
@@ -437,22 +437,6 @@ class LibvirtHypervisor(NotYet):
                 raise disk_full(self._paths.state_dir, self._host) from error
             raise
         return supports_direct_io(self._paths.instances)
-
-    def _bound_console(self, console_log: Path) -> None:
-        limits = self._settings
-        if console.bound_log(
-            console_log, max_bytes=limits.console_log_max_bytes, keep_bytes=limits.console_log_keep_bytes
-        ):
-            log.info("console.cut", instance=console_log.parent.name)
-
-    async def _sweep_consoles(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.console_sweep_s)
-            for instance_id in await asyncio.to_thread(self._paths.instance_ids):
-                try:
-                    await asyncio.to_thread(self._bound_console, self._paths.console_log(instance_id))
-                except (OSError, HypervisorError) as error:
-                    log.warning("console.sweep_failed", instance=instance_id, error=type(error).__name__)
 
     # --- what libvirt tells -------------------------------------------------------------------------------------------
 
