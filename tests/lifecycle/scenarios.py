@@ -4,11 +4,19 @@ A new operation is one more entry: the suite takes its steps from the journal of
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from instar.model.instance import Instance
+import msgspec
+
+from instar.lifecycle.live_migration import LiveArguments
+from instar.lifecycle.rebuild import RebuildArguments
+from instar.lifecycle.shelve import UnshelveArguments
+from instar.lifecycle.snapshot import SnapshotArguments
+from instar.model.instance import Flavor, Instance
 from instar.model.states import PowerState, VmState
+from instar.store.flavors import flavor_fetch
 from tests.lifecycle.harness import Plane
 
 Act = Callable[[Plane, Instance | None], Awaitable[Instance]]
@@ -58,15 +66,102 @@ async def _start(plane: Plane, instance: Instance | None) -> Instance:
     return instance
 
 
+def _door(name: str, *arguments: object) -> Act:
+    """What a method of the door does, called with the instance and these arguments."""
+
+    async def act(plane: Plane, instance: Instance | None) -> Instance:
+        assert instance is not None
+        given = [await argument(plane, instance) if callable(argument) else argument for argument in arguments]
+        await getattr(plane.control.lifecycle, name)(plane.context(roles=("admin",)), instance, *given)
+        return instance
+
+    return act
+
+
+async def _create_image(plane: Plane, instance: Instance | None) -> Instance:
+    assert instance is not None
+    wanted = SnapshotArguments(str(uuid.uuid4()), "copy")
+    await plane.control.lifecycle.create_image(plane.context(), instance, wanted)
+    return instance
+
+
+async def _create_backup(plane: Plane, instance: Instance | None) -> Instance:
+    assert instance is not None
+    wanted = SnapshotArguments(str(uuid.uuid4()), "backup", backup_type="daily", rotation=1)
+    await plane.control.lifecycle.create_image(plane.context(), instance, wanted)
+    return instance
+
+
+async def _larger(plane: Plane, _: Instance) -> Flavor:
+    return await flavor_fetch(plane.control.store, "2", visible_to=None)
+
+
+async def _rebuilt(plane: Plane, instance: Instance) -> RebuildArguments:
+    spec = msgspec.structs.replace(instance.spec, metadata={"rebuilt": "yes"})
+    return RebuildArguments(image=await plane.image(), spec=spec, name="anew")
+
+
+async def _image_id(plane: Plane, _: Instance) -> str:
+    return (await plane.image()).id
+
+
 _V, _P = VmState, PowerState
-SCENARIOS: Mapping[str, Scenario] = {
-    "create": Scenario(_create, None, _V.ACTIVE, frozenset({_V.ACTIVE, _V.ERROR}), _P.RUNNING),
-    "reboot-soft": Scenario(_soft, _V.ACTIVE, _V.ACTIVE, frozenset({_V.ACTIVE, _V.ERROR}), _P.RUNNING),
-    "reboot-hard": Scenario(_hard, _V.ACTIVE, _V.ACTIVE, frozenset({_V.ACTIVE, _V.ERROR}), _P.RUNNING),
-    "stop": Scenario(_stop, _V.ACTIVE, _V.STOPPED, frozenset({_V.ACTIVE}), _P.SHUTDOWN),
-    "start": Scenario(_start, _V.STOPPED, _V.ACTIVE, frozenset({_V.STOPPED}), _P.RUNNING),
-    "delete": Scenario(_delete, _V.ACTIVE, _V.DELETED, frozenset({_V.ERROR, _V.DELETED}), _P.NOSTATE),
+# How to get from an active instance to where an operation can begin.
+WAYS: Mapping[VmState, tuple[Act, ...]] = {
+    _V.ACTIVE: (),
+    _V.STOPPED: (_stop,),
+    _V.PAUSED: (_door("pause"),),
+    _V.SUSPENDED: (_door("suspend"),),
+    _V.RESCUED: (_door("rescue", _image_id),),
+    _V.RESIZED: (_door("resize", _larger),),
+    _V.SHELVED_OFFLOADED: (_door("shelve"),),
 }
+
+
+def _only(*states: VmState) -> frozenset[VmState]:
+    return frozenset(states)
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "create": Scenario(_create, None, _V.ACTIVE, _only(_V.ACTIVE, _V.ERROR), _P.RUNNING),
+    "reboot-soft": Scenario(_soft, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE, _V.ERROR), _P.RUNNING),
+    "reboot-hard": Scenario(_hard, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE, _V.ERROR), _P.RUNNING),
+    "reboot-rescued": Scenario(_hard, _V.RESCUED, _V.RESCUED, _only(_V.RESCUED, _V.ERROR), _P.RUNNING),
+    "stop": Scenario(_stop, _V.ACTIVE, _V.STOPPED, _only(_V.ACTIVE), _P.SHUTDOWN),
+    "start": Scenario(_start, _V.STOPPED, _V.ACTIVE, _only(_V.STOPPED), _P.RUNNING),
+    "pause": Scenario(_door("pause"), _V.ACTIVE, _V.PAUSED, _only(_V.ACTIVE), _P.PAUSED),
+    "unpause": Scenario(_door("unpause"), _V.PAUSED, _V.ACTIVE, _only(_V.PAUSED), _P.RUNNING),
+    "suspend": Scenario(_door("suspend"), _V.ACTIVE, _V.SUSPENDED, _only(_V.ACTIVE), _P.SHUTDOWN),
+    "resume": Scenario(_door("resume"), _V.SUSPENDED, _V.ACTIVE, _only(_V.SUSPENDED), _P.RUNNING),
+    "image": Scenario(_create_image, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING),
+    "image-of-stopped": Scenario(_create_image, _V.STOPPED, _V.STOPPED, _only(_V.STOPPED), _P.SHUTDOWN),
+    "backup": Scenario(_create_backup, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING),
+    "shelve": Scenario(
+        _door("shelve"), _V.ACTIVE, _V.SHELVED_OFFLOADED, _only(_V.ACTIVE, _V.SHELVED, _V.SHELVED_OFFLOADED), _P.SHUTDOWN
+    ),
+    "shelve-paused": Scenario(
+        _door("shelve"), _V.PAUSED, _V.SHELVED_OFFLOADED, _only(_V.PAUSED, _V.SHELVED, _V.SHELVED_OFFLOADED), _P.SHUTDOWN
+    ),
+    "unshelve": Scenario(
+        _door("unshelve", UnshelveArguments()), _V.SHELVED_OFFLOADED, _V.ACTIVE,
+        _only(_V.SHELVED_OFFLOADED, _V.ACTIVE), _P.RUNNING,
+    ),
+    "resize": Scenario(_door("resize", _larger), _V.ACTIVE, _V.RESIZED, _only(_V.ACTIVE), _P.RUNNING),
+    "resize-stopped": Scenario(_door("resize", _larger), _V.STOPPED, _V.RESIZED, _only(_V.STOPPED), _P.SHUTDOWN),
+    "migrate": Scenario(_door("migrate"), _V.ACTIVE, _V.RESIZED, _only(_V.ACTIVE), _P.RUNNING),
+    "confirm": Scenario(_door("confirm_resize"), _V.RESIZED, _V.ACTIVE, _only(_V.RESIZED, _V.ACTIVE), _P.RUNNING),
+    "revert": Scenario(_door("revert_resize"), _V.RESIZED, _V.ACTIVE, _only(_V.RESIZED), _P.RUNNING),
+    "rebuild": Scenario(_door("rebuild", _rebuilt), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING),
+    "rebuild-stopped": Scenario(_door("rebuild", _rebuilt), _V.STOPPED, _V.STOPPED, _only(_V.STOPPED), _P.SHUTDOWN),
+    "rescue": Scenario(_door("rescue", _image_id), _V.ACTIVE, _V.RESCUED, _only(_V.ACTIVE), _P.RUNNING),
+    "unrescue": Scenario(_door("unrescue"), _V.RESCUED, _V.ACTIVE, _only(_V.RESCUED, _V.ACTIVE), _P.RUNNING),
+    "live-migrate": Scenario(
+        _door("migrate_live", LiveArguments()), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING
+    ),
+    "delete": Scenario(_delete, _V.ACTIVE, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
+    "delete-resized": Scenario(_delete, _V.RESIZED, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
+    "delete-shelved": Scenario(_delete, _V.SHELVED_OFFLOADED, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
+}  # fmt: skip
 
 
 async def victim(plane: Plane, scenario: Scenario) -> Instance | None:
@@ -75,8 +170,9 @@ async def victim(plane: Plane, scenario: Scenario) -> Instance | None:
         return None
     instance = await plane.created("victim")
     assert instance.vm_state is VmState.ACTIVE, instance.facts.fault
-    if scenario.before is VmState.STOPPED:
-        await plane.control.lifecycle.stop(plane.context(), instance)
+    for act in WAYS[scenario.before]:
+        await act(plane, instance)
         await plane.settled()
         instance = await plane.fetch(instance.id)
+    assert instance.vm_state is scenario.before, instance.facts.fault
     return instance

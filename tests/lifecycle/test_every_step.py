@@ -35,7 +35,7 @@ async def clean_steps(directory: Path, image_file: Path, name: str) -> list[str]
         instance = await scenario.act(one, await victim(one, scenario))
         await one.settled()
         ended = await one.fetch(instance.id)
-        assert ended.vm_state is scenario.ends, ended.facts.fault
+        assert (ended.vm_state, ended.facts.fault) == (scenario.ends, None)
         assert ended.power_state is scenario.power
         assert await one.findings() == []
         return [step.name for step in await one.journal(instance.id)]

@@ -25,7 +25,9 @@ from instar.images.local import LocalImages
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.operations import operations
+from instar.lifecycle.progress import ProgressKeeper
 from instar.lifecycle.reconcile import Reconciler
+from instar.lifecycle.timers import Timers
 from instar.networks.local import LocalNetworks
 from instar.scheduling.host_table import HostTable
 from instar.scheduling.scheduler import Scheduler
@@ -77,6 +79,8 @@ class ControlPlane:
         # Nobody else uses this database: the lock on the directory says so.
         self.conductor = Conductor(self.store, self.bus, operations(self.cloud), settings.engine, alone=True)
         self.reconciler = Reconciler(self.cloud, self.lifecycle)
+        self.progress = ProgressKeeper(self.store, self.bus)
+        self.timers = Timers(self.cloud, self.lifecycle)
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
@@ -92,11 +96,13 @@ class ControlPlane:
             await self.hosts.open(self.bus)
             self._stack.push_async_callback(self.hosts.close)
             await self._enter(self.reconciler)
+            await self._enter(self.progress)
             await self._enter(self.agent)
             if self._agents_apart is not None:
                 await self._enter(self._agents_apart)
             self._stack.push_async_callback(self.lifecycle.prefetch.close)
             await self._enter(self.conductor)
+            await self._enter(self.timers)
         except BaseException:
             await self.close()
             raise

@@ -16,6 +16,7 @@ from instar.errors import InstarError
 from instar.lifecycle.cloud import Cloud
 from instar.model.guest import HostCensus
 from instar.model.network import TAP_NAME_LENGTH
+from instar.model.states import VmState
 from instar.store.audit import audit_claims, audit_host_totals, audit_instances, audit_usage
 from instar.store.contract import Row
 
@@ -25,6 +26,7 @@ CENSUS_DEADLINE_S = 20.0
 class Kind(StrEnum):
     GUEST = "guest without instance"
     DISKS = "disks without instance"
+    ASIDE = "disks set aside for a move that nobody waits for"
     TAP = "tap without port"
     CLAIM = "claim without instance"
     PORT = "port without instance"
@@ -33,6 +35,7 @@ class Kind(StrEnum):
     STUCK = "task_state without operation"
     HOST_TOTALS = "claims of host add up wrongly"
     USAGE = "usage of project adds up wrongly"
+    UPLOAD = "unfinished image without operation"
     IMAGE = "cached image is damaged, and disks stand on it"
     UNREACHABLE = "host could not be asked"
 
@@ -60,6 +63,7 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     owners = await cloud.networks.port_owners()
     claims = await audit_claims(cloud.store)
     attachments = await cloud.volumes.attachments()
+    uploads = await cloud.images.unfinished()
     served = await cloud.volumes.served_in_vain()
     instances = await audit_instances(cloud.store)
     for host, census in censuses.items():
@@ -68,6 +72,7 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
     findings += [Finding(Kind.ATTACHMENT, one.id) for one in attachments if one.instance_id not in instances]
     findings += [Finding(Kind.EXPORT, volume_id) for volume_id in served]
+    findings += [Finding(Kind.UPLOAD, image) for image, owner in uploads.items() if not _is_busy(instances.get(owner))]
     findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
     findings += [Finding(Kind.HOST_TOTALS, row["name"], row["name"]) for row in await audit_host_totals(cloud.store)]
     findings += [Finding(Kind.USAGE, row["project_id"]) for row in await audit_usage(cloud.store)]
@@ -89,6 +94,10 @@ def leftovers(
     for instance_id in census.instance_dirs:
         if strange(instance_id) and instance_id not in census.guests:
             yield Finding(Kind.DISKS, instance_id, host, _epoch(instances.get(instance_id)))
+    for instance_id in census.set_aside:
+        row = instances.get(instance_id)
+        if row is None or (not row["busy"] and row["vm_state"] != VmState.RESIZED):
+            yield Finding(Kind.ASIDE, instance_id, host, _epoch(row))
     known = {("tap" + port_id)[:TAP_NAME_LENGTH] for port_id in port_owners}
     for tap in census.taps:
         if tap not in known:
@@ -98,9 +107,16 @@ def leftovers(
 
 
 def _is_stray(claim: Row, instances: dict[str, Row]) -> bool:
-    """A claim on a host that its instance is not on, and that no operation in flight answers for."""
+    """A claim on a host that its instance is not on, and that no operation answers for: neither one in flight nor a move
+    that waits to be confirmed."""
     row = instances.get(claim["instance_id"])
-    return row is None or (not row["busy"] and row["host"] != claim["host"])
+    if row is None:
+        return True
+    return not row["busy"] and row["host"] != claim["host"] and row["vm_state"] != VmState.RESIZED
+
+
+def _is_busy(row: Row | None) -> bool:
+    return row is not None and bool(row["busy"])
 
 
 def _epoch(row: Row | None) -> int:

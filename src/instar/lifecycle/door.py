@@ -39,6 +39,7 @@ from instar.store.instances import (
     instance_fetch,
     instance_grow,
     instance_insert,
+    instance_is_idle,
     instance_lock,
     instance_mark,
     instance_mark_deleting,
@@ -202,7 +203,12 @@ class Lifecycle:
         await self._accept(context, instance, Action.MIGRATE, Action.MIGRATE, MoveArguments(None, host))
 
     async def confirm_resize(self, context: RequestContext, instance: Instance) -> None:
-        await self._accept(context, instance, Action.CONFIRM_RESIZE, Action.CONFIRM_RESIZE)
+        # It has no task_state that would keep a second one away.
+        refusal = WrongState(
+            action=Action.CONFIRM_RESIZE.value, id=instance.id, attribute="task_state", state="confirming"
+        )
+        idle = instance_is_idle(instance.id, refusal=refusal)
+        await self._accept(context, instance, Action.CONFIRM_RESIZE, Action.CONFIRM_RESIZE, also=(idle,))
 
     async def revert_resize(self, context: RequestContext, instance: Instance) -> None:
         await self._accept(context, instance, Action.REVERT_RESIZE, Action.REVERT_RESIZE)

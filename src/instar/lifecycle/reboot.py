@@ -84,7 +84,8 @@ async def _reboot_hard(run: Run, cloud: Cloud) -> None:
 async def _settle(run: Run, host: str, state: GuestState) -> None:
     if state.power_state is not PowerState.RUNNING:
         raise HypervisorError(reason="the guest is not running")
-    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+    rescued = run.instance.vm_state is VmState.RESCUED  # it boots from the rescue disk again
+    await run.settle(VmState.RESCUED if rescued else VmState.ACTIVE, power_state=state.power_state)
 
 
 async def _state_after_failure(run: Run) -> VmState:
@@ -95,6 +96,6 @@ async def _state_after_failure(run: Run) -> VmState:
         state = await run.step("look at guest", run.hosts.observe, run.instance.host)
     except InstarError:
         return run.operation.vm_state_before
-    if state.power_state is PowerState.RUNNING:
-        return VmState.ACTIVE
-    return VmState.ERROR
+    if state.power_state is not PowerState.RUNNING:
+        return VmState.ERROR
+    return VmState.RESCUED if run.instance.vm_state is VmState.RESCUED else VmState.ACTIVE

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -22,8 +21,8 @@ from instar.lifecycle.audit import Finding, Kind, audit, leftovers
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
+from instar.lifecycle.timers import system_context
 from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC
-from instar.model.context import RequestContext
 from instar.model.guest import GuestState
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
@@ -62,6 +61,7 @@ class Reconciler:
         self._queued: set[str] = set()
         self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
         self._waiting: set[_Guest] = set()
+        self._uploads_seen: set[str] = set()  # unfinished images without operation that the last look found
         self._ports_due: set[str] = set()  # instances that were busy when their ports changed
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
@@ -207,17 +207,22 @@ class Reconciler:
             log.warning("host.guest_not_resumed", instance=instance.id, reason=error.message)
 
     async def _remove_leftover(self, finding: Finding) -> None:
-        if finding.kind not in (Kind.GUEST, Kind.DISKS) or finding.host is None:
+        if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.ASIDE) or finding.host is None:
             return
         log.warning("reconcile.leftover", kind=finding.kind.value, instance=finding.subject, host=finding.host)
         client = HostClient(
             self._cloud.bus, instance_id=finding.subject, epoch=finding.epoch, deadline_s=HOST_DEADLINE_S
         )
-        await client.ensure_absent(finding.host)
+        if finding.kind is Kind.ASIDE:
+            await client.ensure_nothing_aside(finding.host)
+        else:
+            await client.ensure_absent(finding.host)
 
     async def settle_database(self) -> list[Finding]:
         """Repair what is wrong in the records alone. Returns what was found."""
         findings = await audit(self._cloud, [])
+        # Between the queuing of an image and the record of its operation is a moment: what is seen twice is nobody's.
+        seen = {finding.subject for finding in findings if finding.kind is Kind.UPLOAD}
         for finding in findings:
             log.warning("reconcile.found", kind=finding.kind.value, subject=finding.subject, host=finding.host)
             if finding.kind is Kind.CLAIM:
@@ -228,12 +233,15 @@ class Reconciler:
                     await self._cloud.networks.release(owner)
             elif finding.kind is Kind.ATTACHMENT:
                 await self._cloud.volumes.detach(finding.subject)
+            elif finding.kind is Kind.UPLOAD and finding.subject in self._uploads_seen:
+                await self._cloud.images.discard(finding.subject)
             elif finding.kind is Kind.EXPORT:
                 await self._cloud.volumes.stop_serving(finding.subject)
             elif finding.kind is Kind.HOST_TOTALS:
                 await self._cloud.store.write(host_totals_recount(finding.subject))
             elif finding.kind is Kind.USAGE:
                 await self._cloud.store.write(usage_recount(finding.subject))
+        self._uploads_seen = seen
         return findings
 
     async def _prune(self) -> None:
@@ -294,11 +302,3 @@ def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 def _should_run(instance: Instance, state: GuestState) -> bool:
     idle = instance.task_state is None and instance.vm_state is VmState.ACTIVE
     return idle and state.power_state is not PowerState.RUNNING
-
-
-def system_context(instance: Instance) -> RequestContext:
-    """What the cloud itself does for an instance, in its project's name."""
-    return RequestContext(
-        request_id=f"req-{uuid.uuid4()}", user_id=instance.user_id, user_name="", project_id=instance.project_id,
-        project_name="", roles=frozenset({"admin"}),
-    )  # fmt: skip

@@ -53,7 +53,7 @@ async def upload_root(
     await run.step("queue image", queue_image, cloud, image_id, draft, undo=discard_image, on="image")
     location = await run.step("prepare upload", cloud.images.upload_target, image_id, task=pending, on="image")
     target = SnapshotTarget(image_id, location, draft.disk_format)
-    await run.step("copy disk", take_snapshot, run, host, target, limit_s,
+    await run.step("copy disk", take_snapshot, host, run, target, limit_s,
                    task=uploading, on="compute", deadline_s=limit_s + 60)  # fmt: skip
     await run.step("finish upload", finish_upload, cloud, image_id, on="image", deadline_s=limit_s)
 
@@ -70,7 +70,7 @@ async def finish_upload(cloud: Cloud, image_id: str) -> Image:
     return await cloud.images.finish_upload(image_id)
 
 
-async def take_snapshot(run: Run, host: str, target: SnapshotTarget, limit_s: float) -> SnapshotTaken:
+async def take_snapshot(host: str, run: Run, target: SnapshotTarget, limit_s: float) -> SnapshotTaken:
     return await run.hosts.take_snapshot(host, ROOT, target, limit_s)
 
 

@@ -68,6 +68,17 @@ def instance_mark(instance: Instance, task: TaskState | None, *, refusal: WrongS
     )  # fmt: skip
 
 
+def instance_is_idle(instance_id: str, *, refusal: WrongState) -> Statement:
+    """Nothing is in flight on the instance, else `refusal` is raised."""
+    return Statement(
+        """UPDATE instances SET turn = turn WHERE id = :id AND NOT EXISTS
+           (SELECT 1 FROM operations o WHERE o.instance_id = :id AND o.finished_at IS NULL)""",
+        {"id": instance_id},
+        rows=1,
+        error=refusal,
+    )
+
+
 def instance_mark_deleting(instance_id: str, task: TaskState) -> Statement:
     """Delete may come at any time, whatever the task; a second delete finds the row as it wants it. A delete for good
     takes over from a soft one."""
@@ -207,6 +218,17 @@ async def instance_fetch(store: Store, instance_id: str) -> Instance:
 async def instances_of_host(store: Store, host: str) -> list[Instance]:
     """Instances that are on this host by the record."""
     rows = await store.read("SELECT * FROM instances WHERE host = :host AND deleted = 0", {"host": host})
+    return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
+
+
+async def instances_in_state(store: Store, state: VmState, *, limit: int) -> list[Instance]:
+    """Idle instances in this state, those first that were changed the longest ago."""
+    rows = await store.read(
+        "SELECT * FROM instances WHERE vm_state = :state AND deleted = 0 AND task_state IS NULL AND NOT EXISTS "
+        "(SELECT 1 FROM operations o WHERE o.instance_id = instances.id AND o.finished_at IS NULL) "
+        "ORDER BY updated_at LIMIT :limit",
+        {"state": state.value, "limit": limit},
+    )
     return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 

@@ -21,3 +21,4 @@ CREATE INDEX moves_by_instance ON moves (instance_id, created_at);
 CREATE INDEX moves_by_time ON moves (updated_at);
 
 ALTER TABLE instances ADD COLUMN progress INTEGER NOT NULL DEFAULT 0;  -- percent, while an operation moves data
+CREATE INDEX instances_by_state ON instances (vm_state, updated_at) WHERE deleted = 0;
