@@ -1,6 +1,7 @@
-"""A process that does one operation and kills itself at a step: `python -m tests.lifecycle.dying DIR IMAGE NAME STEP WHEN`.
+"""A process that does one operation in many clouds at once, and kills itself when each is at the step that is its own.
 
-Prints the id of the instance before. WHEN is before (the step is recorded as begun, nothing is done) or after (its work
+`python -m tests.lifecycle.dying DIRECTORY IMAGE NAME WHEN STEP…`: the cloud of the n-th step lies in DIRECTORY/n. Prints
+the ids of the instances, in that order. WHEN is before (the step is recorded as begun, nothing is done) or after (its work
 is done, its result is not recorded)."""
 
 from __future__ import annotations
@@ -10,34 +11,43 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests.lifecycle.harness import plane
 from tests.lifecycle.scenarios import SCENARIOS, victim
 
 
-async def main(directory: Path, image_file: Path, name: str, step: str, when: str) -> None:
-    scenario = SCENARIOS[name]
-    told = asyncio.Event()
+async def main(directory: Path, image_file: Path, name: str, when: str, steps: list[str]) -> None:
+    reached = [asyncio.Event() for _ in steps]
+    async with AsyncExitStack() as stack:
+        ids = []
+        for number, step in enumerate(steps):
+            one = await stack.enter_async_context(plane(directory / str(number)))
+            await one.prepare(image_file)
+            instance = await victim(one, SCENARIOS[name])
+            one.around_step = _stop_at(step, when, reached[number])
+            ids.append((await SCENARIOS[name].act(one, instance)).id)
+        print(*ids, flush=True)
+        for event in reached:
+            await event.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    async def die(reached: str, call: Callable[[], Awaitable[object]]) -> object:
-        if reached != step:
+
+def _stop_at(
+    step: str, when: str, reached: asyncio.Event
+) -> Callable[[str, Callable[[], Awaitable[object]]], Awaitable[object]]:
+    async def stop(name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if name != step:
             return await call()
-        await told.wait()
         if when == "after":
             await call()
-        os.kill(os.getpid(), signal.SIGKILL)
+        reached.set()
+        await asyncio.Event().wait()
         return None
 
-    async with plane(directory) as one:
-        await one.prepare(image_file)
-        instance = await victim(one, scenario)
-        one.around_step = die
-        changed = await scenario.act(one, instance)
-        print(changed.id, flush=True)
-        told.set()
-        await one.settled()
+    return stop
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))
+    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:]))

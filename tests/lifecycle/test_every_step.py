@@ -122,16 +122,16 @@ async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Pat
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Path, name: str, when: str) -> None:
     scenario = SCENARIOS[name]
-    for number, step in enumerate(await clean_steps(tmp_path / "clean", image_file, name)):
-        directory = tmp_path / str(number)
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.lifecycle.dying", str(directory), str(image_file), name, step, when,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, errors = await asyncio.wait_for(child.communicate(), KILL_DEADLINE_S)
-        assert child.returncode == -9, f"{step}: {errors.decode()[-3000:]}"
-        instance_id = out.decode().split()[-1]
-        async with plane(directory) as one:
+    steps = await clean_steps(tmp_path / "clean", image_file, name)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.lifecycle.dying", str(tmp_path), str(image_file), name, when, *steps,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(KILL_DEADLINE_S):
+        out, errors = await child.communicate()
+    assert child.returncode == -9, errors.decode()[-3000:]
+    for number, (step, instance_id) in enumerate(zip(steps, out.decode().splitlines()[-1].split(), strict=True)):
+        async with plane(tmp_path / str(number)) as one:
             await one.settled()
             ended = await one.fetch(instance_id)
             assert (ended.vm_state, ended.task_state) == (scenario.ends, None), f"killed {when} '{step}'"

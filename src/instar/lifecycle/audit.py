@@ -16,7 +16,6 @@ from instar.errors import InstarError
 from instar.lifecycle.cloud import Cloud
 from instar.model.guest import HostCensus
 from instar.model.network import TAP_NAME_LENGTH
-from instar.model.states import VmState
 from instar.store.audit import audit_claims, audit_host_totals, audit_instances, audit_usage
 from instar.store.contract import Row
 
@@ -86,7 +85,7 @@ def leftovers(
 
     def strange(instance_id: str) -> bool:
         row = instances.get(instance_id)
-        return row is None or (not row["busy"] and row["host"] != host)
+        return row is None or (not row["busy"] and row["host"] != host and not _is_moving(row))
 
     for instance_id in census.guests:
         if strange(instance_id):
@@ -96,7 +95,7 @@ def leftovers(
             yield Finding(Kind.DISKS, instance_id, host, _epoch(instances.get(instance_id)))
     for instance_id in census.set_aside:
         row = instances.get(instance_id)
-        if row is None or (not row["busy"] and row["vm_state"] != VmState.RESIZED):
+        if row is None or (not row["busy"] and not _is_moving(row)):
             yield Finding(Kind.ASIDE, instance_id, host, _epoch(row))
     known = {("tap" + port_id)[:TAP_NAME_LENGTH] for port_id in port_owners}
     for tap in census.taps:
@@ -112,7 +111,19 @@ def _is_stray(claim: Row, instances: dict[str, Row]) -> bool:
     row = instances.get(claim["instance_id"])
     if row is None:
         return True
-    return not row["busy"] and row["host"] != claim["host"] and row["vm_state"] != VmState.RESIZED
+    return not row["busy"] and row["host"] != claim["host"] and not _is_moving(row)
+
+
+class _Moving(msgspec.Struct):
+    move: object = None
+
+
+_decode_moving = msgspec.msgpack.Decoder(_Moving).decode
+
+
+def _is_moving(row: Row) -> bool:
+    """A move of the instance was neither confirmed nor reverted: it may have something on two hosts."""
+    return _decode_moving(row["facts"]).move is not None
 
 
 def _is_busy(row: Row | None) -> bool:

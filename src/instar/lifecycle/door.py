@@ -21,7 +21,7 @@ from instar.lifecycle.consoles import Consoles
 from instar.lifecycle.definition import boots_from_volume, host_of
 from instar.lifecycle.evacuate import EvacuateArguments
 from instar.lifecycle.live_migration import LiveArguments
-from instar.lifecycle.move import MoveArguments, root_is_smaller
+from instar.lifecycle.move import MoveArguments, pending_move, root_is_smaller
 from instar.lifecycle.password import PasswordArguments
 from instar.lifecycle.prefetch import ImagePrefetch
 from instar.lifecycle.reboot import RebootArguments
@@ -203,6 +203,8 @@ class Lifecycle:
         await self._accept(context, instance, Action.MIGRATE, Action.MIGRATE, MoveArguments(None, host))
 
     async def confirm_resize(self, context: RequestContext, instance: Instance) -> None:
+        if pending_move(instance).reverting:
+            raise Conflict(f"Instance {instance.id} is half reverted already, it can only be reverted.")
         # It has no task_state that would keep a second one away.
         refusal = WrongState(
             action=Action.CONFIRM_RESIZE.value, id=instance.id, attribute="task_state", state="confirming"

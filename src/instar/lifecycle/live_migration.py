@@ -6,6 +6,7 @@ way back: what is left of it at the source is removed, at once or when that host
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 
 import msgspec
@@ -37,6 +38,8 @@ from instar.model.states import PowerState
 from instar.store.moves import migration_insert, migration_status
 
 log = structlog.get_logger()
+
+ASK_AGAIN_S = 0.5
 
 
 class LiveArguments(msgspec.Struct, frozen=True):
@@ -174,13 +177,21 @@ async def _until_it_is_there(
     except (Cancelled, LeaseLost, TaskStateConflict):
         raise
     except InstarError:
-        state = await run.step("look at destination", run.hosts.observe, dest)
-        if not _runs(state):
+        if await run.step("find guest", find_guest, source, dest, run) == source:
             raise
-        return
-    state = await run.step("look at destination", run.hosts.observe, dest)
-    if not _runs(state):
-        raise HypervisorError(reason="the guest does not run where it was migrated to")
+
+
+async def find_guest(source: str, dest: str, run: Run) -> str:
+    """Which of the two hosts has the guest. Asked until one of them knows; the step's deadline ends it."""
+    while True:
+        for host, other in ((source, dest), (dest, source)):
+            try:
+                state = await run.hosts.observe(host)
+            except InstarError as error:
+                log.info("live_migration.host_away", host=host, reason=error.message)
+                continue
+            return host if _runs(state) else other
+        await asyncio.sleep(ASK_AGAIN_S)
 
 
 def _runs(state: GuestState) -> bool:

@@ -48,6 +48,8 @@ async def move(run: Run, cloud: Cloud) -> None:
     instance, source = run.instance, host_of(run.instance)
     old, new = instance.spec.flavor, arguments.flavor or instance.spec.flavor
     migration = await run.step("choose migration id", new_id)
+    if instance.facts.move is not None:  # an admin reset the state while it was resized
+        await _forget_earlier(run, cloud, instance.facts.move)
     dest, claim_id = await _claim_destination(run, cloud, new, arguments)
     kind = MoveType.RESIZE if run.operation.action == Action.RESIZE else MoveType.MIGRATION
     run.also(
@@ -72,6 +74,11 @@ async def move(run: Run, cloud: Cloud) -> None:
              facts={"move": pending, "ports": ports, "volumes": connected})  # fmt: skip
     run.also(migration_status(migration, MoveStatus.FINISHED))
     await run.settle(VmState.RESIZED, power_state=state)
+
+
+async def _forget_earlier(run: Run, cloud: Cloud, earlier: PendingMove) -> None:
+    await run.step("remove what was kept", run.hosts.ensure_nothing_aside, earlier.source)
+    await run.step("release old claim", cloud.scheduler.release_others, run.instance.id, earlier.claim_id)
 
 
 async def _claim_destination(run: Run, cloud: Cloud, flavor: Flavor, arguments: MoveArguments) -> tuple[str, str]:
@@ -190,6 +197,8 @@ def _back_to(run: Run, flavor: Flavor) -> Callable[..., Awaitable[None]]:
 async def confirm(run: Run, cloud: Cloud) -> None:
     """What the source kept is gone. A source that is away does not hold it up: it is cleaned when it comes back."""
     pending = pending_move(run.instance)
+    if pending.reverting:
+        raise Conflict(f"Instance {run.instance.id} is half reverted already, it can only be reverted.")
     try:
         await run.step("remove what was kept", forget_source, pending.source, pending.dest, run, on="compute")
     except HOST_AWAY as error:
@@ -214,6 +223,7 @@ async def revert(run: Run, cloud: Cloud) -> None:
     """Back to the source, the old size and the old data. One that fails stays to be reverted: it may be tried again."""
     pending, instance, hosts = pending_move(run.instance), run.instance, run.hosts
     source, dest = pending.source, pending.dest
+    run.note(facts={"move": msgspec.structs.replace(pending, reverting=True)})
     try:
         await run.step("remove guest", hosts.ensure_absent, dest)
     except HOST_AWAY as error:

@@ -43,6 +43,7 @@ PRUNE_EVERY_S = 3600.0
 REFRESH_AT_ONCE = 16  # instances; a host that does not answer must not hold up the others
 REFRESH_BATCH = 500  # instances whose packet filters are refreshed from one read
 DAY_US = 86_400_000_000
+KEPT_RUNNING = frozenset({VmState.ACTIVE, VmState.PAUSED})
 
 _Guest = tuple[str, str]  # host, instance id
 
@@ -186,7 +187,10 @@ class Reconciler:
             else:
                 await sync(self._cloud, instance, state)
         for finding in leftovers(host, census, known, owners):
-            await self._remove_leftover(finding)
+            try:
+                await self._remove_leftover(finding)
+            except InstarError as error:  # the others are seen to all the same; this one by the next look
+                log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
         if restarted is not None:
             await self._cloud.store.write(host_boot_save(host, self._seen[host][0]))
 
@@ -215,8 +219,21 @@ class Reconciler:
         )
         if finding.kind is Kind.ASIDE:
             await client.ensure_nothing_aside(finding.host)
-        else:
+        elif finding.kind is Kind.DISKS or await self._is_elsewhere(finding.subject):
             await client.ensure_absent(finding.host)
+
+    async def _is_elsewhere(self, instance_id: str) -> bool:
+        """A guest on a host that its record does not name may go, unless it is the only one that there is."""
+        try:
+            instance = await instance_fetch(self._cloud.store, instance_id)
+        except NotFound:
+            return True
+        if instance.terminated_at is not None or instance.host is None or instance.vm_state not in KEPT_RUNNING:
+            return True
+        state = await self._client().observe_of(instance.host, instance_id)
+        if state.domain_id is None:
+            log.error("reconcile.only_guest_is_elsewhere", instance=instance_id, host=instance.host)
+        return state.domain_id is not None
 
     async def settle_database(self) -> list[Finding]:
         """Repair what is wrong in the records alone. Returns what was found."""

@@ -75,7 +75,7 @@ class Timers:
 
     async def _confirm(self, instance: Instance) -> None:
         move = instance.facts.move
-        if move is not None and move.ends_at is not None and now_us() >= move.ends_at:
+        if move is not None and not move.reverting and move.ends_at is not None and now_us() >= move.ends_at:
             await self._lifecycle.confirm_resize(system_context(instance), instance)
 
     async def _reclaim(self, instance: Instance) -> None:

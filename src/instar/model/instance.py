@@ -139,6 +139,7 @@ class PendingMove(msgspec.Struct, frozen=True):
     claim_id: str
     was: VmState
     ends_at: int | None = None
+    reverting: bool = False  # a revert has begun: there is nothing left to be confirmed
 
 
 class InstanceFacts(msgspec.Struct, frozen=True):
