@@ -1,7 +1,7 @@
 """A process that does one operation in many clouds at once, and kills itself when each is at the step that is its own.
 
 `python -m tests.lifecycle.dying DIRECTORY IMAGE NAME WHEN STEP…`: the cloud of the n-th step lies in DIRECTORY/n. Prints
-the ids of the instances, in that order. WHEN is before (the step is recorded as begun, nothing is done) or after (its work
+`instances` and their ids, in that order. WHEN is before (the step is recorded as begun, nothing is done) or after (its work
 is done, its result is not recorded)."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def main(directory: Path, image_file: Path, name: str, when: str, steps: l
             instance = await victim(one, SCENARIOS[name])
             one.around_step = _stop_at(step, when, reached[number])
             ids.append((await SCENARIOS[name].act(one, instance)).id)
-        print(*ids, flush=True)
+        print("instances", *ids, flush=True)
         for event in reached:
             await event.wait()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -130,7 +130,8 @@ async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Pa
     async with asyncio.timeout(KILL_DEADLINE_S):
         out, errors = await child.communicate()
     assert child.returncode == -9, errors.decode()[-3000:]
-    for number, (step, instance_id) in enumerate(zip(steps, out.decode().splitlines()[-1].split(), strict=True)):
+    (told,) = [line for line in out.decode().splitlines() if line.startswith("instances ")]
+    for number, (step, instance_id) in enumerate(zip(steps, told.split()[1:], strict=True)):
         async with plane(tmp_path / str(number)) as one:
             await one.settled()
             ended = await one.fetch(instance_id)

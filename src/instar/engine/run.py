@@ -109,6 +109,8 @@ class Run:
         self._pending: list[Statement] = []
         self._also: list[Statement] = []
         self._when_failed: list[Statement] = []
+        self._keeps = False
+        self._spec_now = instance.spec  # for those who are told of the end
         self._has_task = self._task is not None  # else it leaves the task_state to whoever waits for its turn
         self._executing: asyncio.Future[Any] | None = None
         self._cancelled_by: str | None = None
@@ -163,9 +165,17 @@ class Run:
         self._when_failed.extend(statements)
 
     def keep(self) -> None:
-        """The point of no return: what was done until here is not undone any more, whatever comes."""
-        self._undos.clear()
-        self._when_failed.clear()
+        """The point of no return: from the next step on, what was done until here is not undone any more, whatever comes.
+
+        What must be known of it then (a new host) is noted at the same time: both are committed with that step's start."""
+        self._keeps = True
+
+    def _past_keep(self) -> None:
+        """A step has begun: if it is the first after the point of no return, there is no way back from now on."""
+        if self._keeps:
+            self._keeps = False
+            self._undos.clear()
+            self._when_failed.clear()
 
     def check_begin(self) -> None:
         """An operation that waited for its turn finds the instance as it was accepted, or fails. Raises WrongState."""
@@ -192,6 +202,7 @@ class Run:
                 await self._write((guard, *count, instance_change_spec(current, spec)))
             except WriteConflict:
                 continue  # another part of it was changed meanwhile
+            self._spec_now = spec
             return
 
     @asynccontextmanager
@@ -271,6 +282,7 @@ class Run:
         self._task = TaskState(step.task_state) if step.task_state else self._task
         self._changes.clear()  # committed with the start of this step
         self._also.clear()
+        self._past_keep()
         if undoing:
             self._undos.append(undoing)
         if step.result == "Error":
@@ -303,6 +315,7 @@ class Run:
             self._row_task = self._task
             self._changes.clear()
             self._also.clear()
+            self._past_keep()
 
     async def _execute(
         self, name: str, call: Callable[..., Awaitable[T]], args: tuple[Any, ...], limit_s: float, *, forward: bool
@@ -362,7 +375,7 @@ class Run:
         known = {name: self._found[name] for name in TOLD_COLUMNS if name in self._found}
         if "power_state" in known:
             known["power_state"] = PowerState(known["power_state"])  # type: ignore[arg-type]
-        return msgspec.structs.replace(self.instance, **known)
+        return msgspec.structs.replace(self.instance, spec=self._spec_now, **known)
 
     def _change(self, task: TaskState | None) -> Statement:
         if not self._has_task:

@@ -26,10 +26,13 @@ log = structlog.get_logger()
 async def delete(run: Run, cloud: Cloud) -> None:
     # Read as a step: the operation that was taken over may have found or given back a host since this one was accepted.
     instance = await run.step("read instance", run.current_instance, on="database")
-    if instance.facts.move is not None:
-        await _or_later(run, cloud, "remove what was kept", run.hosts.ensure_nothing_aside, instance.facts.move.source)
-    if instance.host:
-        await _or_later(run, cloud, "remove guest", run.hosts.ensure_absent, instance.host)
+    hosts = {host for host in (instance.host, instance.facts.leaving) if host}
+    move = instance.facts.move
+    if move is not None:  # it may have something on both, also where a revert came half way
+        await _or_later(run, cloud, "remove what was kept", run.hosts.ensure_nothing_aside, move.source)
+        hosts |= {move.source, move.dest}
+    for host in sorted(hosts):
+        await _or_later(run, cloud, "remove guest", run.hosts.ensure_absent, host)
     await run.step("release ports", cloud.networks.release, instance.id)
     for volume in instance.facts.volumes:
         await run.step(f"let go of volume {volume.volume_id}", let_go_of_volume, cloud, volume, on="volume")

@@ -84,11 +84,10 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
         if state.power_state is not PowerState.RUNNING:
             raise HypervisorError(reason="the guest is not running")
         power_state = state.power_state
-    run.keep()
+    await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
     run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), launched_at=now_us(),
              facts={"ports": ports, "volumes": connected})  # fmt: skip
-    run.also(migration_status(migration, MoveStatus.DONE))
-    await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
+    run.also(migration_status(migration, MoveStatus.DONE, dest=dest))
     await tell_leftovers(cloud.bus, dead)
     ends = VmState.STOPPED if instance.vm_state is VmState.STOPPED else VmState.ACTIVE
     await run.settle(ends, power_state=power_state)

@@ -7,7 +7,8 @@ way back: what is left of it at the source is removed, at once or when that host
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -38,8 +39,10 @@ from instar.model.states import PowerState
 from instar.store.moves import migration_insert, migration_status
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 ASK_AGAIN_S = 0.5
+ATTEMPTS_MAX = 3
 
 
 class LiveArguments(msgspec.Struct, frozen=True):
@@ -52,9 +55,10 @@ class LiveArguments(msgspec.Struct, frozen=True):
 async def migrate_live(run: Run, cloud: Cloud) -> None:
     """Raises NoValidHost, MigrationAborted; the guest runs at the source then."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=LiveArguments)
-    instance, source = run.instance, host_of(run.instance)
+    # A step: the record names the new host from the moment when the guest is there.
+    source = await run.step("note source", current_host, run)
     migration = await run.step("choose migration id", new_id)
-    flavor_id = instance.spec.flavor.id
+    flavor_id = run.instance.spec.flavor.id
     run.also(
         migration_insert(
             migration, run.operation, MoveType.LIVE, source=source, dest=arguments.host, old_flavor_id=flavor_id,
@@ -70,22 +74,26 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
     for dest in selection.hosts:
         try:
             async with run.scope():
-                await _migrate_to(run, cloud, source, dest, migration, arguments)
-            return
+                connected = await _migrate_to(run, cloud, source, dest, migration, arguments)
         except MigrationAborted:
             run.also(migration_status(migration, MoveStatus.CANCELLED))
             run.when_failed(migration_status(migration, MoveStatus.CANCELLED))
             raise
         except WORTH_ANOTHER_HOST as error:
             refusals.append((dest, error))
+        else:
+            run.also(migration_status(migration, MoveStatus.COMPLETED))
+            return await _stay(run, cloud, source, dest, connected)
     tried = "; ".join(error.user_message for _, error in refusals)
     raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[f"{host}: {e.message}" for host, e in refusals])
 
 
-async def _migrate_to(run: Run, cloud: Cloud, source: str, dest: str, migration: str, arguments: LiveArguments) -> None:
-    instance, hosts = run.instance, run.hosts
-    claim_id = f"{run.operation.id}:{dest}"
-    await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, dest, instance.spec.flavor,
+async def _migrate_to(
+    run: Run, cloud: Cloud, source: str, dest: str, migration: str, arguments: LiveArguments
+) -> tuple[InstanceVolume, ...]:
+    """The guest runs on the destination. Its volumes, as it has them there."""
+    instance = run.instance
+    await run.step("claim", cloud.scheduler.claim, _claim(run, dest), instance.id, dest, instance.spec.flavor,
                    undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("announce ports", announce_ports, cloud, instance, dest,
                            undo=withdraw_ports, on="network")  # fmt: skip
@@ -96,29 +104,56 @@ async def _migrate_to(run: Run, cloud: Cloud, source: str, dest: str, migration:
     if arguments.block_migration is not None and arguments.block_migration is target.shared_storage and guest.disks:
         shared = "share" if target.shared_storage else "do not share"
         raise HypervisorError(reason=f"the two hosts {shared} storage, which is not what was asked for")
-    run.also(migration_status(migration, MoveStatus.RUNNING))
+    run.also(migration_status(migration, MoveStatus.RUNNING, dest=dest))
     await _until_it_is_there(run, cloud, source, dest, guest, target)
+    return connected
+
+
+async def _stay(
+    run: Run, cloud: Cloud, source: str, dest: str, connected: tuple[InstanceVolume, ...]
+) -> None:
+    """From here there is no way back: the destination is the host, and the source is cleaned."""
+    instance, hosts = run.instance, run.hosts
     run.keep()
-    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), facts={"volumes": connected})
-    run.also(migration_status(migration, MoveStatus.COMPLETED))
-    bound = await run.step("bind ports", bind_ports_to, cloud, instance, dest, on="network")
-    plugged = tuple(port.definition for port in bound)
-    if plugged:
-        await _or_later(cloud, dest, run.step("set up ports", hosts.ensure_ports, dest, plugged))
-    await _or_later(cloud, source, run.step("clean source", hosts.ensure_absent, source))
-    await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
-    run.note(facts={"ports": bound})
+    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), facts={"volumes": connected, "leaving": source})
+    bound = await _insist(run, cloud, "bind ports", bind_ports_to, cloud, instance, dest, on="network")
+    if bound:
+        run.note(facts={"ports": bound})
+        plugged = tuple(port.definition for port in bound)
+        await _insist(run, cloud, "set up ports", hosts.ensure_ports, dest, plugged, host=dest)
+    await _insist(run, cloud, "clean source", hosts.ensure_absent, source, host=source)
+    await _insist(run, cloud, "release old claim", cloud.scheduler.release_others, instance.id, _claim(run, dest))
+    run.note(facts={"leaving": None})
     paused = instance.power_state is PowerState.PAUSED
     await run.settle(power_state=PowerState.PAUSED if paused else PowerState.RUNNING)
 
 
-async def _or_later(cloud: Cloud, host: str, step: Awaitable[None]) -> None:
-    """There is no way back any more: what cannot be done on the host now is done when it is looked at again."""
-    try:
-        await step
-    except HOST_AWAY as error:
-        log.warning("live_migration.host_away", host=host, reason=error.message)
+def _claim(run: Run, dest: str) -> str:
+    return f"{run.operation.id}:{dest}"
+
+
+async def _insist(
+    run: Run,
+    cloud: Cloud,
+    name: str,
+    call: Callable[..., Awaitable[T]],
+    *args: object,
+    host: str = "",
+    on: str | None = None,
+) -> T | None:
+    """There is no way back any more: what fails is tried again, and in the end left to whoever looks at the host again."""
+    for _ in range(ATTEMPTS_MAX):
+        try:
+            return await run.step(name, call, *args, on=on)
+        except (Cancelled, LeaseLost, TaskStateConflict):
+            raise
+        except InstarError as error:
+            log.warning("live_migration.not_done", instance=run.instance.id, step=name, reason=error.message)
+            if isinstance(error, HOST_AWAY):
+                break
+    if host:
         await tell_leftovers(cloud.bus, host)
+    return None
 
 
 async def _connect_volumes(run: Run, cloud: Cloud, dest: str, source: str) -> tuple[InstanceVolume, ...]:
@@ -138,6 +173,10 @@ def _guest_on_dest(
 ) -> GuestDefinition:
     moved = msgspec.structs.replace(run.instance, facts=msgspec.structs.replace(run.facts, volumes=connected))
     return guest_of(moved, disks_of(moved, None), ports)
+
+
+async def current_host(run: Run) -> str:
+    return host_of(run.instance)
 
 
 async def announce_ports(cloud: Cloud, instance: Instance, dest: str) -> tuple[InstancePort, ...]:

@@ -158,9 +158,9 @@ async def _place_on(
         zone = arguments.availability_zone or None
         await run.step("pin zone", run.change_spec, lambda spec: msgspec.structs.replace(spec, availability_zone=zone))
     run.keep()
-    await _forget_shelving(run, cloud)
     run.note(host=host, availability_zone=cloud.scheduler.zone_of(host), launched_at=now_us(),
              facts={"ports": ports, "volumes": connected})  # fmt: skip
+    await _forget_shelving(run, cloud)
     await run.settle(VmState.ACTIVE, power_state=state.power_state)
 
 

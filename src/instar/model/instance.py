@@ -151,6 +151,7 @@ class InstanceFacts(msgspec.Struct, frozen=True):
     volumes: tuple[InstanceVolume, ...] = ()
     rescue: RescueDisk | None = None
     move: PendingMove | None = None
+    leaving: str | None = None  # a host that it has left, where something of it may still stand
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -42,10 +42,11 @@ def migration_insert(
     )  # fmt: skip
 
 
-def migration_status(uuid: str, status: MoveStatus) -> Statement:
+def migration_status(uuid: str, status: MoveStatus, *, dest: str | None = None) -> Statement:
+    """How far the move is; `dest` once the host is known."""
     return Statement(
-        "UPDATE moves SET status = :status, updated_at = :now WHERE uuid = :uuid",
-        {"uuid": uuid, "status": status.value, "now": now_us()},
+        "UPDATE moves SET status = :status, updated_at = :now, dest_host = COALESCE(:dest, dest_host) WHERE uuid = :uuid",
+        {"uuid": uuid, "status": status.value, "now": now_us(), "dest": dest},
     )
 
 
