@@ -34,6 +34,7 @@ from instar.identity.local import LocalIdentity
 from instar.streams.client import StreamClient
 from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
+from instar.volumes.local import remove_exports
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -193,6 +194,7 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
         await client_streams.close()
         await server_streams.close()
         world.close()
+        await asyncio.to_thread(remove_exports, state.path)
 
 
 def _id(made: Any) -> str:
@@ -201,5 +203,10 @@ def _id(made: Any) -> str:
 
 def _more(control: ControlPlane, settings: Settings) -> list[Any]:
     from instar.images.api import image_api
+    from instar.networks.api import network_service
+    from instar.volumes.api import volume_service
 
-    return [image_api(control.images, list_limit_max=settings.api.list_limit_max)]
+    return [
+        image_api(control.images, list_limit_max=settings.api.list_limit_max), network_service(control.networks, settings),
+        volume_service(control.volumes, list_limit_max=settings.api.list_limit_max),
+    ]  # fmt: skip

@@ -24,6 +24,7 @@ from instar.model.operation import Operation, Step
 from instar.store.flavors import flavor_fetch
 from instar.store.instances import instance_fetch
 from instar.store.operations import operations_of_instance, operations_unfinished, steps_fetch
+from instar.volumes.local import remove_exports
 
 SETTLE_DEADLINE_S = 10.0
 
@@ -165,6 +166,7 @@ async def plane(directory: Path, settings: Settings = SETTINGS, *, boot_id: str 
     finally:
         await one.control.close()
         one.world.close()
+        await asyncio.to_thread(remove_exports, one.state.path)
 
 
 async def hosts_up(one: Plane) -> None:

@@ -17,9 +17,11 @@ from instar.lifecycle.snapshot import SnapshotArguments
 from instar.model.instance import Flavor, Instance
 from instar.model.states import PowerState, VmState
 from instar.store.flavors import flavor_fetch
+from tests.lifecycle import device_acts as devices
 from tests.lifecycle.harness import Plane
 
 Act = Callable[[Plane, Instance | None], Awaitable[Instance]]
+Check = Callable[[Plane, Instance, bool], Awaitable[None]]  # whether the operation succeeded
 
 
 class Scenario(NamedTuple):
@@ -30,6 +32,8 @@ class Scenario(NamedTuple):
     ends: VmState
     failed: frozenset[VmState]
     power: PowerState
+    ready: Act | None = None  # what else it needs before it begins
+    check: Check | None = None  # what must be so afterwards
 
 
 async def _create(plane: Plane, _: Instance | None) -> Instance:
@@ -161,6 +165,19 @@ SCENARIOS: Mapping[str, Scenario] = {
     "delete": Scenario(_delete, _V.ACTIVE, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
     "delete-resized": Scenario(_delete, _V.RESIZED, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
     "delete-shelved": Scenario(_delete, _V.SHELVED_OFFLOADED, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
+    "attach-volume": Scenario(
+        devices.attach, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, devices.volume, devices.check_attached
+    ),
+    "attach-volume-stopped": Scenario(
+        devices.attach, _V.STOPPED, _V.STOPPED, _only(_V.STOPPED), _P.SHUTDOWN, devices.volume, devices.check_attached
+    ),
+    "detach-volume": Scenario(
+        devices.detach, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, devices.attached, devices.check_detached
+    ),
+    "swap-volume": Scenario(
+        devices.swap, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING,
+        devices.attached_of_two, devices.check_swapped,
+    ),
 }  # fmt: skip
 
 
@@ -175,4 +192,6 @@ async def victim(plane: Plane, scenario: Scenario) -> Instance | None:
         await plane.settled()
         instance = await plane.fetch(instance.id)
     assert instance.vm_state is scenario.before, instance.facts.fault
+    if scenario.ready is not None:
+        instance = await scenario.ready(plane, instance)
     return instance

@@ -38,6 +38,7 @@ async def clean_steps(directory: Path, image_file: Path, name: str) -> list[str]
         assert (ended.vm_state, ended.facts.fault) == (scenario.ends, None)
         assert ended.power_state is scenario.power
         assert await one.findings() == []
+        await check_devices(one, name, instance.id)
         return [step.name for step in await one.journal(instance.id)]
 
 
@@ -86,6 +87,7 @@ async def check_put_back(one: Plane, name: str, instance_id: str, step: str) -> 
     assert ended.task_state is None, step
     assert await one.findings() == [], step
     guests = await one.guests()
+    await check_devices(one, name, instance_id)
     if ended.vm_state is scenario.ends:
         return  # another host, or a later step, made up for it
     assert ended.vm_state in scenario.failed, f"{name} failed at '{step}' and left {ended.vm_state}"
@@ -102,6 +104,13 @@ async def check_put_back(one: Plane, name: str, instance_id: str, step: str) -> 
     assert await one.findings() == []
 
 
+async def check_devices(one: Plane, name: str, instance_id: str) -> None:
+    check = SCENARIOS[name].check
+    if check is not None:
+        succeeded = (await one.last_operation(instance_id)).result == "Success"
+        await check(one, await one.fetch(instance_id), succeeded)
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Path, name: str) -> None:
     scenario = SCENARIOS[name]
@@ -115,6 +124,7 @@ async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Pat
             ended = await one.fetch(changed.id)
             assert (ended.vm_state, ended.facts.fault) == (scenario.ends, None), step
             assert await one.findings() == [], step
+            await check_devices(one, name, ended.id)
 
 
 @pytest.mark.slow
@@ -137,3 +147,4 @@ async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Pa
             ended = await one.fetch(instance_id)
             assert (ended.vm_state, ended.task_state) == (scenario.ends, None), f"killed {when} '{step}'"
             assert await one.findings() == [], f"killed {when} '{step}'"
+            await check_devices(one, name, instance_id)

@@ -24,7 +24,7 @@ _RULES: dict[str, dict[Rule, tuple[str, ...]]] = {
     "os-attach-interfaces": {READER: ("list", "show")},
     "os-security-groups": {READER: ("list",)},
     "os-server-password": {READER: ("show",), MEMBER: ("clear",)},
-    "os-volumes-attachments": {READER: ("index", "show")},
+    "os-volumes-attachments": {READER: ("index", "show"), MEMBER: ("create", "update", "delete"), ADMIN: ("swap",)},
     "server:topology": {READER: ("index",)},
     "servers:migrations": {ADMIN: ("index",)},
     "os-flavor-manage": {ADMIN: ("create", "update", "delete")},

@@ -26,6 +26,7 @@ from instar.api.servers.create import ServerCreation
 from instar.api.servers.instance_actions import InstanceActions
 from instar.api.servers.listing import ServerList
 from instar.api.servers.parts import ServerParts
+from instar.api.servers.volume_attachments import VolumeAttachments
 from instar.api.usage import Usage
 from instar.http.answer import Answer, Header, json_answer
 from instar.http.app import Service
@@ -68,7 +69,7 @@ def api_routes(compute: Compute) -> list[ApiRoute]:
     resources = (
         ServerList(compute), ServerCreation(compute), ServerChanges(compute), ServerMetadata(compute),
         ServerTags(compute), ServerActions(compute, COMPUTE_POLICY), InstanceActions(compute), ServerParts(compute),
-        RemoteConsoles(compute),
+        RemoteConsoles(compute), VolumeAttachments(compute, COMPUTE_POLICY),
         Flavors(compute), FlavorExtraSpecs(compute), FlavorAccess(compute, COMPUTE_POLICY), KeyPairs(compute),
         Limits(compute), QuotaSets(compute), AvailabilityZones(compute), Services(compute), Hypervisors(compute),
         Aggregates(compute, COMPUTE_POLICY), ServerGroups(compute), Usage(compute), ExternalEvents(compute),

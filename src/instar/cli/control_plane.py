@@ -24,7 +24,7 @@ from instar.hypervisor.contract import Hypervisor
 from instar.images.local import LocalImages
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
-from instar.lifecycle.operations import operations
+from instar.lifecycle.operations import operations, taken
 from instar.lifecycle.progress import ProgressKeeper
 from instar.lifecycle.reconcile import Reconciler
 from instar.lifecycle.timers import Timers
@@ -77,7 +77,9 @@ class ControlPlane:
         self.agent = Agent(hypervisors, self.bus, Fence(state.fences), settings.host, boot_id=boot_id)
         self._agents_apart = agents_apart(self.bus, self.hosts) if agents_apart is not None else None
         # Nobody else uses this database: the lock on the directory says so.
-        self.conductor = Conductor(self.store, self.bus, operations(self.cloud), settings.engine, alone=True)
+        self.conductor = Conductor(
+            self.store, self.bus, operations(self.cloud), settings.engine, alone=True, taken=taken(self.cloud)
+        )
         self.reconciler = Reconciler(self.cloud, self.lifecycle)
         self.progress = ProgressKeeper(self.store, self.bus)
         self.timers = Timers(self.cloud, self.lifecycle)

@@ -38,12 +38,14 @@ from instar.store.operations import (
 log = structlog.get_logger()
 
 LifecycleFunction = Callable[[Run], Awaitable[None]]
+Taken = Callable[[Run], None]
 Clock = Callable[[], float]
 BEATS_PER_LEASE = 3
 
 
 class Conductor:
-    """`functions` has the lifecycle function of each action. `alone`: no other process uses this database, so whatever
+    """`functions` has the lifecycle function of each action; `taken`, where something was taken when an operation was
+    accepted, tells the run of it before all else (`Run.took`). `alone`: no other process uses this database, so whatever
     is owned by somebody else belongs to a process that is dead."""
 
     def __init__(
@@ -54,12 +56,14 @@ class Conductor:
         settings: EngineSettings,
         *,
         alone: bool,
+        taken: Mapping[str, Taken] | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
         self.id = f"conductor-{os.urandom(4).hex()}"
         self._store = store
         self._bus = bus
         self._functions = functions
+        self._taken = taken or {}
         self._settings = settings
         self._alone = alone
         self._monotonic = monotonic
@@ -182,6 +186,8 @@ class Conductor:
         self._running[operation.id] = (run, task)
         error: Exception | None = None
         try:
+            if operation.action in self._taken:
+                self._taken[operation.action](run)
             if fresh:
                 run.check_begin()
             await self._functions[operation.action](run)

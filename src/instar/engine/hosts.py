@@ -188,6 +188,10 @@ class HostClient:
     async def ensure_volume_attached(self, host: str, guest: GuestDefinition, volume_id: str) -> None:
         await self._call(host, c.EnsureVolumeAttached(guest=guest, volume_id=volume_id, **self._fence()), None)
 
+    async def ensure_volume_not_attached(self, host: str, _guest: GuestDefinition, volume_id: str) -> None:
+        """Undo of `ensure_volume_attached`."""
+        await self.ensure_volume_detached(host, volume_id)
+
     async def ensure_volume_detached(self, host: str, volume_id: str) -> None:
         await self._call(host, c.EnsureVolumeDetached(volume_id=volume_id, **self._fence()), None)
 

@@ -58,7 +58,14 @@ def notification(
             for port in facts.ports
             for ip in port.definition.fixed_ips
         ],
-        "block_devices": [],
+        "block_devices": [
+            {
+                "volume_id": volume.volume_id, "device_name": f"/dev/{volume.device}", "tag": volume.tag,
+                "boot_index": volume.boot_index,
+                "delete_on_termination": instance.spec.ends_volumes.get(volume.volume_id, volume.delete_on_termination),
+            }
+            for volume in facts.volumes
+        ],
         "created_at": iso(instance.created_at),
         "launched_at": iso(instance.launched_at) if instance.launched_at else None,
         "terminated_at": iso(instance.terminated_at) if instance.terminated_at else None,

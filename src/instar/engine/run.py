@@ -58,6 +58,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 UNDO_DEADLINE_S = 60.0
+FOUND_COLUMNS = ("facts", "addresses")
 TOLD_COLUMNS = ("host", "power_state", "launched_at", "terminated_at")
 
 
@@ -164,6 +165,11 @@ class Run:
         """Statements that join the transaction in which the operation ends, should it fail from here on."""
         self._when_failed.extend(statements)
 
+    def took(self, name: str, undo: Callable[..., Awaitable[object]], *args: Any, on: str) -> None:
+        """Something was taken for this operation when it was accepted: `undo(*args)` gives it back, should it fail. To be
+        said before the first step; `on` is the participant that has it."""
+        self._undos.append(_Undo(name, undo, args, on, None))
+
     def keep(self) -> None:
         """The point of no return: from the next step on, what was done until here is not undone any more, whatever comes.
 
@@ -267,7 +273,10 @@ class Run:
             except TaskStateConflict:
                 ours = False
         if not ours:
-            results = await self._write((guard, *self._pending, *rest))
+            # What it found is its own also where the states are another's: it alone writes the facts.
+            found = {name: self._changes[name] for name in FOUND_COLUMNS if not self._has_task and name in self._changes}
+            beside = (instance_change_beside(self.instance.id, found),) if found else ()
+            results = await self._write((guard, *self._pending, *beside, *rest))
         self._ended(results[-2])
 
     def cancel(self, by: str) -> None:

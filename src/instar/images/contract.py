@@ -52,7 +52,8 @@ class ImageService(Protocol):
         ...
 
     # --- images that an operation makes of an instance ----------------------------------------------------------------
-    # In this order: queue, upload_target, a host writes, finish_upload; or, from anywhere, discard. All may come twice.
+    # In this order: queue, upload_target, a host writes, finish_upload; or activate_without_data after queue; or, from
+    # anywhere, discard. All may come twice.
 
     async def queue(self, image_id: str, draft: ImageDraft) -> None:
         """There is an image of status queued under this id, which the caller made up. Nothing happens when it was queued
@@ -71,6 +72,12 @@ class ImageService(Protocol):
         """The host has written the data: it is hashed, inspected like any upload, and the image is active. One that is
         active already is returned. Raises ImageGone, TooLarge, UnsupportedMedia, ImageUnusable, HypervisorError (there
         is no file, or it is still written to); the image stays saving then, for another try or `discard`."""
+        ...
+
+    async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> Image:
+        """The queued image is active, has these properties and no data: what it says is in its properties (of an instance
+        that is booted from a volume: the snapshots). Again: nothing. Raises ImageGone, Conflict (it has data, or gets
+        some), BadRequest (a property that no image may have)."""
         ...
 
     async def discard(self, image_id: str) -> None:

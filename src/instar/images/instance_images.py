@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from instar.errors import BadRequest, HypervisorError, ImageGone, ImageUnusable, InstarError, NotFound, UnsupportedMedia
+import msgspec
+
+from instar.errors import (
+    BadRequest,
+    Conflict,
+    HypervisorError,
+    ImageGone,
+    ImageUnusable,
+    InstarError,
+    NotFound,
+    UnsupportedMedia,
+)
 from instar.images.blobs import Blobs
 from instar.images.contract import ImageDraft
 from instar.images.fields import Caller, is_field, new_image
 from instar.images.storing import Storing
 from instar.store.contract import Store
-from instar.store.images import ImageRecord, image_fetch
+from instar.store.images import ImageRecord, image_fetch, image_switch, image_update
 from instar.store.instance_images import (
     instance_image_begin,
     instance_image_insert,
@@ -23,6 +34,7 @@ from instar.store.instance_images import (
 )
 
 INSTANCE_PROPERTY = "instance_uuid"  # the Image API's name of the property that says of which instance
+EDIT_ATTEMPTS_MAX = 20  # each one that fails means that a user changed the image
 _DONE = ("active", "deactivated")
 
 
@@ -79,6 +91,19 @@ class InstanceImages:
                 raise HypervisorError(reason=f"the host wrote no data for image {image_id}") from error
         await self._blobs.discard_incoming(image_id)
         return await self._fetch(image_id)
+
+    async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> ImageRecord:
+        """See the contract."""
+        for _ in range(EDIT_ATTEMPTS_MAX):
+            record = await self._fetch(image_id)
+            if record.status in _DONE:
+                return record
+            if record.status != "queued":
+                raise Conflict(f"Image {image_id} is {record.status}: it cannot do without data.")
+            now, merged = self._clock(), {**record.properties, **properties}
+            if await image_update(self._store, msgspec.structs.replace(record, properties=merged, updated_at=now)):
+                await image_switch(self._store, image_id, now=now, before="queued", after="active")
+        raise Conflict(f"Image {image_id} is being changed by others.")
 
     async def _fetch(self, image_id: str) -> ImageRecord:
         record = await image_fetch(self._store, image_id)

@@ -133,6 +133,9 @@ class LocalImages:
     async def finish_upload(self, image_id: str) -> Image:
         return _image(await self._made.finish_upload(image_id))
 
+    async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> Image:
+        return _image(await self._made.activate_without_data(image_id, properties))
+
     async def discard(self, image_id: str) -> None:
         await self._storing.ensure_removed(image_id)
 

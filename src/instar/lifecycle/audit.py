@@ -6,7 +6,7 @@ the operation sees to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -18,6 +18,8 @@ from instar.model.guest import HostCensus
 from instar.model.network import TAP_NAME_LENGTH
 from instar.store.audit import audit_claims, audit_host_totals, audit_instances, audit_usage
 from instar.store.contract import Row
+from instar.store.instances import instance_fetch
+from instar.volumes.contract import VolumeAttachment
 
 CENSUS_DEADLINE_S = 20.0
 
@@ -30,6 +32,7 @@ class Kind(StrEnum):
     CLAIM = "claim without instance"
     PORT = "port without instance"
     ATTACHMENT = "volume attachment without instance"
+    RESERVATION = "volume attachment that its instance does not know"
     EXPORT = "volume served without attachment"
     STUCK = "task_state without operation"
     HOST_TOTALS = "claims of host add up wrongly"
@@ -70,12 +73,27 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if _is_stray(c, instances)]
     findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
     findings += [Finding(Kind.ATTACHMENT, one.id) for one in attachments if one.instance_id not in instances]
+    findings += await _unknown_attachments(cloud, attachments, instances)
     findings += [Finding(Kind.EXPORT, volume_id) for volume_id in served]
     findings += [Finding(Kind.UPLOAD, image) for image, owner in uploads.items() if not _is_busy(instances.get(owner))]
     findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
     findings += [Finding(Kind.HOST_TOTALS, row["name"], row["name"]) for row in await audit_host_totals(cloud.store)]
     findings += [Finding(Kind.USAGE, row["project_id"]) for row in await audit_usage(cloud.store)]
     return findings
+
+
+async def _unknown_attachments(
+    cloud: Cloud, attachments: Sequence[VolumeAttachment], instances: dict[str, Row]
+) -> list[Finding]:
+    """Volumes that were taken for an instance whose record does not have them, and whose operation never began."""
+    idle = [one for one in attachments if one.instance_id in instances and not instances[one.instance_id]["busy"]]
+    had: set[str] = set()
+    for instance_id in {one.instance_id for one in idle}:
+        instance = await instance_fetch(cloud.store, instance_id)
+        had |= {volume.attachment_id for volume in instance.facts.volumes}
+        if instance.turn != instances[instance_id]["turn"]:  # an operation began meanwhile: it may be its own
+            had |= {one.id for one in idle if one.instance_id == instance_id}
+    return [Finding(Kind.RESERVATION, one.id) for one in idle if one.id not in had]
 
 
 def leftovers(

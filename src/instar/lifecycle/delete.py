@@ -14,6 +14,7 @@ from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
 from instar.errors import Conflict, HostUnreachable, HypervisorUnavailable, StepTimeout
 from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.volumes import ends_with_instance
 from instar.model.instance import SHELVED_IMAGE, InstanceVolume
 from instar.model.move import MoveStatus
 from instar.model.states import PowerState, VmState
@@ -35,7 +36,9 @@ async def delete(run: Run, cloud: Cloud) -> None:
         await _or_later(run, cloud, "remove guest", run.hosts.ensure_absent, host)
     await run.step("release ports", cloud.networks.release, instance.id)
     for volume in instance.facts.volumes:
-        await run.step(f"let go of volume {volume.volume_id}", let_go_of_volume, cloud, volume, on="volume")
+        ends = ends_with_instance(instance, volume)
+        await run.step(f"let go of volume {volume.volume_id}", let_go_of_volume, cloud, volume, ends, on="volume")
+    await run.step("let go of reservations", let_go_of_reservations, cloud, instance.id, on="volume")
     image_id = instance.facts.system_metadata.get(SHELVED_IMAGE)
     if image_id:
         await run.step("delete shelved image", cloud.images.discard, image_id, on="image")
@@ -55,10 +58,16 @@ async def _or_later(
         await tell_leftovers(cloud.bus, host)
 
 
-async def let_go_of_volume(cloud: Cloud, volume: InstanceVolume) -> None:
+async def let_go_of_reservations(cloud: Cloud, instance_id: str) -> None:
+    """Volumes that were still on their way to it."""
+    for attachment in await cloud.volumes.attachments(instance_id):
+        await cloud.volumes.detach(attachment.id)
+
+
+async def let_go_of_volume(cloud: Cloud, volume: InstanceVolume, ends: bool) -> None:
     """It is nobody's again, or gone where it was to end with the instance."""
     await cloud.volumes.detach(volume.attachment_id)
-    if volume.delete_on_termination:
+    if ends:
         try:
             await cloud.volumes.delete(volume.volume_id)
         except Conflict as error:  # it has snapshots, or another instance: then it stays

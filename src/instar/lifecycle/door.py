@@ -19,6 +19,7 @@ from instar.errors import BadRequest, Conflict, Locked, QuotaExceeded, WrongStat
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.consoles import Consoles
 from instar.lifecycle.definition import boots_from_volume, host_of
+from instar.lifecycle.devices import Devices
 from instar.lifecycle.evacuate import EvacuateArguments
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.move import MoveArguments, pending_move, root_is_smaller
@@ -75,6 +76,7 @@ class Lifecycle:
         self._quota_limits = quota_limits
         self.consoles = Consoles(cloud.store, cloud.bus, cloud.settings.console)
         self.prefetch = ImagePrefetch(cloud)
+        self.devices = Devices(cloud, self._accept)
 
     # --- operations -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from instar.engine.run import Run
+from instar.lifecycle import attach_volume
 from instar.lifecycle.build import build
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.delete import delete
@@ -51,7 +52,21 @@ _FUNCTIONS: dict[str, Callable[[Run, Cloud], Awaitable[None]]] = {
     Action.CHANGE_PASSWORD: change_password,
     Action.SOFT_DELETE: soft_delete,
     Action.RESTORE: restore,
+    Action.ATTACH_VOLUME: attach_volume.attach,
+    Action.DETACH_VOLUME: attach_volume.detach,
+    Action.SWAP_VOLUME: attach_volume.swap,
 }
+
+# Actions for which something is taken before they are recorded.
+_TAKEN: dict[str, Callable[[Cloud, Run], None]] = {
+    Action.ATTACH_VOLUME: attach_volume.took_volume,
+    Action.SWAP_VOLUME: attach_volume.took_new_volume,
+}
+
+
+def taken(cloud: Cloud) -> dict[str, Callable[[Run], None]]:
+    """What tells a run of what was taken for it when it was accepted, for a conductor."""
+    return {action: partial(took, cloud) for action, took in _TAKEN.items()}
 
 
 def operations(cloud: Cloud) -> dict[str, Callable[[Run], Awaitable[None]]]:

@@ -63,6 +63,7 @@ class Reconciler:
         self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
         self._waiting: set[_Guest] = set()
         self._uploads_seen: set[str] = set()  # unfinished images without operation that the last look found
+        self._reservations_seen: set[str] = set()  # those without operation that the last look found
         self._ports_due: set[str] = set()  # instances that were busy when their ports changed
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
@@ -248,7 +249,7 @@ class Reconciler:
                 owner = (await self._cloud.networks.port_owners()).get(finding.subject)
                 if owner is not None:
                     await self._cloud.networks.release(owner)
-            elif finding.kind is Kind.ATTACHMENT:
+            elif finding.kind is Kind.ATTACHMENT or finding.subject in self._reservations_seen:
                 await self._cloud.volumes.detach(finding.subject)
             elif finding.kind is Kind.UPLOAD and finding.subject in self._uploads_seen:
                 await self._cloud.images.discard(finding.subject)
@@ -259,6 +260,8 @@ class Reconciler:
             elif finding.kind is Kind.USAGE:
                 await self._cloud.store.write(usage_recount(finding.subject))
         self._uploads_seen = seen
+        # Between the reservation of a volume and the record of its operation is a moment: what is seen twice is nobody's.
+        self._reservations_seen = {one.subject for one in findings if one.kind is Kind.RESERVATION}
         return findings
 
     async def _prune(self) -> None:

@@ -1,10 +1,14 @@
 """createImage and createBackup: image_snapshot → image_pending_upload → image_uploading → as before.
 
 The host writes the disk once, straight to where the image service keeps it; a running guest goes on meanwhile. A failure
-leaves no image.
+leaves no image. An instance that is booted from a volume gets snapshots of its volumes, and an image without data that
+names them.
 """
 
 from __future__ import annotations
+
+import json
+import uuid
 
 import msgspec
 import structlog
@@ -13,7 +17,7 @@ from instar.engine.run import Run
 from instar.errors import InstarError
 from instar.images.contract import Image, ImageDraft
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import ROOT, host_of
+from instar.lifecycle.definition import ROOT, boots_from_volume, host_of
 from instar.model.guest import SnapshotTaken, SnapshotTarget
 from instar.model.instance import Instance
 from instar.model.states import TaskState
@@ -21,7 +25,12 @@ from instar.model.states import TaskState
 log = structlog.get_logger()
 
 # What a server's own image has of its own; a copy of it must not claim to be it.
-NOT_INHERITED = frozenset({"image_type", "instance_uuid", "backup_type", "base_image_ref", "user_id", "image_location"})
+NOT_INHERITED = frozenset(
+    {
+        "image_type", "instance_uuid", "backup_type", "base_image_ref", "user_id", "image_location", "bdm_v2",
+        "block_device_mapping", "root_device_name",
+    }
+)  # fmt: skip
 
 
 class SnapshotArguments(msgspec.Struct, frozen=True):
@@ -38,8 +47,11 @@ async def create_image(run: Run, cloud: Cloud) -> None:
     """Both actions: a backup is an image that has a type, and older ones of that type give way to it."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=SnapshotArguments)
     draft = draft_of(run.instance, arguments)
-    await upload_root(run, cloud, arguments.image_id, draft,
-                      TaskState.IMAGE_PENDING_UPLOAD, TaskState.IMAGE_UPLOADING)  # fmt: skip
+    if boots_from_volume(run.instance):
+        await _snapshot_volumes(run, cloud, arguments, draft)
+    else:
+        await upload_root(run, cloud, arguments.image_id, draft,
+                          TaskState.IMAGE_PENDING_UPLOAD, TaskState.IMAGE_UPLOADING)  # fmt: skip
     if arguments.rotation is not None and arguments.backup_type is not None:
         await _rotate(run, cloud, arguments.backup_type, arguments.rotation)
     await run.settle()
@@ -91,11 +103,12 @@ def draft_of(instance: Instance, arguments: SnapshotArguments) -> ImageDraft:
     }
     if arguments.backup_type is not None:
         properties["backup_type"] = arguments.backup_type
+    from_image = original.min_disk_gib if original else 0
     return ImageDraft(
         name=arguments.name,
         project_id=instance.project_id,
         properties=properties,
-        min_disk_gib=instance.spec.flavor.root_gib or (original.min_disk_gib if original else 0),
+        min_disk_gib=0 if boots_from_volume(instance) else instance.spec.flavor.root_gib or from_image,
         min_ram_mib=original.min_ram_mib if original else 0,
     )
 
@@ -108,3 +121,49 @@ async def _rotate(run: Run, cloud: Cloud, backup_type: str, rotation: int) -> No
             await run.step("delete old backup", cloud.images.discard, image_id, on="image")
         except InstarError as error:
             log.warning("backup.not_rotated", instance=run.instance.id, image=image_id, reason=error.message)
+
+
+# --- servers that are booted from a volume ------------------------------------------------------------------------------
+
+
+async def _snapshot_volumes(run: Run, cloud: Cloud, arguments: SnapshotArguments, draft: ImageDraft) -> None:
+    """A snapshot of each volume, and an image without data that names them as its block devices."""
+    mapping = []
+    for volume in run.facts.volumes:
+        snapshot_id = snapshot_id_of(arguments.image_id, volume.volume_id)
+        await run.step("snapshot volume", snapshot_volume, run, cloud, snapshot_id, volume.volume_id, arguments.name,
+                       undo=forget_snapshot, on="volume", task=TaskState.IMAGE_PENDING_UPLOAD,
+                       deadline_s=cloud.settings.lifecycle.data_move_max_s + 60)  # fmt: skip
+        mapping.append(
+            {
+                "source_type": "snapshot", "destination_type": "volume", "snapshot_id": snapshot_id,
+                "boot_index": volume.boot_index, "delete_on_termination": volume.delete_on_termination,
+                "volume_size": volume.size_gib, "device_name": f"/dev/{volume.device}", "tag": volume.tag,
+            }
+        )  # fmt: skip
+    properties = {**draft.properties, "bdm_v2": "True", "block_device_mapping": json.dumps(mapping)}
+    named = msgspec.structs.replace(draft, properties=properties)
+    await run.step("create image", image_of_volumes, cloud, arguments.image_id, named, undo=discard_image, on="image")
+
+
+def snapshot_id_of(image_id: str, volume_id: str) -> str:
+    """The id of the snapshot that an image has of a volume: it follows from both, so that it is the same after a crash."""
+    return str(uuid.uuid5(uuid.UUID(image_id), volume_id))
+
+
+async def snapshot_volume(run: Run, cloud: Cloud, snapshot_id: str, volume_id: str, name: str) -> None:
+    instance, limit_s = run.instance, cloud.settings.lifecycle.data_move_max_s
+    await cloud.volumes.snapshot_create(
+        snapshot_id, volume_id, project_id=instance.project_id, user_id=instance.user_id,
+        name=f"snapshot for {name}", deadline_s=limit_s,
+    )  # fmt: skip
+
+
+async def forget_snapshot(_run: Run, cloud: Cloud, snapshot_id: str, *_: object) -> None:
+    await cloud.volumes.snapshot_delete(snapshot_id)
+
+
+async def image_of_volumes(cloud: Cloud, image_id: str, draft: ImageDraft) -> None:
+    """The image that was queued when the request was accepted is active, with the snapshots for its content."""
+    await cloud.images.queue(image_id, draft)
+    await cloud.images.activate_without_data(image_id, draft.properties)

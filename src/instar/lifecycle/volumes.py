@@ -8,7 +8,7 @@ import msgspec
 
 from instar.engine.run import Run
 from instar.lifecycle.cloud import Cloud
-from instar.model.instance import InstanceVolume
+from instar.model.instance import Instance, InstanceVolume
 from instar.model.volume import VolumeConnection
 
 
@@ -28,6 +28,11 @@ async def leave_host(run: Run, cloud: Cloud) -> None:
     for volume in run.facts.volumes:
         await run.step(f"disconnect volume {volume.volume_id}", disconnect, cloud, volume, on="volume")
     run.note(facts={"volumes": without_connection(run.facts.volumes)})
+
+
+def ends_with_instance(instance: Instance, volume: InstanceVolume) -> bool:
+    """Whether the volume is deleted with the instance: what was said last counts."""
+    return instance.spec.ends_volumes.get(volume.volume_id, volume.delete_on_termination)
 
 
 def without_connection(volumes: Sequence[InstanceVolume]) -> tuple[InstanceVolume, ...]:

@@ -74,6 +74,10 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     access_ip_v4: str = ""
     access_ip_v6: str = ""
     launch_index: int = 0
+    # What was said after a volume was attached: volume id → whether it ends with the instance.
+    ends_volumes: dict[str, bool] = {}
+    ephemeral_gib: int | None = None  # smaller than the flavor's
+    swap_mib: int | None = None  # smaller than the flavor's
 
 
 class Fault(msgspec.Struct, frozen=True):

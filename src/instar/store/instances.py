@@ -79,6 +79,15 @@ def instance_is_idle(instance_id: str, *, refusal: WrongState) -> Statement:
     )
 
 
+def instance_turn(instance: Instance) -> Statement:
+    """Stands behind `instance_mark`. Raises WriteConflict where another operation was accepted since it was read."""
+    return Statement(
+        "UPDATE instances SET turn = turn WHERE id = :id AND turn = :turn",
+        {"id": instance.id, "turn": instance.turn + 1},
+        rows=1,
+    )
+
+
 def instance_mark_deleting(instance_id: str, task: TaskState) -> Statement:
     """Delete may come at any time, whatever the task; a second delete finds the row as it wants it. A delete for good
     takes over from a soft one."""

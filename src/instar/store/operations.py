@@ -93,6 +93,14 @@ async def operations_unfinished(store: Store) -> list[Operation]:
     return [operation_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 
+async def operations_waiting(store: Store, instance_id: str) -> list[Operation]:
+    """Those of the instance that are not at their end, in their order."""
+    rows = await store.read(
+        "SELECT * FROM operations WHERE instance_id = :id AND finished_at IS NULL ORDER BY turn", {"id": instance_id}
+    )
+    return [operation_from_row(row) for row in rows]  # type: ignore[arg-type]
+
+
 async def operations_of_instance(store: Store, instance_id: str) -> list[Operation]:
     """Newest first."""
     rows = await store.read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instar.api.resource import ApiRoute, Compute, page_of
+from instar.api.resource import ApiRoute, Compute
 from instar.api.servers.listing import visible_instance
 from instar.api.servers.view import addresses
 from instar.errors import NotFound, WrongState
@@ -37,8 +37,6 @@ class ServerParts:
             ApiRoute("GET", path + "/diagnostics", name + "os-server-diagnostics", self.diagnostics),
             ApiRoute("GET", path + "/os-server-password", name + "os-server-password:show", self.password),
             ApiRoute("DELETE", path + "/os-server-password", name + "os-server-password:clear", self.no_password),
-            ApiRoute("GET", path + "/os-volume_attachments", name + "os-volumes-attachments:index", self.volumes),
-            ApiRoute("GET", path + "/os-volume_attachments/{id}", name + "os-volumes-attachments:show", self.volume),
             ApiRoute("GET", path + "/topology", name + "server:topology:index", self.topology, since=78),
             ApiRoute("GET", path + "/migrations", name + "servers:migrations:index", self.migrations, since=23),
         ]
@@ -119,16 +117,6 @@ class ServerParts:
     async def no_password(self, request: Request) -> Answer:
         await self._server(request)
         return empty_answer(204)
-
-    async def volumes(self, request: Request) -> Answer:
-        """Volumes cannot be attached yet: no server has one."""
-        await self._server(request)
-        page_of(request, self._compute)
-        return json_answer({"volumeAttachments": []})
-
-    async def volume(self, request: Request) -> Answer:
-        await self._server(request)
-        raise NotFound(f"volume_id not found: {request.params['id'][:80]}")
 
     async def topology(self, request: Request) -> Answer:
         """No guest has a NUMA topology of its own."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from instar.api.host_directory import HostSeen
 from instar.clock import iso
+from instar.lifecycle.volumes import ends_with_instance
 from instar.model.instance import Flavor, Instance
 from instar.model.states import VmState
 
@@ -136,6 +137,16 @@ def _trusted(instance: Instance, _: Scene) -> list[str] | None:
     return list(trusted) if trusted is not None else None
 
 
+def _volumes(instance: Instance, scene: Scene) -> list[Json]:
+    found: list[Json] = []
+    for volume in instance.facts.volumes:
+        view: Json = {"id": volume.volume_id}
+        if scene.version >= 3:
+            view["delete_on_termination"] = ends_with_instance(instance, volume)
+        found.append(view)
+    return found
+
+
 _ATTRIBUTE = "OS-EXT-SRV-ATTR:"
 ADDITIONS: tuple[Addition, ...] = (
     Addition(1, "OS-DCF:diskConfig", lambda i, _: i.spec.disk_config, in_update=True),
@@ -150,7 +161,7 @@ ADDITIONS: tuple[Addition, ...] = (
     Addition(1, "OS-EXT-STS:task_state", lambda i, _: i.task_state),
     Addition(1, "OS-EXT-STS:vm_state", lambda i, _: i.vm_state),
     Addition(1, "OS-EXT-STS:power_state", lambda i, _: int(i.power_state)),
-    Addition(1, "os-extended-volumes:volumes_attached", lambda i, _: []),
+    Addition(1, "os-extended-volumes:volumes_attached", _volumes),
     Addition(3, _ATTRIBUTE + "hostname", lambda i, _: i.hostname, admin=True, admin_until=89),
     Addition(3, _ATTRIBUTE + "reservation_id", lambda i, _: i.reservation_id, admin=True),
     Addition(3, _ATTRIBUTE + "launch_index", lambda i, _: i.spec.launch_index, admin=True),

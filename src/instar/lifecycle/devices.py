@@ -1,0 +1,239 @@
+"""The door for volumes and network interfaces of an instance: what is asked is checked and taken, then recorded.
+
+What is taken before the record is written (a volume's reservation, a new port) is given back when the record cannot be
+written; a crash in between leaves it to the audit. Called by the Compute API through `Lifecycle.devices`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from instar.errors import BadRequest, Conflict, NotFound, VolumeUnusable
+from instar.lifecycle.attach_volume import SwapArguments, VolumeArguments
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.device_names import DEVICES_MAX, free_device, local_devices, volume_bus, wanted_device
+from instar.model.context import RequestContext
+from instar.model.instance import Instance, InstanceSpec, InstanceVolume
+from instar.model.operation import Operation
+from instar.model.states import Action, check
+from instar.store.contract import Statement, WriteConflict
+from instar.store.instances import instance_change_spec, instance_fetch, instance_turn
+from instar.store.operations import operations_waiting
+from instar.volumes.contract import VolumeInfo
+
+Accept = Callable[..., Awaitable[None]]
+ATTEMPTS_MAX = 20  # each one that fails means that another operation of the instance was accepted
+
+
+class VolumeWish(msgspec.Struct, frozen=True):
+    """A volume to be attached. `multiattach`: whether the caller may have one that is shared."""
+
+    volume_id: str
+    device: str | None = None
+    tag: str | None = None
+    delete_on_termination: bool = False
+    multiattach: bool = True
+
+
+class Devices:
+    """`accept` records an operation (`Lifecycle._accept`)."""
+
+    def __init__(self, cloud: Cloud, accept: Accept) -> None:
+        self._cloud = cloud
+        self._store = cloud.store
+        self._accept = accept
+
+    async def volumes_of(self, instance: Instance) -> tuple[InstanceVolume, ...]:
+        """Those that it has, and those that are on their way."""
+        # What is on its way is read first: what arrives in between is found among those that it has.
+        coming = await self._coming(instance)
+        volumes = (await instance_fetch(self._store, instance.id)).facts.volumes
+        had = {volume.attachment_id for volume in volumes}
+        return (*volumes, *(volume for volume in coming if volume.attachment_id not in had))
+
+    # --- attach -----------------------------------------------------------------------------------------------------
+
+    async def attach_volume(self, context: RequestContext, instance: Instance, wish: VolumeWish) -> InstanceVolume:
+        """The volume is reserved for the instance, and will be attached. Returns it, with the device that it gets.
+
+        Raises NotFound for the volume, BadRequest where it cannot be had, Conflict for a device that is in use."""
+        check(Action.ATTACH_VOLUME, instance.id, instance.vm_state, instance.task_state)
+        info = await self._cloud.volumes.volume_fetch(
+            wish.volume_id, project_id=context.project_id, is_admin=context.is_admin
+        )
+        self._check_attachable(instance, info, wish)
+        attachment_id, reserved = str(uuid.uuid4()), False
+        try:
+            for _ in range(ATTEMPTS_MAX):
+                volume = await self._placed(instance, wish, info, attachment_id)
+                if not reserved:
+                    await self._reserve(instance, volume)
+                    reserved = True
+                try:
+                    await self._accept(
+                        context, instance, Action.ATTACH_VOLUME, Action.ATTACH_VOLUME, VolumeArguments(volume),
+                        needs_host=False, also=(instance_turn(instance), *_forget_wish(instance, info.id)),
+                    )  # fmt: skip
+                except WriteConflict:
+                    instance = await instance_fetch(self._store, instance.id)
+                    continue
+                return volume
+            raise Conflict(f"Instance {instance.id} is being changed by others.")
+        except BaseException:
+            if reserved:
+                await self._cloud.volumes.detach(attachment_id)
+            raise
+
+    def _check_attachable(self, instance: Instance, info: VolumeInfo, wish: VolumeWish) -> None:
+        self._check_host(instance)
+        if info.multiattach and not wish.multiattach:
+            raise BadRequest(f"Volume {info.id} has multiattach enabled: this needs microversion 2.60.")
+        if info.multiattach and instance.host is None:
+            raise BadRequest("Attaching multiattach volumes is not supported for shelved-offloaded instances.")
+
+    async def _placed(
+        self, instance: Instance, wish: VolumeWish, info: VolumeInfo, attachment_id: str
+    ) -> InstanceVolume:
+        """The volume as the instance will have it. Raises BadRequest, Conflict."""
+        volumes = await self.volumes_of(instance)
+        if any(one.volume_id == info.id for one in volumes):
+            raise BadRequest(f"Invalid volume: volume {info.id} is already attached to instance {instance.id}")
+        if wish.tag is not None and wish.tag in _tags(instance, volumes):
+            raise BadRequest(f"Device tag {wish.tag!r} is used already by another device of instance {instance.id}.")
+        bus = volume_bus(instance.spec)
+        taken = local_devices(instance, bus) | {one.device for one in volumes}
+        if len(taken) >= DEVICES_MAX:
+            raise BadRequest(f"The maximum allowed number of disk devices ({DEVICES_MAX}) to attach is exceeded.")
+        device = wanted_device(wish.device, taken, bus) if wish.device else free_device(taken, bus)
+        return InstanceVolume(
+            volume_id=info.id, attachment_id=attachment_id, device=device, tag=wish.tag, bus=bus,
+            delete_on_termination=wish.delete_on_termination, multiattach=info.multiattach, size_gib=info.size_gib,
+        )  # fmt: skip
+
+    async def _reserve(self, instance: Instance, volume: InstanceVolume) -> None:
+        try:
+            await self._cloud.volumes.reserve(volume.attachment_id, volume.volume_id, instance_id=instance.id)
+        except VolumeUnusable as error:
+            raise BadRequest(f"Invalid volume: {error.message}") from error
+
+    # --- detach, swap -------------------------------------------------------------------------------------------------
+
+    async def detach_volume(self, context: RequestContext, instance: Instance, volume_id: str) -> None:
+        """Raises NotFound where the instance does not have it, BadRequest for its root or one that is going already."""
+        check(Action.DETACH_VOLUME, instance.id, instance.vm_state, instance.task_state)
+        volume = await self._settled_volume(instance, volume_id)
+        if volume.boot_index == 0:
+            raise BadRequest("Cannot detach a root device volume")
+        self._check_host(instance)
+        bare = msgspec.structs.replace(volume, connection=None)
+        await self._accept(
+            context, instance, Action.DETACH_VOLUME, Action.DETACH_VOLUME, VolumeArguments(bare), needs_host=False
+        )
+
+    async def swap_volume(self, context: RequestContext, instance: Instance, old_id: str, new_id: str) -> None:
+        """The data of one volume goes to another, which takes its place. Raises NotFound, BadRequest."""
+        check(Action.SWAP_VOLUME, instance.id, instance.vm_state, instance.task_state)
+        old = await self._settled_volume(instance, old_id)
+        self._check_host(instance)
+        try:
+            info = await self._cloud.volumes.volume_fetch(
+                new_id, project_id=context.project_id, is_admin=context.is_admin
+            )
+        except NotFound as error:
+            raise BadRequest(f"Volume {new_id} could not be found.") from error
+        if info.size_gib < old.size_gib:
+            raise BadRequest(
+                f"Invalid volume: volume {new_id} has {info.size_gib} GiB, less than the {old.size_gib} of {old_id}"
+            )
+        if any(one.volume_id == new_id for one in await self.volumes_of(instance)):
+            raise BadRequest(f"Invalid volume: volume {new_id} is already attached to instance {instance.id}")
+        if old.multiattach or info.multiattach:
+            raise BadRequest("Invalid volume: volumes that can be attached more than once are not swapped.")
+        bare = msgspec.structs.replace(old, connection=None)
+        new = msgspec.structs.replace(
+            bare, volume_id=new_id, attachment_id=str(uuid.uuid4()), multiattach=info.multiattach, size_gib=info.size_gib
+        )
+        await self._reserve(instance, new)
+        try:
+            await self._accept(
+                context, instance, Action.SWAP_VOLUME, Action.SWAP_VOLUME, SwapArguments(bare, new),
+                also=(instance_turn(instance),),
+            )  # fmt: skip
+        except WriteConflict:
+            await self._cloud.volumes.detach(new.attachment_id)
+            raise Conflict(f"Instance {instance.id} is being changed by others.") from None
+        except BaseException:
+            await self._cloud.volumes.detach(new.attachment_id)
+            raise
+
+    async def end_volume_with(self, instance: Instance, volume_id: str, ends: bool) -> None:
+        """Whether the volume is deleted with the instance. Raises NotFound where the instance does not have it."""
+        for _ in range(ATTEMPTS_MAX):
+            had = {volume.volume_id for volume in await self.volumes_of(instance)}
+            if volume_id not in had:
+                raise _not_attached(instance, volume_id)
+            wishes = {one: end for one, end in instance.spec.ends_volumes.items() if one in had} | {volume_id: ends}
+            spec = msgspec.structs.replace(instance.spec, ends_volumes=wishes)
+            try:
+                await self._store.write(instance_change_spec(instance, spec))
+            except WriteConflict:
+                instance = await instance_fetch(self._store, instance.id)
+                continue
+            return
+        raise Conflict(f"Instance {instance.id} is being changed by others.")
+
+    # --- what is on its way -------------------------------------------------------------------------------------------
+
+    def _check_host(self, instance: Instance) -> None:
+        if instance.host is not None and not self._cloud.scheduler.is_up(instance.host):
+            raise Conflict(f"The host of instance {instance.id} cannot be reached at this moment.")
+
+    async def _settled_volume(self, instance: Instance, volume_id: str) -> InstanceVolume:
+        """One that the instance has, and that nothing is going on with. Raises NotFound, BadRequest."""
+        volume = next((one for one in await self.volumes_of(instance) if one.volume_id == volume_id), None)
+        if volume is None:
+            raise _not_attached(instance, volume_id)
+        waiting = await operations_waiting(self._store, instance.id)
+        if any(volume_id in _volumes_in(operation) for operation in waiting):
+            raise BadRequest(f"Invalid volume: volume {volume_id} is being attached, detached or swapped already")
+        return volume
+
+    async def _coming(self, instance: Instance) -> list[InstanceVolume]:
+        found = []
+        for operation in await operations_waiting(self._store, instance.id):
+            if operation.action == Action.ATTACH_VOLUME:
+                found.append(msgspec.msgpack.decode(operation.arguments, type=VolumeArguments).volume)
+            elif operation.action == Action.SWAP_VOLUME:
+                found.append(msgspec.msgpack.decode(operation.arguments, type=SwapArguments).new)
+        return found
+
+
+def _tags(instance: Instance, volumes: tuple[InstanceVolume, ...]) -> set[str | None]:
+    return {volume.tag for volume in volumes} | {port.tag for port in instance.facts.ports}
+
+
+def _volumes_in(operation: Operation) -> set[str]:
+    """Ids of the volumes that an operation is about."""
+    if operation.action in (Action.ATTACH_VOLUME, Action.DETACH_VOLUME):
+        return {msgspec.msgpack.decode(operation.arguments, type=VolumeArguments).volume.volume_id}
+    if operation.action == Action.SWAP_VOLUME:
+        swap = msgspec.msgpack.decode(operation.arguments, type=SwapArguments)
+        return {swap.old.volume_id, swap.new.volume_id}
+    return set()
+
+
+def _forget_wish(instance: Instance, volume_id: str) -> tuple[Statement, ...]:
+    """What was once said of the same volume, when it was attached before, does not count any more."""
+    wishes: dict[str, Any] = dict(instance.spec.ends_volumes)
+    if wishes.pop(volume_id, None) is None:
+        return ()
+    spec: InstanceSpec = msgspec.structs.replace(instance.spec, ends_volumes=wishes)
+    return (instance_change_spec(instance, spec),)
+
+
+def _not_attached(instance: Instance, volume_id: str) -> NotFound:
+    return NotFound(f"volume_id not found: {volume_id} is not attached to instance {instance.id}.")
