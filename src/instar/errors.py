@@ -234,6 +234,10 @@ class StreamRefused(StreamBroken):
     template = "The transfer from host {host} was refused: {reason}."
 
 
+class InterfaceAttachFailed(OperationError):
+    template = "Failed to attach network adapter device to {id}"
+
+
 class NoFreeAddress(OperationError):
     template = "No more addresses are available on network {network_id}."
 

@@ -90,6 +90,7 @@ async def test_another_project_finds_nothing(cloud: Cloud) -> None:
             "/servers/{server_id}/tags": {"tags": []},
             "/servers/{server_id}/os-volume_attachments": {"volumeAttachment": {"volumeId": server_id}},
             "/servers/{server_id}/os-volume_attachments/{id}": {"volumeAttachment": {"volumeId": server_id}},
+            "/servers/{server_id}/os-interface": {"interfaceAttachment": {}},
             "/servers/{server_id}/remote-consoles": {"remote_console": {"protocol": "vnc", "type": "novnc"}},
         }  # fmt: skip
         body = bodies.get(route.path) if route.method in ("PUT", "POST") else None

@@ -6,6 +6,7 @@ import uuid
 
 from instar.lifecycle.devices import VolumeWish
 from instar.model.instance import Instance
+from instar.model.network import RequestedNetwork
 from tests.lifecycle.harness import Plane
 
 VOLUME_DEADLINE_S = 20.0
@@ -106,3 +107,57 @@ async def check_swapped(plane: Plane, instance: Instance, succeeded: bool) -> No
     if succeeded or {one.volume_id for one in instance.facts.volumes} == {new}:
         old, new = new, old
     await check_volumes(plane, instance, {old}, {new})
+
+
+# --- interfaces -----------------------------------------------------------------------------------------------------------
+
+
+async def network_of(plane: Plane) -> str:
+    return str((await plane.control.store.read("SELECT id FROM networks"))[0]["id"])
+
+
+async def plug(plane: Plane, instance: Instance | None) -> Instance:
+    assert instance is not None
+    wanted = RequestedNetwork(network_id=await network_of(plane))
+    await plane.control.lifecycle.devices.attach_interface(plane.context(), instance, wanted)
+    return instance
+
+
+async def plugged(plane: Plane, instance: Instance | None) -> Instance:
+    assert instance is not None
+    await plug(plane, instance)
+    await plane.settled()
+    instance = await plane.fetch(instance.id)
+    assert len(instance.facts.ports) == 2, instance.facts.fault
+    return instance
+
+
+async def unplug(plane: Plane, instance: Instance | None) -> Instance:
+    assert instance is not None
+    port_id = instance.facts.ports[1].definition.id
+    await plane.control.lifecycle.devices.detach_interface(plane.context(), instance, port_id)
+    return instance
+
+
+async def check_ports(plane: Plane, instance: Instance, count: int) -> None:
+    """Record, network service, host and guest agree."""
+    ids = [port.definition.id for port in instance.facts.ports]
+    assert len(ids) == count
+    owned = await plane.control.networks.ports_of(instance.id)
+    assert [port.definition.id for port in owned] == ids
+    assert sorted(await plane.control.networks.port_owners()) == sorted(ids)
+    hosts = {row["host"] for row in await plane.control.store.read("SELECT host FROM ports")}
+    assert hosts == {instance.host}
+    assert instance.host is not None
+    machine = plane.world.host(instance.host)._machine
+    assert {port.id for port in machine.guests[instance.id].ports} == set(ids)
+    assert {port.id for port in machine.ports[instance.id]} == set(ids)
+
+
+async def check_plugged(plane: Plane, instance: Instance, succeeded: bool) -> None:
+    await check_ports(plane, instance, 2 if succeeded else 1)
+
+
+async def check_unplugged(plane: Plane, instance: Instance, succeeded: bool) -> None:
+    gone = succeeded or len(instance.facts.ports) == 1
+    await check_ports(plane, instance, 1 if gone else 2)

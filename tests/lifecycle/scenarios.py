@@ -178,6 +178,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         devices.swap, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING,
         devices.attached_of_two, devices.check_swapped,
     ),
+    "attach-interface": Scenario(
+        devices.plug, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, None, devices.check_plugged
+    ),
+    "detach-interface": Scenario(
+        devices.unplug, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, devices.plugged, devices.check_unplugged
+    ),
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from instar.api.servers.changes import ServerChanges, ServerMetadata, ServerTags
 from instar.api.servers.consoles import RemoteConsoles
 from instar.api.servers.create import ServerCreation
 from instar.api.servers.instance_actions import InstanceActions
+from instar.api.servers.interfaces import Interfaces
 from instar.api.servers.listing import ServerList
 from instar.api.servers.parts import ServerParts
 from instar.api.servers.volume_attachments import VolumeAttachments
@@ -69,7 +70,7 @@ def api_routes(compute: Compute) -> list[ApiRoute]:
     resources = (
         ServerList(compute), ServerCreation(compute), ServerChanges(compute), ServerMetadata(compute),
         ServerTags(compute), ServerActions(compute, COMPUTE_POLICY), InstanceActions(compute), ServerParts(compute),
-        RemoteConsoles(compute), VolumeAttachments(compute, COMPUTE_POLICY),
+        RemoteConsoles(compute), VolumeAttachments(compute, COMPUTE_POLICY), Interfaces(compute),
         Flavors(compute), FlavorExtraSpecs(compute), FlavorAccess(compute, COMPUTE_POLICY), KeyPairs(compute),
         Limits(compute), QuotaSets(compute), AvailabilityZones(compute), Services(compute), Hypervisors(compute),
         Aggregates(compute, COMPUTE_POLICY), ServerGroups(compute), Usage(compute), ExternalEvents(compute),

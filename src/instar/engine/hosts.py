@@ -182,6 +182,10 @@ class HostClient:
     async def ensure_port_plugged(self, host: str, guest: GuestDefinition, port_id: str) -> None:
         await self._call(host, c.EnsurePortPlugged(guest=guest, port_id=port_id, **self._fence()), None)
 
+    async def ensure_port_not_plugged(self, host: str, _guest: GuestDefinition, port_id: str) -> None:
+        """Undo of `ensure_port_plugged`."""
+        await self.ensure_port_unplugged(host, port_id)
+
     async def ensure_port_unplugged(self, host: str, port_id: str) -> None:
         await self._call(host, c.EnsurePortUnplugged(port_id=port_id, **self._fence()), None)
 

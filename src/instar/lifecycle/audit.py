@@ -18,7 +18,6 @@ from instar.model.guest import HostCensus
 from instar.model.network import TAP_NAME_LENGTH
 from instar.store.audit import audit_claims, audit_host_totals, audit_instances, audit_usage
 from instar.store.contract import Row
-from instar.store.instances import instance_fetch
 from instar.volumes.contract import VolumeAttachment
 
 CENSUS_DEADLINE_S = 20.0
@@ -33,6 +32,7 @@ class Kind(StrEnum):
     PORT = "port without instance"
     ATTACHMENT = "volume attachment without instance"
     RESERVATION = "volume attachment that its instance does not know"
+    NEW_PORT = "port that its instance does not know"
     EXPORT = "volume served without attachment"
     STUCK = "task_state without operation"
     HOST_TOTALS = "claims of host add up wrongly"
@@ -73,7 +73,7 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if _is_stray(c, instances)]
     findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
     findings += [Finding(Kind.ATTACHMENT, one.id) for one in attachments if one.instance_id not in instances]
-    findings += await _unknown_attachments(cloud, attachments, instances)
+    findings += _taken_in_vain(attachments, owners, instances)
     findings += [Finding(Kind.EXPORT, volume_id) for volume_id in served]
     findings += [Finding(Kind.UPLOAD, image) for image, owner in uploads.items() if not _is_busy(instances.get(owner))]
     findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
@@ -82,18 +82,29 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     return findings
 
 
-async def _unknown_attachments(
-    cloud: Cloud, attachments: Sequence[VolumeAttachment], instances: dict[str, Row]
-) -> list[Finding]:
-    """Volumes that were taken for an instance whose record does not have them, and whose operation never began."""
-    idle = [one for one in attachments if one.instance_id in instances and not instances[one.instance_id]["busy"]]
-    had: set[str] = set()
-    for instance_id in {one.instance_id for one in idle}:
-        instance = await instance_fetch(cloud.store, instance_id)
-        had |= {volume.attachment_id for volume in instance.facts.volumes}
-        if instance.turn != instances[instance_id]["turn"]:  # an operation began meanwhile: it may be its own
-            had |= {one.id for one in idle if one.instance_id == instance_id}
-    return [Finding(Kind.RESERVATION, one.id) for one in idle if one.id not in had]
+def _taken_in_vain(
+    attachments: Sequence[VolumeAttachment], port_owners: dict[str, str], instances: dict[str, Row]
+) -> Iterator[Finding]:
+    """What was taken for an instance whose record does not have it: the operation that it was taken for never began."""
+    known: dict[str, set[str]] = {}
+
+    def has(instance_id: str, thing: str) -> bool:
+        row = instances.get(instance_id)
+        if row is None or row["busy"]:
+            return True  # a finding of another kind; or an operation sees to it
+        if instance_id not in known:
+            devices = _decode_devices(row["facts"])
+            known[instance_id] = {one.attachment_id for one in devices.volumes} | {
+                one.definition.id for one in devices.ports
+            }
+        return thing in known[instance_id]
+
+    for attachment in attachments:
+        if not has(attachment.instance_id, attachment.id):
+            yield Finding(Kind.RESERVATION, attachment.id)
+    for port_id, instance_id in port_owners.items():
+        if not has(instance_id, port_id):
+            yield Finding(Kind.NEW_PORT, port_id)
 
 
 def leftovers(
@@ -136,6 +147,23 @@ class _Moving(msgspec.Struct):
     move: object = None
 
 
+class _Identified(msgspec.Struct, frozen=True):
+    id: str = ""
+
+
+class _Device(msgspec.Struct):
+    """Of a volume or a port of an instance, what it is known by."""
+
+    attachment_id: str = ""
+    definition: _Identified = _Identified()
+
+
+class _Devices(msgspec.Struct):
+    volumes: tuple[_Device, ...] = ()
+    ports: tuple[_Device, ...] = ()
+
+
+_decode_devices = msgspec.msgpack.Decoder(_Devices).decode
 _decode_moving = msgspec.msgpack.Decoder(_Moving).decode
 
 

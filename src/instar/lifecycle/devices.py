@@ -6,27 +6,33 @@ written; a crash in between leaves it to the audit. Called by the Compute API th
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from instar.errors import BadRequest, Conflict, NotFound, VolumeUnusable
+from instar.errors import BadRequest, Conflict, NotFound, PortInUse, VolumeUnusable
+from instar.lifecycle.attach_interface import InterfaceArguments, attach_port, interface_of
 from instar.lifecycle.attach_volume import SwapArguments, VolumeArguments
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.device_names import DEVICES_MAX, free_device, local_devices, volume_bus, wanted_device
 from instar.model.context import RequestContext
 from instar.model.instance import Instance, InstanceSpec, InstanceVolume
+from instar.model.network import InstancePort, RequestedNetwork
 from instar.model.operation import Operation
 from instar.model.states import Action, check
 from instar.store.contract import Statement, WriteConflict
 from instar.store.instances import instance_change_spec, instance_fetch, instance_turn
-from instar.store.operations import operations_waiting
+from instar.store.operations import operation_fetch, operations_waiting
 from instar.volumes.contract import VolumeInfo
 
-Accept = Callable[..., Awaitable[None]]
+Accept = Callable[..., Awaitable[Operation]]
 ATTEMPTS_MAX = 20  # each one that fails means that another operation of the instance was accepted
+
+
+WAIT_FIRST_S, WAIT_LONGEST_S = 0.003, 0.1  # between two looks at an operation that somebody waits for
 
 
 class VolumeWish(msgspec.Struct, frozen=True):
@@ -185,6 +191,65 @@ class Devices:
                 continue
             return
         raise Conflict(f"Instance {instance.id} is being changed by others.")
+
+    # --- interfaces -----------------------------------------------------------------------------------------------------
+
+    async def attach_interface(
+        self, context: RequestContext, instance: Instance, wanted: RequestedNetwork | None
+    ) -> tuple[InstancePort, Operation]:
+        """The port is the instance's, and will be plugged in by the operation. None: on the project's only network.
+
+        Raises UnknownReference, PortInUse, BadRequest, Conflict, QuotaExceeded."""
+        check(Action.ATTACH_INTERFACE, instance.id, instance.vm_state, instance.task_state)
+        self._check_host(instance)
+        networks = self._cloud.networks
+        resolved = await networks.resolve(
+            None if wanted is None else (wanted,), project_id=context.project_id, is_admin=context.is_admin, count=1
+        )
+        if not resolved:
+            raise BadRequest("No network to attach the interface to: name one by net_id, or a port by port_id.")
+        requested = resolved[0]
+        if requested.tag is not None and requested.tag in _tags(instance, await self.volumes_of(instance)):
+            raise BadRequest(f"Device tag {requested.tag!r} is used already by another device of instance {instance.id}.")
+        arguments = InterfaceArguments(requested.port_id or str(uuid.uuid4()), requested)
+        try:
+            port = await attach_port(self._cloud, instance, arguments)
+            operation = await self._accept(
+                context, instance, Action.ATTACH_INTERFACE, Action.ATTACH_INTERFACE, arguments
+            )
+        except PortInUse:
+            raise  # it is another's
+        except BaseException:
+            await networks.release_port(instance.id, arguments.port_id)
+            raise
+        return port, operation
+
+    async def detach_interface(self, context: RequestContext, instance: Instance, port_id: str) -> None:
+        """Raises NotFound where the instance has no such port, Conflict where it is being detached already."""
+        check(Action.DETACH_INTERFACE, instance.id, instance.vm_state, instance.task_state)
+        port = next((one for one in instance.facts.ports if one.definition.id == port_id), None)
+        if port is None:
+            raise NotFound(f"No interface with port {port_id[:80]} is attached to {instance.id}.")
+        self._check_host(instance)
+        for operation in await operations_waiting(self._store, instance.id):
+            if operation.action == Action.DETACH_INTERFACE and interface_of(operation).port_id == port_id:
+                raise Conflict(f"Port {port_id} is being detached already.")
+        arguments = InterfaceArguments(port_id, RequestedNetwork(port_id=port_id))
+        await self._accept(context, instance, Action.DETACH_INTERFACE, Action.DETACH_INTERFACE, arguments)
+
+    async def wait_for(self, operation: Operation, deadline_s: float) -> bool | None:
+        """Whether it succeeded; None where it is not at its end by then."""
+        pause_s = WAIT_FIRST_S
+        try:
+            async with asyncio.timeout(deadline_s):
+                while True:
+                    now = await operation_fetch(self._store, operation.id)
+                    if now is None or now.finished_at is not None:
+                        return now is not None and now.result == "Success"
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 1.5, WAIT_LONGEST_S)
+        except TimeoutError:
+            return None
 
     # --- what is on its way -------------------------------------------------------------------------------------------
 

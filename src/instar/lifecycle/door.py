@@ -278,7 +278,7 @@ class Lifecycle:
         *,
         needs_host: bool = True,
         also: tuple[Statement, ...] = (),
-    ) -> None:
+    ) -> Operation:
         _check_lock(context, instance)
         transition = check(rule, instance.id, instance.vm_state, instance.task_state)
         if needs_host:
@@ -291,6 +291,7 @@ class Lifecycle:
             instance_mark(instance, transition.task, refusal=refusal), *takes_over, *also, operation_insert(operation)
         )
         await tell_accepted(self._cloud.bus, operation)
+        return operation
 
     # --- without an operation of their own --------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from instar.engine.run import Run
-from instar.lifecycle import attach_volume
+from instar.lifecycle import attach_interface, attach_volume
 from instar.lifecycle.build import build
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.delete import delete
@@ -55,12 +55,15 @@ _FUNCTIONS: dict[str, Callable[[Run, Cloud], Awaitable[None]]] = {
     Action.ATTACH_VOLUME: attach_volume.attach,
     Action.DETACH_VOLUME: attach_volume.detach,
     Action.SWAP_VOLUME: attach_volume.swap,
+    Action.ATTACH_INTERFACE: attach_interface.attach,
+    Action.DETACH_INTERFACE: attach_interface.detach,
 }
 
 # Actions for which something is taken before they are recorded.
 _TAKEN: dict[str, Callable[[Cloud, Run], None]] = {
     Action.ATTACH_VOLUME: attach_volume.took_volume,
     Action.SWAP_VOLUME: attach_volume.took_new_volume,
+    Action.ATTACH_INTERFACE: attach_interface.took_port,
 }
 
 

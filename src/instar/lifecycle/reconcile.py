@@ -63,7 +63,7 @@ class Reconciler:
         self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
         self._waiting: set[_Guest] = set()
         self._uploads_seen: set[str] = set()  # unfinished images without operation that the last look found
-        self._reservations_seen: set[str] = set()  # those without operation that the last look found
+        self._taken_seen: set[str] = set()  # volumes and ports taken for no operation that the last look found
         self._ports_due: set[str] = set()  # instances that were busy when their ports changed
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
@@ -249,7 +249,11 @@ class Reconciler:
                 owner = (await self._cloud.networks.port_owners()).get(finding.subject)
                 if owner is not None:
                     await self._cloud.networks.release(owner)
-            elif finding.kind is Kind.ATTACHMENT or finding.subject in self._reservations_seen:
+            elif finding.kind is Kind.NEW_PORT and finding.subject in self._taken_seen:
+                owner = (await self._cloud.networks.port_owners()).get(finding.subject)
+                if owner is not None:
+                    await self._cloud.networks.release_port(owner, finding.subject)
+            elif finding.kind is Kind.ATTACHMENT or finding.subject in self._taken_seen:
                 await self._cloud.volumes.detach(finding.subject)
             elif finding.kind is Kind.UPLOAD and finding.subject in self._uploads_seen:
                 await self._cloud.images.discard(finding.subject)
@@ -260,8 +264,8 @@ class Reconciler:
             elif finding.kind is Kind.USAGE:
                 await self._cloud.store.write(usage_recount(finding.subject))
         self._uploads_seen = seen
-        # Between the reservation of a volume and the record of its operation is a moment: what is seen twice is nobody's.
-        self._reservations_seen = {one.subject for one in findings if one.kind is Kind.RESERVATION}
+        # The same of volumes that are reserved, and of new ports.
+        self._taken_seen = {one.subject for one in findings if one.kind in (Kind.RESERVATION, Kind.NEW_PORT)}
         return findings
 
     async def _prune(self) -> None:

@@ -31,6 +31,27 @@ class NetworkService(Protocol):
         Raises NoFreeAddress, PortInUse, UnknownReference; then nothing is taken."""
         ...
 
+    async def attach(
+        self,
+        instance_id: str,
+        port_id: str,
+        *,
+        project_id: str,
+        hostname: str,
+        requested: RequestedNetwork,
+        security_groups: tuple[str, ...],
+        availability_zone: str,
+    ) -> InstancePort:
+        """One more port for an instance that has its ports already, behind the others: a new one under this id, which the
+        caller made up, or the one that the user brought (then it is its id). Bound to no host yet. Again: the same port.
+        Raises as `allocate`."""
+        ...
+
+    async def release_port(self, instance_id: str, port_id: str) -> None:
+        """The instance does not have this port: it is deleted, or free again where the user brought it. Again, or one that
+        the instance never had: nothing."""
+        ...
+
     async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
         """The instance's ports belong to this host now; returns them with fresh definitions."""
         ...

@@ -34,7 +34,7 @@ from instar.networks.security_groups import (
 )
 from instar.store import networks as sql
 from instar.store.contract import Result, Statement, Store, WriteConflict
-from instar.store.network_reach import ports_bind_ahead, reach_grow
+from instar.store.network_reach import ports_bind_ahead, reach_grow, reach_grow_without
 from instar.store.network_records import PORTS, PortRecord, record_list
 from instar.store.security_groups import groups_of_project
 
@@ -184,6 +184,36 @@ class LocalNetworks:
             return tuple(instance_port(port, plan.topologies[port.network_id], ()) for port in ports)
         raise Conflict("The network is being changed by others again and again: try once more.")
 
+    async def attach(
+        self,
+        instance_id: str,
+        port_id: str,
+        *,
+        project_id: str,
+        hostname: str,
+        requested: RequestedNetwork,
+        security_groups: tuple[str, ...],
+        availability_zone: str,
+    ) -> InstancePort:
+        """As the contract says; raises IpAddressInUse and QuotaExceeded, too."""
+        network_ids = [requested.network_id] if requested.network_id and not requested.port_id else []
+        port_ids = [requested.port_id] if requested.port_id else []
+        for _ in range(ATTEMPTS_MAX):
+            had = await sql.ports_of_instances(self.store, [instance_id])
+            if any(one.port.id == port_id for one in had):
+                return next(port for port in await self.ports_of(instance_id) if port.definition.id == port_id)
+            facts = await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids)
+            plan = _Plan(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
+            position = max((one.port.position or 0 for one in had), default=-1) + 1
+            try:
+                with self.addressing.hold() as held:
+                    await plan.make((requested,), security_groups or ("default",), held, position, port_id)
+                    await self.store.write(*plan.statements)
+            except ChangedMeanwhile:
+                continue
+            self.refresh.members_changed(plan.groups)
+        raise Conflict("The network is being changed by others again and again: try once more.")
+
     # --- bind, release ------------------------------------------------------------------------------------------------
 
     async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
@@ -212,6 +242,13 @@ class LocalNetworks:
     async def release(self, instance_id: str) -> None:
         grown, deleted, _ = await self.store.write(
             reach_grow(instance_id, ""), *sql.ports_release(instance_id, now_us())
+        )
+        await self._hosts_changed(grown)
+        self.refresh.members_changed(groups_in([deleted]))
+
+    async def release_port(self, instance_id: str, port_id: str) -> None:
+        grown, deleted, _ = await self.store.write(
+            reach_grow_without(instance_id, port_id), *sql.port_release(instance_id, port_id, now_us())
         )
         await self._hosts_changed(grown)
         self.refresh.members_changed(groups_in([deleted]))
@@ -295,18 +332,24 @@ class _Plan:
         self._now = now_us()
 
     async def make(
-        self, requested: tuple[RequestedNetwork, ...], security_groups: tuple[str, ...], held: Held
+        self,
+        requested: tuple[RequestedNetwork, ...],
+        security_groups: tuple[str, ...],
+        held: Held,
+        first: int = 0,
+        port_id: str | None = None,
     ) -> list[PortRecord]:
-        """Fills `statements`; returns the new ports. Raises UnknownReference, PortInUse, NoFreeAddress."""
+        """Fills `statements`; returns the new ports, of which the first has this position, and `port_id` if it is given.
+        Raises UnknownReference, PortInUse, NoFreeAddress."""
         self.topologies = await self._networks.topologies.get(self._facts.networks)
         limit = self._networks._check_quota(self._facts, sum(1 for one in requested if not one.port_id))
         groups = self._security_groups(security_groups) if any(not one.port_id for one in requested) else ()
         ports = []
-        for position, one in enumerate(requested):
+        for position, one in enumerate(requested, first):
             if one.port_id:
                 self._claim(one.port_id, position, one.tag)
             else:
-                ports.append(await self._new_port(one, position, groups, limit, held))
+                ports.append(await self._new_port(one, position, groups, limit, held, port_id))
         return ports
 
     def _security_groups(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -331,7 +374,7 @@ class _Plan:
         )  # fmt: skip
 
     async def _new_port(
-        self, one: RequestedNetwork, position: int, groups: tuple[str, ...], limit: int, held: Held
+        self, one: RequestedNetwork, position: int, groups: tuple[str, ...], limit: int, held: Held, port_id: str | None
     ) -> PortRecord:
         assert one.network_id is not None
         topology = self.topologies.get(one.network_id)
@@ -340,7 +383,7 @@ class _Plan:
         secured = topology.network.port_security
         address, taken = await self._address(topology, one.fixed_ip, held)
         port = PortRecord(
-            id=str(uuid4()), network_id=one.network_id, project_id=self._project_id, mac_address=new_mac(),
+            id=port_id or str(uuid4()), network_id=one.network_id, project_id=self._project_id, mac_address=new_mac(),
             created_at=self._now, updated_at=self._now, fixed_ips=(address,),
             security_groups=groups if secured else (), device_id=self._instance_id, device_owner=self._owner,
             dns_name=self._hostname, port_security=secured, made_by_us=True, position=position, nic_tag=one.tag,

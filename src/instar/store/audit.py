@@ -8,7 +8,7 @@ from instar.store.contract import Row, Statement, Store
 async def audit_instances(store: Store) -> dict[str, Row]:
     """Every instance that is not deleted: id → (host, vm_state, task_state, facts, busy: has an unfinished operation)."""
     rows = await store.read(
-        """SELECT i.id, i.host, i.vm_state, i.task_state, i.epoch, i.turn, i.facts,
+        """SELECT i.id, i.host, i.vm_state, i.task_state, i.epoch, i.facts,
              EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = i.id AND o.finished_at IS NULL) AS busy
            FROM instances i WHERE i.deleted = 0"""
     )

@@ -32,6 +32,19 @@ def reach_grow(instance_id: str, host: str) -> Statement:
     return Statement(sql, {"instance_id": instance_id, "host": host})
 
 
+def reach_grow_without(instance_id: str, port_id: str) -> Statement:
+    """To come before this port of the instance goes: its network grows in `reach` if a host loses it by this; returns the
+    network's id then."""
+    return Statement(
+        """UPDATE networks SET reach = reach + 1 WHERE id IN (
+             SELECT o.network_id FROM ports o WHERE o.id = :port_id AND o.device_id = :instance_id
+               AND o.position IS NOT NULL AND (o.next_host <> '' OR (o.host <> '' AND NOT EXISTS (
+                 SELECT 1 FROM ports p WHERE p.network_id = o.network_id AND p.host = o.host AND p.id <> o.id))))
+           RETURNING id""",
+        {"instance_id": instance_id, "port_id": port_id},
+    )
+
+
 def ports_bind_ahead(instance_id: str, next_host: str, now: int) -> list[Statement]:
     """The ports will be on `next_host` (empty: they stay where they are). The first returns the networks' ids."""
     params: dict[str, Value] = {"instance_id": instance_id, "next_host": next_host}

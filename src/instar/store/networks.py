@@ -283,6 +283,24 @@ def ports_release(instance_id: str, now: int) -> list[Statement]:
     ]
 
 
+def port_release(instance_id: str, port_id: str, now: int) -> list[Statement]:
+    """As `ports_release`, of one port."""
+    params: dict[str, Value] = {"instance_id": instance_id, "port_id": port_id}
+    return [
+        Statement(
+            f"DELETE FROM ports WHERE {_OF_INSTANCE} AND id = :port_id AND made_by_us = 1 "  # noqa: S608
+            "RETURNING security_groups",
+            params,
+        ),
+        Statement(
+            "UPDATE ports SET device_id = '', device_owner = '', host = '', next_host = '', dns_name = '', "  # noqa: S608
+            "position = NULL, nic_tag = NULL, revision = revision + 1, updated_at = :now "
+            f"WHERE {_OF_INSTANCE} AND id = :port_id",
+            {**params, "now": now},
+        ),
+    ]
+
+
 def port_delete(port_id: str, *, in_use: InstarError) -> Statement:
     """Refused with `in_use` while an instance has it."""
     return Statement(

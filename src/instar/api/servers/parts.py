@@ -57,14 +57,14 @@ class ServerParts:
 
     async def interfaces(self, request: Request) -> Answer:
         instance = await self._server(request)
-        found = [_interface(instance, port, request.microversion) for port in instance.facts.ports]
+        found = [interface_view(instance, port, request.microversion) for port in instance.facts.ports]
         return json_answer({"interfaceAttachments": found})
 
     async def interface(self, request: Request) -> Answer:
         instance = await self._server(request)
         for port in instance.facts.ports:
             if port.definition.id == request.params["port_id"]:
-                return json_answer({"interfaceAttachment": _interface(instance, port, request.microversion)})
+                return json_answer({"interfaceAttachment": interface_view(instance, port, request.microversion)})
         raise NotFound(f"No interface with port {request.params['port_id'][:80]} is attached to {instance.id}.")
 
     async def security_groups(self, request: Request) -> Answer:
@@ -133,7 +133,8 @@ def _plain(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"version": entry["version"], "addr": entry["addr"]} for entry in entries]
 
 
-def _interface(instance: Instance, port: InstancePort, version: int) -> dict[str, Any]:
+def interface_view(instance: Instance, port: InstancePort, version: int) -> dict[str, Any]:
+    """One interface, as `os-interface` shows it."""
     definition = port.definition
     view: dict[str, Any] = {
         "port_id": definition.id,
