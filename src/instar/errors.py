@@ -127,6 +127,12 @@ class VolumeUnusable(Conflict):
     template = "Volume {volume_id} cannot be used: {reason}"
 
 
+class Gone(InstarError):
+    """What the API has offered once, and offers no more."""
+
+    status = 410
+
+
 class TooLarge(InstarError):
     status, fault = 413, "overLimit"
 

@@ -115,6 +115,15 @@ class Cloud(NamedTuple):
                 await asyncio.sleep(0.01)
         return server
 
+    async def act(self, caller: Caller, server_id: str, key: str, value: Any = None, *, version: str = LATEST) -> Any:
+        """The answer of an action that is accepted."""
+        answer = await caller.call("POST", f"/servers/{server_id}/action", {key: value}, version=version)
+        assert answer.status_code in (200, 202, 204), (key, answer.text)
+        return answer
+
+    async def host_of(self, server_id: str) -> str | None:
+        return (await self.admin.get(f"/servers/{server_id}"))["server"]["OS-EXT-SRV-ATTR:host"]
+
     async def gone(self, caller: Caller, server_id: str) -> None:
         async with asyncio.timeout(SETTLE_S):
             while (await caller.call("GET", f"/servers/{server_id}")).status_code != 404:

@@ -80,20 +80,23 @@ def decode(body: bytes, record: type[S], version: int) -> S:
     return value
 
 
-def convert(value: object, record: type[S], version: int) -> S:
-    """As `decode`, for a part of a body that was decoded already."""
+def convert(value: object, record: type[S], version: int, *, within: str = "") -> S:
+    """As `decode`, for a part of a body that was decoded already; `within` is where in the body it is."""
     try:
         result = msgspec.convert(value, record, strict=False)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"Invalid input: {explain(error)}") from error
-    _refuse_unserved(result, version, "$")
+        raise BadRequest(f"Invalid input: {explain(error, within)}") from error
+    _refuse_unserved(result, version, f"$.{within}" if within else "$")
     return result
 
 
-def explain(error: msgspec.ValidationError) -> str:
+def explain(error: msgspec.ValidationError, within: str = "") -> str:
     """The rule and the path, as a sentence: `server.name: expected str of length <= 255`."""
     rule, _, path = str(error).partition(" - at `")
     where = re.sub(r"^(key in )?\$\.?", r"\1", path.rstrip("`"))
+    if within:
+        key, _, inside = where.rpartition("key in ")
+        where = f"{'key in ' if key or where.startswith('key in ') else ''}{within}.{inside}".rstrip(".")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", rule, re.DOTALL)
     if unknown:
         rule = f"Additional properties are not allowed ({unknown[1][:255]!r} was unexpected)"

@@ -12,13 +12,20 @@ _RULES: dict[str, dict[Rule, tuple[str, ...]]] = {
     "versions": {OPEN: ("show",)},
     "servers": {
         READER: ("index", "detail", "show"),
-        MEMBER: ("create", "update", "delete", "reboot", "start", "stop"),
+        MEMBER: (
+            "create", "update", "delete", "reboot", "start", "stop", "create_image", "resize", "confirm_resize",
+            "revert_resize", "rebuild",
+        ),
     },
     "server-metadata": {READER: ("index", "show"), MEMBER: ("create", "update", "update_all", "delete")},
     "os-server-tags": {READER: ("index", "show"), MEMBER: ("update", "update_all", "delete", "delete_all")},
     "os-instance-actions": {READER: ("list", "show")},
     "os-lock-server": {MEMBER: ("lock", "unlock")},
-    "os-deferred-delete": {MEMBER: ("force",)},
+    "os-pause-server": {MEMBER: ("pause", "unpause")},
+    "os-suspend-server": {MEMBER: ("suspend", "resume")},
+    "os-shelve": {MEMBER: ("shelve", "unshelve"), ADMIN: ("shelve_offload", "unshelve_to_host")},
+    "os-migrate-server": {ADMIN: ("migrate", "migrate_live")},
+    "os-deferred-delete": {MEMBER: ("force", "restore")},
     "os-admin-actions": {ADMIN: ("reset_state",)},
     "ips": {READER: ("index", "show")},
     "os-attach-interfaces": {READER: ("list", "show"), MEMBER: ("create", "delete")},
@@ -26,7 +33,7 @@ _RULES: dict[str, dict[Rule, tuple[str, ...]]] = {
     "os-server-password": {READER: ("show",), MEMBER: ("clear",)},
     "os-volumes-attachments": {READER: ("index", "show"), MEMBER: ("create", "update", "delete"), ADMIN: ("swap",)},
     "server:topology": {READER: ("index",)},
-    "servers:migrations": {ADMIN: ("index",)},
+    "servers:migrations": {ADMIN: ("index", "show", "force_complete", "delete")},
     "os-flavor-manage": {ADMIN: ("create", "update", "delete")},
     "os-flavor-extra-specs": {READER: ("index", "show"), ADMIN: ("create", "update", "delete")},
     "os-keypairs": {READER: ("index", "show"), MEMBER: ("create", "delete")},
@@ -50,7 +57,8 @@ _RULES: dict[str, dict[Rule, tuple[str, ...]]] = {
 
 # Rules of one word; `servers:action` only lets a request in, the action's own rule decides.
 _PLAIN = {
-    "servers:action": READER, "os-console-output": MEMBER, "os-remote-consoles": MEMBER,
+    "servers:action": READER, "os-create-backup": MEMBER, "os-evacuate": ADMIN, "os-rescue": MEMBER,
+    "os-unrescue": MEMBER, "os-admin-password": MEMBER, "os-console-output": MEMBER, "os-remote-consoles": MEMBER,
     "os-console-auth-tokens": ADMIN, "os-server-diagnostics": ADMIN, "flavors": READER,
     "os-flavor-access": ADMIN, "os-flavor-access:action": ADMIN, "limits": READER, "extensions": READER,
 }  # fmt: skip

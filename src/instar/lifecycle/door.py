@@ -237,10 +237,10 @@ class Lifecycle:
         await self._accept(context, instance, Action.LIVE_MIGRATE, Action.LIVE_MIGRATE, wanted)
 
     async def evacuate(self, context: RequestContext, instance: Instance, wanted: EvacuateArguments) -> None:
-        """Raises Conflict while the instance's host is up: its guest might still run there."""
+        """Raises BadRequest while the instance's host is up: its guest might still run there."""
         host = host_of(instance)
         if self._cloud.scheduler.is_up(host):
-            raise Conflict(f"Compute service of {host} is still in use.")
+            raise BadRequest(f"Compute service of {host} is still in use.")
         if wanted.host == host:
             raise BadRequest(f"Instance {instance.id} cannot be evacuated to host {host}, where it is.")
         await self._accept(context, instance, Action.EVACUATE, Action.EVACUATE, wanted)

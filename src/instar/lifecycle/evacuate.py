@@ -24,9 +24,10 @@ from instar.store.moves import migration_insert, migration_status
 
 
 class EvacuateArguments(msgspec.Struct, frozen=True):
-    """`host`: an admin's choice, None for the scheduler's."""
+    """`host`: an admin's choice, None for the scheduler's. `stopped`: the guest is not started there."""
 
     host: str | None = None
+    stopped: bool = False
 
 
 async def evacuate(run: Run, cloud: Cloud) -> None:
@@ -35,6 +36,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     instance, dead = run.instance, host_of(run.instance)
     migration = await run.step("choose migration id", new_id)
     flavor_id = instance.spec.flavor.id
+    stopped = arguments.stopped or instance.vm_state is VmState.STOPPED
     run.also(
         migration_insert(
             migration, run.operation, MoveType.EVACUATION, source=dead, dest=arguments.host, old_flavor_id=flavor_id,
@@ -48,7 +50,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     for dest in selection.hosts:
         try:
             async with run.scope():
-                await _build_on(run, cloud, dead, dest, migration)
+                await _build_on(run, cloud, dead, dest, migration, stopped)
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.append((dest, error))
@@ -57,7 +59,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[f"{host}: {e.message}" for host, e in refusals])
 
 
-async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str) -> None:
+async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str, stopped: bool) -> None:
     instance, hosts = run.instance, run.hosts
     claim_id = f"{run.operation.id}:{dest}"
     await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, dest, instance.spec.flavor,
@@ -75,7 +77,7 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
         await run.step(f"create {disk.name} disk", hosts.ensure_disk, dest, disk, undo=hosts.ensure_no_disks)
     plugged = tuple(port.definition for port in ports)
     power_state = PowerState.SHUTDOWN
-    if instance.vm_state is not VmState.STOPPED:
+    if not stopped:
         if plugged:
             await run.step("set up ports", hosts.ensure_ports, dest, plugged, undo=hosts.ensure_no_ports,
                            task=TaskState.REBUILD_SPAWNING)  # fmt: skip
@@ -89,5 +91,4 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
              facts={"ports": ports, "volumes": connected})  # fmt: skip
     run.also(migration_status(migration, MoveStatus.DONE, dest=dest))
     await tell_leftovers(cloud.bus, dead)
-    ends = VmState.STOPPED if instance.vm_state is VmState.STOPPED else VmState.ACTIVE
-    await run.settle(ends, power_state=power_state)
+    await run.settle(VmState.STOPPED if stopped else VmState.ACTIVE, power_state=power_state)

@@ -27,13 +27,17 @@ class RebuildArguments(msgspec.Struct, frozen=True):
     spec: InstanceSpec
     name: str
     preserve_ephemeral: bool = False
+    hostname: str | None = None  # None leaves it
 
 
 async def rebuild(run: Run, cloud: Cloud) -> None:
     """Raises ImageGone; the instance is as before then."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=RebuildArguments)
     instance, host, hosts = run.instance, host_of(run.instance), run.hosts
-    rebuilt = msgspec.structs.replace(instance, name=arguments.name, spec=rebuilt_spec(instance.spec, arguments))
+    hostname = arguments.hostname or instance.hostname
+    rebuilt = msgspec.structs.replace(
+        instance, name=arguments.name, hostname=hostname, spec=rebuilt_spec(instance.spec, arguments)
+    )
     source = await run.step("find image", cloud.images.image_source, arguments.image.id, on="image")
     await run.step("fetch image", hosts.ensure_image, host, source)
     ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
@@ -54,7 +58,7 @@ async def rebuild(run: Run, cloud: Cloud) -> None:
     run.keep()
     for disk in replaced:
         await run.step(f"remove old {disk.name} disk", hosts.ensure_no_disk, host, disk.name + KEPT)
-    run.note(name=arguments.name, facts={"ports": ports})
+    run.note(name=arguments.name, hostname=hostname, facts={"ports": ports})
     ends = VmState.STOPPED if instance.vm_state is VmState.STOPPED else VmState.ACTIVE
     await run.settle(ends, power_state=power_state)
 

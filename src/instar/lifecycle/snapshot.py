@@ -87,11 +87,13 @@ async def take_snapshot(host: str, run: Run, target: SnapshotTarget, limit_s: fl
 
 
 def draft_of(instance: Instance, arguments: SnapshotArguments) -> ImageDraft:
-    """The original image's properties, what says where this one is from, and the user's own on top."""
+    """The original image's properties, the user's own on top, and what says where this one is from, which nobody may fake:
+    backups are counted and rotated by it."""
     original = instance.spec.image
     inherited = dict(original.properties) if original else {}
     properties = {name: value for name, value in inherited.items() if name not in NOT_INHERITED}
     properties |= {
+        **arguments.properties,
         "base_image_ref": original.id if original else "",
         "instance_uuid": instance.id,
         "user_id": instance.user_id,
@@ -99,8 +101,8 @@ def draft_of(instance: Instance, arguments: SnapshotArguments) -> ImageDraft:
         "image_location": "snapshot",
         "image_state": "available",
         "owner_id": instance.project_id,
-        **arguments.properties,
     }
+    properties.pop("backup_type", None)
     if arguments.backup_type is not None:
         properties["backup_type"] = arguments.backup_type
     from_image = original.min_disk_gib if original else 0

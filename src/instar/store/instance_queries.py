@@ -7,6 +7,7 @@ the next part when a page is not full yet.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 
 import msgspec
 
@@ -44,6 +45,15 @@ class Substring(msgspec.Struct, frozen=True):
     at_end: bool = False
 
 
+class SoftDeleted(Enum):
+    """What a list does with instances that wait to be restored or deleted: they are in it as all others, not, or together
+    with the deleted ones."""
+
+    AS_ALL = 1
+    HIDDEN = 2
+    WITH_DELETED = 3
+
+
 class InstanceQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which instances, in which order. Empty tuples and None do not restrict; times are microseconds.
 
@@ -52,6 +62,7 @@ class InstanceQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     project_id: str | None = None
     deleted: bool | None = False
+    soft_deleted: SoftDeleted = SoftDeleted.AS_ALL
     equal: tuple[tuple[str, tuple[Value, ...]], ...] = ()
     states: tuple[tuple[VmState, tuple[TaskState, ...], tuple[TaskState, ...]], ...] | None = None
     substrings: tuple[Substring, ...] = ()
@@ -84,8 +95,7 @@ def instance_select(query: InstanceQuery) -> tuple[str, dict[str, Value]]:
     sql = _Sql()
     if query.project_id is not None:
         sql.add(f"project_id = {sql.param(query.project_id)}")
-    if query.deleted is not None:
-        sql.add(f"deleted = {sql.param(int(query.deleted))}")
+    _add_deleted(sql, query.deleted, query.soft_deleted)
     for column, values in query.equal:
         _add_equal(sql, column, values)
     if query.states is not None:
@@ -106,6 +116,16 @@ def instance_select(query: InstanceQuery) -> tuple[str, dict[str, Value]]:
     where = " AND ".join(f"({one})" for one in sql.conditions) or "1 = 1"
     limit = sql.param(query.limit)
     return f"SELECT * FROM instances WHERE {where} ORDER BY {order} LIMIT {limit}", sql.params  # noqa: S608 - see above
+
+
+def _add_deleted(sql: _Sql, deleted: bool | None, soft: SoftDeleted) -> None:
+    waiting = sql.param(VmState.SOFT_DELETED.value)
+    if soft is SoftDeleted.WITH_DELETED:
+        sql.add(f"deleted = 1 OR vm_state = {waiting}")
+    elif deleted is not None:
+        sql.add(f"deleted = {sql.param(int(deleted))}")
+    if soft is SoftDeleted.HIDDEN:
+        sql.add(f"vm_state <> {waiting}")
 
 
 def _add_equal(sql: _Sql, column: str, values: tuple[Value, ...]) -> None:

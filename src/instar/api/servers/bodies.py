@@ -8,7 +8,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from instar.api.body import (
+    Count,
     Description,
+    HostName,
     Metadata,
     MetadataValue,
     Name,
@@ -157,3 +159,101 @@ class ResetState(Record, frozen=True):
 
 class ConsoleOutput(Record, frozen=True):
     length: int | UnsetType | None = UNSET
+
+
+AdminPassword = Annotated[str, Meta(max_length=255)]
+ZoneName = Annotated[str, Meta(min_length=1, max_length=255)]
+FORCE = Served(((29, 67),))  # of evacuate; of a live migration from 2.30 on
+
+
+class CreateImage(Record, frozen=True):
+    name: Name
+    metadata: Metadata | UnsetType = UNSET
+
+
+class CreateBackup(Record, frozen=True):
+    name: Name
+    backup_type: Annotated[str, Meta(min_length=1, max_length=255)]
+    rotation: Count
+    metadata: Metadata | UnsetType = UNSET
+
+
+class UnshelveToZone(Record, frozen=True):
+    """Microversions 2.77 to 2.90."""
+
+    availability_zone: ZoneName
+
+
+class Unshelve(Record, frozen=True):
+    """From 2.91 on; a zone of null unpins the server from the one that it was asked for."""
+
+    availability_zone: ZoneName | UnsetType | None = UNSET
+    host: HostName | UnsetType = UNSET
+
+
+class Resize(Record, frozen=True):
+    flavor_ref: Annotated[str, Meta(min_length=1, max_length=255)] | int = msgspec.field(name="flavorRef")
+    disk_config: DiskConfig | UnsetType = msgspec.field(name="OS-DCF:diskConfig", default=UNSET)
+
+
+class Migrate(Record, frozen=True):
+    """From 2.56 on."""
+
+    host: HostName | UnsetType = UNSET
+
+
+class OldMigrateLive(Record, frozen=True):
+    """Before 2.25. Nothing is ever overcommitted here: claims are counted beforehand."""
+
+    host: HostName | None
+    block_migration: bool
+    disk_over_commit: bool
+
+
+class MigrateLive(Record, frozen=True):
+    host: HostName | None
+    block_migration: bool | Literal["auto"]
+    force: Annotated[bool | UnsetType, Served(((30, 67),))] = UNSET
+
+
+class OldEvacuate(Record, frozen=True):
+    """Before 2.14, when admins had to know whether storage is shared; it is found out now."""
+
+    on_shared_storage: bool = msgspec.field(name="onSharedStorage")
+    host: HostName | UnsetType = UNSET
+    admin_pass: AdminPassword | UnsetType = msgspec.field(name="adminPass", default=UNSET)
+
+
+class Evacuate(Record, frozen=True):
+    host: HostName | UnsetType = UNSET
+    admin_pass: AdminPassword | UnsetType = msgspec.field(name="adminPass", default=UNSET)
+    force: Annotated[bool | UnsetType, FORCE] = UNSET
+
+
+class Rebuild(Record, frozen=True):
+    image_ref: Annotated[str, Meta(min_length=1, max_length=2048)] = msgspec.field(name="imageRef")
+    name: Name | UnsetType = UNSET
+    admin_pass: AdminPassword | UnsetType = msgspec.field(name="adminPass", default=UNSET)
+    metadata: Metadata | UnsetType = UNSET
+    personality: Annotated[list[PersonalityFile] | UnsetType, until(56)] = UNSET
+    preserve_ephemeral: bool | UnsetType = UNSET
+    disk_config: DiskConfig | UnsetType = msgspec.field(name="OS-DCF:diskConfig", default=UNSET)
+    access_ip_v4: str | UnsetType = msgspec.field(name="accessIPv4", default=UNSET)
+    access_ip_v6: str | UnsetType = msgspec.field(name="accessIPv6", default=UNSET)
+    description: Annotated[Description | UnsetType | None, since(19)] = UNSET
+    key_name: Annotated[Text255 | UnsetType | None, since(54)] = UNSET
+    user_data: Annotated[str | UnsetType | None, since(57)] = UNSET
+    trusted_image_certificates: Annotated[Certificates | UnsetType | None, since(63)] = UNSET
+    hostname: Annotated[HostnameText | UnsetType, since(90)] = UNSET
+
+
+class Rescue(Record, frozen=True):
+    admin_pass: AdminPassword | UnsetType = msgspec.field(name="adminPass", default=UNSET)
+    rescue_image_ref: Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType = UNSET
+
+
+class ChangePassword(Record, frozen=True):
+    admin_pass: AdminPassword = msgspec.field(name="adminPass")
+
+    def __repr__(self) -> str:
+        return "ChangePassword(…)"

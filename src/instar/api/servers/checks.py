@@ -14,10 +14,20 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from instar.api.body import convert
-from instar.api.servers.bodies import BlockDevice, CreateServer, Hints, NewServer, RequestedNic
-from instar.errors import BadRequest, Forbidden, ImageUnusable, QuotaExceeded, UnknownReference
+from instar.api.servers.bodies import (
+    BlockDevice,
+    CreateBackup,
+    CreateImage,
+    CreateServer,
+    Hints,
+    NewServer,
+    Rebuild,
+    RequestedNic,
+)
+from instar.api.servers.references import image_id_of
+from instar.errors import BadRequest, Forbidden, ImageUnusable, QuotaExceeded
 from instar.images.contract import Image
-from instar.model.instance import Flavor
+from instar.model.instance import Flavor, SpecImage
 from instar.model.network import RequestedNetwork
 
 USER_DATA_MAX_BYTES = 65_535  # of the encoded text, as the API has always counted
@@ -62,10 +72,7 @@ def image_reference(server: NewServer) -> str:
         image_id = _boot_image(index, device, image_id)
     if not image_id:
         raise BadRequest("Invalid input: server.imageRef: an image is needed, volumes are not supported.")
-    try:
-        return str(uuid.UUID(image_id))
-    except ValueError as error:
-        raise UnknownReference(f"Invalid imageRef provided: {image_id[:80]!r} is not an image's id.") from error
+    return image_id_of(image_id, "imageRef")
 
 
 def _boot_image(index: int, device: BlockDevice, image_id: str) -> str:
@@ -89,10 +96,10 @@ def _boot_image(index: int, device: BlockDevice, image_id: str) -> str:
     return str(found)
 
 
-def check_image_fits(image: Image, flavor: Flavor, *, is_admin: bool) -> None:
+def check_image_fits(image: Image | SpecImage, flavor: Flavor, *, is_admin: bool) -> None:
     """Raises ImageUnusable where the image is not ready or the flavor is too small for it; Forbidden for users who want
     a flavor without a root disk (its disk would have the image's size, which nobody has counted)."""
-    if image.status != "active":
+    if isinstance(image, Image) and image.status != "active":
         raise ImageUnusable(f"Image {image.id} is not active.")
     if flavor.memory_mib < image.min_ram_mib:
         raise ImageUnusable(
@@ -113,7 +120,7 @@ def check_image_fits(image: Image, flavor: Flavor, *, is_admin: bool) -> None:
         )
 
 
-def read_metadata(server: NewServer, limits: dict[str, int]) -> dict[str, str]:
+def read_metadata(server: NewServer | CreateImage | CreateBackup, limits: dict[str, int]) -> dict[str, str]:
     """Raises QuotaExceeded."""
     metadata: dict[str, str] = given(server.metadata, {})
     check_metadata_count(len(metadata), limits)
@@ -134,20 +141,22 @@ def read_description(server: NewServer, version: int) -> str | None:
     return description
 
 
-def read_user_data(server: NewServer) -> bytes | None:
+def read_user_data(server: NewServer | Rebuild, where: str = "server") -> bytes | None:
     """The decoded user data. Raises BadRequest for what is too long or not base64."""
     text = given(server.user_data, None)
     if text is None:
         return None
     if len(text) > USER_DATA_MAX_BYTES:
-        raise BadRequest(f"Invalid input: server.user_data: longer than {USER_DATA_MAX_BYTES} bytes.")
+        raise BadRequest(f"Invalid input: {where}.user_data: longer than {USER_DATA_MAX_BYTES} bytes.")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest("Invalid input: server.user_data: is not base64.") from error
+        raise BadRequest(f"Invalid input: {where}.user_data: is not base64.") from error
 
 
-def read_personality(server: NewServer, limits: dict[str, int]) -> dict[str, bytes]:
+def read_personality(
+    server: NewServer | Rebuild, limits: dict[str, int], within: str = "server"
+) -> dict[str, bytes]:
     """Files to be injected, decoded: path → content. Raises BadRequest, QuotaExceeded."""
     files = given(server.personality, [])
     limit = limits["injected_files"]
@@ -155,7 +164,7 @@ def read_personality(server: NewServer, limits: dict[str, int]) -> dict[str, byt
         raise QuotaExceeded(resource="injected_files", requested=len(files), used=0, limit=limit)
     found: dict[str, bytes] = {}
     for index, file in enumerate(files):
-        where = f"server.personality[{index}]"
+        where = f"{within}.personality[{index}]"
         if 0 <= limits["injected_file_path_bytes"] < len(file.path.encode()):
             raise QuotaExceeded(
                 resource="injected_file_path_bytes", requested=len(file.path.encode()), used=0,
@@ -174,24 +183,24 @@ def read_personality(server: NewServer, limits: dict[str, int]) -> dict[str, byt
     return found
 
 
-def read_certificates(server: NewServer) -> tuple[str, ...] | None:
+def read_certificates(server: NewServer | Rebuild, where: str = "server") -> tuple[str, ...] | None:
     """Raises BadRequest for one that is named twice."""
     certificates = given(server.trusted_image_certificates, None)
     if certificates is None:
         return None
     if len(set(certificates)) != len(certificates):
-        raise BadRequest("Invalid input: server.trusted_image_certificates: has non-unique elements.")
+        raise BadRequest(f"Invalid input: {where}.trusted_image_certificates: has non-unique elements.")
     return tuple(certificates)
 
 
-def check_address(name: str, text: str | None, family: int) -> str:
+def check_address(name: str, text: str | None, family: int, where: str = "server") -> str:
     """An IP address in its normal form; empty stays empty. Raises BadRequest."""
     if not text:
         return ""
     try:
         address = ipaddress.IPv4Address(text) if family == 4 else ipaddress.IPv6Address(text)
     except ValueError as error:
-        raise BadRequest(f"Invalid input: server.{name}: {text[:64]!r} is not an IPv{family} address.") from error
+        raise BadRequest(f"Invalid input: {where}.{name}: {text[:64]!r} is not an IPv{family} address.") from error
     return str(address)
 
 

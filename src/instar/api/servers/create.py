@@ -5,8 +5,6 @@ Read top to bottom as the request goes: body, sizes, image, key, groups, network
 
 from __future__ import annotations
 
-import secrets
-import string
 import uuid
 from typing import Any, NamedTuple
 
@@ -31,6 +29,15 @@ from instar.api.servers.checks import (
     refuse_twice,
 )
 from instar.api.servers.naming import check_hostname, default_hostname, numbered
+from instar.api.servers.references import (
+    check_zone,
+    flavor_named,
+    image_named,
+    known_host,
+    new_password,
+    public_key_named,
+    spec_image,
+)
 from instar.errors import BadRequest, Forbidden, NotFound, QuotaExceeded, UnknownReference
 from instar.http.answer import Answer, json_answer
 from instar.http.context import RequestContext
@@ -39,13 +46,9 @@ from instar.http.request import Request
 from instar.lifecycle.door import NewInstance
 from instar.model.instance import Flavor, InstanceSpec, SpecImage
 from instar.model.network import RequestedNetwork
-from instar.store.aggregates import zone_list
-from instar.store.flavors import flavor_fetch
-from instar.store.key_pairs import key_pair_fetch
 from instar.store.quotas import quota_limits
 from instar.store.server_groups import server_group_fetch
 
-PASSWORD_LENGTH = 12
 NETWORKS_REQUIRED_SINCE = 37
 
 
@@ -69,9 +72,9 @@ class ServerCreation:
         least, most = counts(server)
         limits = await quota_limits(self._compute.store, self._compute.settings.quota, context.project_id)
         hints = read_hints(body)
-        flavor = await self._flavor(server, context)
+        flavor = await flavor_named(self._compute, context, server.flavor_ref)
         image = await self._image(server, context, flavor)
-        key_public = await self._public_key(server, context)
+        key_public = await public_key_named(self._compute, context.user_id, given(server.key_name, None))
         group_id = await self._group(hints, context, least, limits)
         placement = await self._placement(server, context)
         groups, group_names = await self._security_groups(server, context)
@@ -128,50 +131,17 @@ class ServerCreation:
             "links": links(request, "servers", first.id),
             "OS-DCF:diskConfig": spec.disk_config,
             "security_groups": [{"name": name} for name in spec.security_groups],
-            "adminPass": given(server.admin_pass, None) or _password(),
+            "adminPass": given(server.admin_pass, None) or new_password(),
         }
         location = f"{service_url(request)}/servers/{first.id}".encode()
         return json_answer({"server": view}, 202, [(b"location", location)])
 
     # --- what the body names ----------------------------------------------------------------------------------------
 
-    async def _flavor(self, server: NewServer, context: RequestContext) -> Flavor:
-        flavor_id = str(server.flavor_ref).rstrip("/").rpartition("/")[2]
-        visible_to = None if context.is_admin else context.project_id
-        try:
-            flavor = await flavor_fetch(self._compute.store, flavor_id, visible_to=visible_to)
-        except NotFound as error:
-            raise UnknownReference(kind="Flavor", name=flavor_id[:80]) from error
-        if flavor.disabled:
-            raise UnknownReference(kind="Flavor", name=flavor_id[:80])
-        return flavor
-
     async def _image(self, server: NewServer, context: RequestContext, flavor: Flavor) -> SpecImage:
-        image_id = image_reference(server)
-        try:
-            image = await self._compute.images.image_fetch(
-                image_id, project_id=context.project_id, is_admin=context.is_admin
-            )
-        except NotFound as error:
-            raise UnknownReference(kind="Image", name=image_id[:80]) from error
+        image = await image_named(self._compute, context, image_reference(server))
         check_image_fits(image, flavor, is_admin=context.is_admin)
-        return SpecImage(
-            id=image.id,
-            name=image.name,
-            min_disk_gib=image.min_disk_gib,
-            min_ram_mib=image.min_ram_mib,
-            virtual_size_bytes=image.virtual_size_bytes,
-            properties=image.properties,
-        )
-
-    async def _public_key(self, server: NewServer, context: RequestContext) -> str | None:
-        name = given(server.key_name, None)
-        if not name:
-            return None
-        try:
-            return (await key_pair_fetch(self._compute.store, context.user_id, name)).public_key
-        except NotFound as error:
-            raise UnknownReference(f"Invalid key_name provided: key pair {name!r} could not be found.") from error
+        return spec_image(image)
 
     async def _group(
         self, hints: dict[str, Any], context: RequestContext, count: int, limits: dict[str, int]
@@ -233,20 +203,12 @@ class ServerCreation:
                 raise Forbidden(action="os_compute_api:servers:create:requested_destination")
             if host is not None:
                 raise BadRequest("Bad input: a host is named both in availability_zone and by itself.")
-            host = await self._known_host(given(server.host, None), given(server.hypervisor_hostname, None))
+            host = await known_host(self._compute, given(server.host, None), given(server.hypervisor_hostname, None))
         elif host is not None:
-            host = await self._known_host(host, None)
-        if zone and zone not in await zone_list(self._compute.store):
-            raise BadRequest(f"The requested availability zone {zone[:80]!r} is not available.")
+            host = await known_host(self._compute, host)
+        if zone:
+            await check_zone(self._compute, zone)
         return Placement(zone or None, host)
-
-    async def _known_host(self, host: str | None, hypervisor_hostname: str | None) -> str:
-        """A compute host by its name, or by what its hypervisor calls itself; both must agree when both are given."""
-        for seen in (await self._compute.hosts.seen()).values():
-            names = (seen.name, seen.hypervisor_hostname)
-            if (host is None or host in names) and (hypervisor_hostname in (None, seen.hypervisor_hostname)):
-                return seen.name
-        raise UnknownReference(kind="Compute host", name=(host or hypervisor_hostname or "")[:80])
 
 
 def _drafts(name: str, hostname: str | None, spec: InstanceSpec, count: int, most: int) -> list[NewInstance]:
@@ -265,8 +227,3 @@ def _that_fit(error: QuotaExceeded, flavor: Flavor, count: int) -> int:
     if not size:
         return 0
     return max(0, min(count - 1, (int(error.limit) - int(error.used)) // size))
-
-
-def _password() -> str:
-    alphabet = string.ascii_letters + string.digits
-    return "".join(secrets.choice(alphabet) for _ in range(PASSWORD_LENGTH))

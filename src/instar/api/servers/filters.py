@@ -17,7 +17,7 @@ from instar.http.request import Request
 from instar.model.instance import Instance
 from instar.model.states import TaskState, VmState, states_of_status, status_of
 from instar.store.contract import Value
-from instar.store.instance_queries import COLUMNS, SORTS, InstanceQuery, Substring
+from instar.store.instance_queries import COLUMNS, SORTS, InstanceQuery, SoftDeleted, Substring
 
 Residual = Callable[[Instance], bool]
 ADMIN_ONLY = 10_000  # a microversion that never comes: the filter is for admins at every version
@@ -64,6 +64,7 @@ class _Gathered:
     def __init__(self, project_id: str) -> None:
         self.project_id: str | None = project_id
         self.deleted: bool | None = False
+        self.soft_deleted = SoftDeleted.HIDDEN
         self.equal: list[tuple[str, tuple[Value, ...]]] = []
         self.states: list[tuple[VmState, tuple[TaskState, ...], tuple[TaskState, ...]]] | None = None
         self.substrings: list[Substring] = []
@@ -81,6 +82,7 @@ def read_query(request: Request) -> Wanted:
     _read_scope(given, gathered, context.is_admin)
     _read_states(given, gathered, context.is_admin, request.microversion)
     _read_times(given, gathered)
+    _read_soft_deleted(given, gathered, context.is_admin)
     _read_equal(given, gathered)
     _read_texts(given, gathered)
     _read_tags(given, gathered)
@@ -91,6 +93,7 @@ def read_query(request: Request) -> Wanted:
         InstanceQuery(
             project_id=gathered.project_id,
             deleted=gathered.deleted,
+            soft_deleted=gathered.soft_deleted,
             equal=tuple(gathered.equal),
             states=None if gathered.states is None else tuple(gathered.states),
             substrings=tuple(gathered.substrings),
@@ -151,6 +154,19 @@ def _read_states(given: dict[str, list[str]], gathered: _Gathered, is_admin: boo
         if not is_admin:
             raise Forbidden("Only administrators may list deleted instances.")
         gathered.deleted = None
+
+
+def _read_soft_deleted(given: dict[str, list[str]], gathered: _Gathered, is_admin: bool) -> None:
+    """What waits to be restored or deleted is hidden, unless an admin asks for it, or whoever follows changes."""
+    asked = boolean("soft_deleted", given.pop("soft_deleted")[-1]) if "soft_deleted" in given else None
+    by_state = VmState.SOFT_DELETED.value in (text.lower() for text in given.get("vm_state", ()))
+    by_status = any(state is VmState.SOFT_DELETED for state, _, _ in gathered.states or ())
+    if gathered.deleted is None:
+        gathered.soft_deleted = SoftDeleted.AS_ALL
+    elif gathered.deleted and asked is not False:
+        gathered.soft_deleted = SoftDeleted.WITH_DELETED
+    elif is_admin and asked is not False and (asked or by_state or by_status):
+        gathered.soft_deleted = SoftDeleted.AS_ALL
 
 
 def _tasks_with_status(vm_state: VmState) -> tuple[TaskState, ...]:

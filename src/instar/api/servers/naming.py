@@ -20,12 +20,12 @@ def default_hostname(name: str, instance_id: str) -> str:
     return text or f"server-{instance_id}"
 
 
-def check_hostname(hostname: str, version: int) -> str:
+def check_hostname(hostname: str, version: int, where: str = "server") -> str:
     """A host name that a user gave: one label, from 2.94 a domain name. Raises BadRequest."""
     labels = hostname.split(".") if version >= FQDN_SINCE else [hostname]
     if all(_LABEL.fullmatch(label) for label in labels):
         return hostname
-    raise BadRequest(f"Invalid input: server.hostname: {hostname[:80]!r} is not a valid host name.")
+    raise BadRequest(f"Invalid input: {where}.hostname: {hostname[:80]!r} is not a valid host name.")
 
 
 def numbered(name: str, index: int, count: int) -> str:

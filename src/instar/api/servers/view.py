@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from instar.api.host_directory import HostSeen
 from instar.clock import iso
+from instar.lifecycle.definition import boots_from_volume
 from instar.lifecycle.volumes import ends_with_instance
 from instar.model.instance import Flavor, Instance
 from instar.model.states import VmState
@@ -85,7 +86,7 @@ def addresses(instance: Instance) -> Json:
 
 def _image(instance: Instance, scene: Scene) -> Json | str:
     image = instance.spec.image
-    if image is None:
+    if image is None or boots_from_volume(instance):
         return ""
     return {"id": image.id, "links": [{"rel": "bookmark", "href": f"{scene.base_url}/images/{image.id}"}]}
 
@@ -115,7 +116,7 @@ def _property(name: str) -> Callable[[Instance, Scene], str]:
     return lambda instance, _: instance.spec.image.properties.get(name, "") if instance.spec.image else ""
 
 
-def _user_data(instance: Instance, _: Scene) -> str | None:
+def encoded_user_data(instance: Instance) -> str | None:
     data = instance.spec.user_data
     return base64.b64encode(data).decode() if data is not None else None
 
@@ -168,7 +169,7 @@ ADDITIONS: tuple[Addition, ...] = (
     Addition(3, _ATTRIBUTE + "kernel_id", _property("kernel_id"), admin=True),
     Addition(3, _ATTRIBUTE + "ramdisk_id", _property("ramdisk_id"), admin=True),
     Addition(3, _ATTRIBUTE + "root_device_name", lambda i, _: ROOT_DEVICE, admin=True),
-    Addition(3, _ATTRIBUTE + "user_data", _user_data, admin=True),
+    Addition(3, _ATTRIBUTE + "user_data", lambda i, _: encoded_user_data(i), admin=True),
     Addition(9, "locked", lambda i, _: i.locked_by is not None, in_update=True),
     Addition(16, "host_status", _host_status, admin=True),
     Addition(19, "description", lambda i, _: i.spec.description, in_update=True),
