@@ -205,6 +205,8 @@ class Lifecycle:
         await self._accept(context, instance, Action.MIGRATE, Action.MIGRATE, MoveArguments(None, host))
 
     async def confirm_resize(self, context: RequestContext, instance: Instance) -> None:
+        _check_lock(context, instance)
+        check(Action.CONFIRM_RESIZE, instance.id, instance.vm_state, instance.task_state)
         if pending_move(instance).reverting:
             raise Conflict(f"Instance {instance.id} is half reverted already, it can only be reverted.")
         # It has no task_state that would keep a second one away.

@@ -27,7 +27,8 @@ VALUES (:id, :project_id, :user_id, :name, :hostname, :vm_state, :task_state, :p
 CHANGEABLE = frozenset(
     {
         "vm_state", "power_state", "host", "availability_zone", "launched_at", "terminated_at", "deleted", "facts",
-        "addresses", "locked_by", "flavor_id", "image_id", "vcpus", "memory_mib", "disk_gib", "spec", "name", "progress",
+        "addresses", "locked_by", "flavor_id", "image_id", "vcpus", "memory_mib", "disk_gib", "spec", "name", "hostname",
+        "progress",
     }
 )  # fmt: skip
 
