@@ -1,7 +1,7 @@
 """The embedded volume service: rows in the store, qcow2 files below the state directory, exports to hosts.
 
 Called by the Block Storage API (`api.py`) and, through `contract.py`, by the lifecycle. One process owns the directory;
-the processes that serve the data outlive it. How and why: docs/decisions/0010-volumes.md.
+the processes that serve the data outlive it. How and why: docs/decisions/0011-volumes.md.
 """
 
 from __future__ import annotations

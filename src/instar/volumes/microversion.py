@@ -13,7 +13,7 @@ from instar.errors import BadRequest, NotAcceptable
 from instar.http.answer import Header
 from instar.http.request import Request
 
-MAXIMUM = 54  # every change up to here is served for the resources that exist (decision 0010)
+MAXIMUM = 54  # every change up to here is served for the resources that exist (decision 0011)
 
 SUMMARY = 12
 GROUP_ID = 13
