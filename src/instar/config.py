@@ -179,6 +179,9 @@ class LibvirtSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copy_timeout_s: Annotated[
         float, _setting("copying a disk (snapshot, another volume) may take so long", "seconds", gt=0)
     ] = 14_400.0
+    transfer_idle_s: Annotated[
+        float, _setting("a disk of another host of which nothing comes for so long is given up", "seconds", gt=0)
+    ] = 120.0
     acpi_retry_s: Annotated[
         float, _setting("the power button is pressed again after: a guest that still booted had no ears", "seconds", gt=0)
     ] = 10.0

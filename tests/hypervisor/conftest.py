@@ -14,6 +14,7 @@ import pytest
 
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 
+from .apart_daemon import ApartDaemon
 from .harness import Harness
 from .libvirt_harness import LibvirtHarness
 from .simulated_harness import SimulatedHarness
@@ -36,6 +37,23 @@ def private_daemon() -> Iterator[PrivateDaemon]:
         yield daemon
     finally:
         asyncio.run(daemon.ensure_stopped())
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def two_daemons() -> Iterator[tuple[ApartDaemon, ApartDaemon]]:
+    """Two private libvirtds that are two hosts to libvirt, each in a network namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    directory = Path(tempfile.mkdtemp(prefix="instar-two-"))
+    daemons = (ApartDaemon(directory / "first"), ApartDaemon(directory / "second"))
+    try:
+        for daemon in daemons:
+            daemon.start()
+        yield daemons
+    finally:
+        for daemon in daemons:
+            daemon.stop()
         shutil.rmtree(directory)
 
 

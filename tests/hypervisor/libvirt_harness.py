@@ -19,6 +19,7 @@ from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.hypervisor.stream_peers import StreamFetches, StreamGrants
 from instar.model.guest import GuestEvent, ImageSource
 from instar.model.network import NetworkDefinition, SubnetDefinition
 from instar.model.volume import VolumeConnection
@@ -33,11 +34,15 @@ BOOT_TIMEOUT_S = 60.0
 class LibvirtHarness:
     """See harness.Harness. `hypervisor` is replaced by `reopen`."""
 
-    def __init__(self, daemon: PrivateDaemon, directory: Path, settings: LibvirtSettings) -> None:
-        self.daemon, self.directory, self.settings = daemon, directory, settings
+    def __init__(
+        self, daemon: PrivateDaemon, directory: Path, settings: LibvirtSettings, *, name: str = "host-1",
+        namespace: str = "", streams: StreamGrants | None = None, fetches: StreamFetches | None = None,
+    ) -> None:  # fmt: skip
+        self.daemon, self.directory, self.settings, self.name = daemon, directory, settings, name
+        self._streams, self._fetches = streams, fetches
         self.paths = HostPaths(directory / "state")
         self.events: list[GuestEvent] = []
-        self._bridges = PlainBridgeNetwork(self.paths.cloud_id)
+        self._bridges = PlainBridgeNetwork(self.paths.cloud_id, namespace)
         self._network = NetworkDefinition(
             id=str(uuid4()), mtu=1400, subnets=(SubnetDefinition(str(uuid4()), "10.213.77.0/24", "10.213.77.1"),)
         )
@@ -56,10 +61,12 @@ class LibvirtHarness:
     def _driver(self) -> LibvirtHypervisor:
         return LibvirtHypervisor(
             uri=self.daemon.uri,
-            host="host-1",
+            host=self.name,
             state_dir=self.paths.state_dir,
             network=self._bridges,
             settings=self.settings,
+            streams=self._streams,
+            fetches=self._fetches,
         )
 
     def image(self, *, heeds_power_button: bool = True) -> ImageSource:
@@ -160,6 +167,8 @@ class LibvirtHarness:
         await self.daemon_back()
         try:
             census = await self.hypervisor.census()
+            for instance_id in census.set_aside:
+                await self.hypervisor.ensure_nothing_aside(instance_id)
             for instance_id in {*census.guests, *census.instance_dirs}:
                 await self.hypervisor.ensure_absent(instance_id, keep_disks=False)
         finally:

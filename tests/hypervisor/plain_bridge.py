@@ -16,8 +16,10 @@ def ip(*arguments: str) -> str:
 class PlainBridgeNetwork:
     """Satisfies contract.HostNetwork. Each bridge is named after its network; `cloud` keeps two hosts apart."""
 
-    def __init__(self, cloud: str) -> None:
+    def __init__(self, cloud: str, namespace: str = "") -> None:
+        """In the network namespace of that name, the caller's own without one."""
         self._cloud = cloud
+        self._where = ("-n", namespace) if namespace else ()
         self._ports: dict[str, tuple[PortDefinition, ...]] = {}
 
     async def open(self) -> None:
@@ -34,14 +36,14 @@ class PlainBridgeNetwork:
         for port in ports:
             name = self.bridge_name(port.network.id)
             if name not in self._links("bridge"):
-                await asyncio.to_thread(ip, "link", "add", name, "type", "bridge")
-            await asyncio.to_thread(ip, "link", "set", name, "up")
+                await asyncio.to_thread(self._ip, "link", "add", name, "type", "bridge")
+            await asyncio.to_thread(self._ip, "link", "set", name, "up")
 
     async def ensure_no_ports(self, instance_id: str) -> None:
         self._ports.pop(instance_id, None)
         used = {self.bridge_name(port.network.id) for ports in self._ports.values() for port in ports}
         for name in self._ours() - used:
-            await asyncio.to_thread(ip, "link", "delete", name)
+            await asyncio.to_thread(self._ip, "link", "delete", name)
 
     async def census(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         taps = {port.tap_name for ports in self._ports.values() for port in ports} & self._links("tun")
@@ -56,10 +58,13 @@ class PlainBridgeNetwork:
     async def remove_everything(self) -> None:
         self._ports.clear()
         for name in self._ours():
-            await asyncio.to_thread(ip, "link", "delete", name)
+            await asyncio.to_thread(self._ip, "link", "delete", name)
 
     def _ours(self) -> set[str]:
         return {name for name in self._links("bridge") if name.startswith(f"tb{self._cloud[:4]}")}
 
     def _links(self, kind: str) -> set[str]:
-        return {link["ifname"] for link in json.loads(ip("-json", "link", "show", "type", kind) or "[]") if link}
+        return {link["ifname"] for link in json.loads(self._ip("-json", "link", "show", "type", kind) or "[]") if link}
+
+    def _ip(self, *arguments: str) -> str:
+        return ip(*self._where, *arguments)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 import pytest
 
 from instar.errors import HypervisorError, MigrationAborted, StreamBroken
+from instar.hypervisor.not_yet import NotYet
 from instar.model.guest import (
     DiskOffer,
     GuestDefinition,
@@ -21,17 +23,29 @@ from instar.model.guest import (
 )
 from instar.model.states import PowerState
 
+from .apart_daemon import ApartDaemon
 from .harness import Harness
+from .libvirt_two_hosts import LibvirtTwoHosts
 from .test_contract import MIB, definition, running
 from .two_hosts import SimulatedTwoHosts, TwoHosts
 
 OPTIONS = LiveMigrationOptions()
-IMPLEMENTATIONS = [pytest.param(SimulatedTwoHosts.opened, id="simulated")]
+IMPLEMENTATIONS = [pytest.param("libvirt", marks=pytest.mark.host), pytest.param("simulated")]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-async def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[TwoHosts]:
-    opened: TwoHosts = await request.param(tmp_path)
+def open_hosts(request: pytest.FixtureRequest) -> Callable[[Path], Coroutine[Any, Any, TwoHosts]]:
+    if request.param == "libvirt":
+        daemons: tuple[ApartDaemon, ApartDaemon] = request.getfixturevalue("two_daemons")
+        return lambda directory: LibvirtTwoHosts.opened(daemons, directory)
+    return SimulatedTwoHosts.opened
+
+
+@pytest.fixture
+async def hosts(
+    open_hosts: Callable[[Path], Coroutine[Any, Any, TwoHosts]], tmp_path: Path
+) -> AsyncIterator[TwoHosts]:
+    opened = await open_hosts(tmp_path)
     try:
         yield opened
     finally:
@@ -233,6 +247,8 @@ async def test_on_the_same_host_nothing_aside_keeps_the_disks(hosts: TwoHosts) -
 
 
 async def ready(hosts: TwoHosts, guest: GuestDefinition) -> LiveTarget:
+    if isinstance(hosts.source.hypervisor, NotYet):
+        pytest.skip("no live migration yet")
     to = await hosts.target.hypervisor.stream_address()
     offer = await hosts.source.hypervisor.offer_live(guest.instance_id, to)
     return await hosts.target.hypervisor.ensure_ready_for_live(guest, offer)

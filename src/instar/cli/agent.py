@@ -143,7 +143,9 @@ class _HostProcess(NamedTuple):
             uri=await self._libvirtd_uri(),
             address=self.address,
             machine_shares=self.shares,
-            streams=await open_streams(stack, host.directory, name=host.name, address=self.address or "127.0.0.1"),
+            streams=await open_streams(
+                stack, host.directory, self.settings, name=host.name, address=self.address or "127.0.0.1"
+            ),
         )
         bus = SocketBus(self.state.bus_socket)
         await bus.open()

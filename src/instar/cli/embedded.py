@@ -139,11 +139,11 @@ class Embedded:
 
     async def _hypervisors(self) -> dict[str, Hypervisor]:
         host = socket.gethostname()
-        streams = await open_streams(self._stack, self._state.path, name=host, address="127.0.0.1")
+        streams = await open_streams(self._stack, self._state.path, self._settings, name=host, address="127.0.0.1")
         if self._settings.hypervisor == "simulated":
             world = await asyncio.to_thread(SimulatedWorld, self._state.simulated_log, self._settings.simulated)
             self._stack.callback(world.close)
-            world.streams = streams
+            world.streams = streams.server
             count = self._settings.simulated.hosts
             width = len(str(count - 1))
             return {f"sim-{number:0{width}}": world.host(f"sim-{number:0{width}}") for number in range(count)}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from instar.config import Settings
 from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.linux_network import LinuxNetwork
+from instar.streams.client import StreamClient
 from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
 
@@ -20,13 +22,25 @@ def linux_network(state_dir: Path, cloud_id: str, *, address: str | None = None)
     return LinuxNetwork(state_dir=state_dir / "network", cloud_id=cloud_id, underlay_address=address)
 
 
-async def open_streams(stack: AsyncExitStack, state_dir: Path, *, name: str, address: str) -> StreamServer:
-    """What the host gives out to others, at a free port of `address`, until the stack is closed. Raises StartupError."""
+class HostStreams(NamedTuple):
+    """What a host gives out to others, and what it gets from them."""
+
+    server: StreamServer
+    client: StreamClient
+
+
+async def open_streams(
+    stack: AsyncExitStack, state_dir: Path, settings: Settings, *, name: str, address: str
+) -> HostStreams:
+    """What the host gives out is at a free port of `address`, until the stack is closed. Raises StartupError."""
     identity = await asyncio.to_thread(StreamIdentity.open, state_dir / STREAMS)
-    streams = StreamServer(identity, host=name, listen=address)
-    await streams.open()
-    stack.push_async_callback(streams.close)
-    return streams
+    bandwidth = settings.host.transfer_max_mib_s << 20
+    server = StreamServer(identity, host=name, listen=address, bandwidth_max_bytes_s=bandwidth)
+    await server.open()
+    stack.push_async_callback(server.close)
+    client = StreamClient(identity, host=name)
+    stack.push_async_callback(client.close)
+    return HostStreams(server, client)
 
 
 def libvirt_host(
@@ -38,7 +52,7 @@ def libvirt_host(
     uri: str,
     address: str | None = None,
     machine_shares: int = 1,
-    streams: StreamServer | None = None,
+    streams: HostStreams | None = None,
 ) -> LibvirtHypervisor:
     """The host `name`, whose libvirtd is at `uri`. `address` is by which other hosts reach it, None where there are none;
     `machine_shares` hosts divide this machine; without `streams` its consoles cannot be reached."""
@@ -50,5 +64,6 @@ def libvirt_host(
         settings=settings.libvirt,
         host_ip=address or "127.0.0.1",
         machine_shares=machine_shares,
-        streams=streams,
+        streams=streams.server if streams is not None else None,
+        fetches=streams.client if streams is not None else None,
     )

@@ -14,24 +14,6 @@ from instar.model.stream import StreamAddress
 
 
 class NotYet:
-    async def stream_address(self) -> StreamAddress:
-        raise HypervisorError(reason="this host cannot do that yet")
-
-    async def ensure_set_aside(self, instance_id: str) -> None:
-        raise HypervisorError(reason="this host cannot do that yet")
-
-    async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
-        raise HypervisorError(reason="this host cannot do that yet")
-
-    async def receive_disks(self, instance_id: str, offer: DiskOffer, report: Report) -> None:
-        raise HypervisorError(reason="this host cannot do that yet")
-
-    async def ensure_brought_back(self, instance_id: str) -> None:
-        raise HypervisorError(reason="this host cannot do that yet")
-
-    async def ensure_nothing_aside(self, instance_id: str) -> None:
-        raise HypervisorError(reason="this host cannot do that yet")
-
     async def ensure_ready_for_live(self, guest: GuestDefinition, offer: DiskOffer) -> LiveTarget:
         raise HypervisorError(reason="this host cannot do that yet")
 

@@ -127,21 +127,25 @@ class SnapshotTaken(msgspec.Struct, frozen=True):
 
 
 class DiskFile(msgspec.Struct, frozen=True):
-    """A file of a disk as another host will have it. `base_sha256`: the cached image that it is an overlay of."""
+    """A file of a disk as another host will have it. It is an overlay of the cached image `base_sha256`, or of another
+    file of the same offer, `below`, or of nothing."""
 
     name: str
     virtual_size_bytes: int
     size_bytes: int
     base_sha256: str | None = None
     base_format: str = "qcow2"
+    below: str = ""
 
 
 class DiskOffer(msgspec.Struct, frozen=True):
-    """Disks that a host lets one other host fetch. `marker` is a file name that who shares its storage can see."""
+    """Disks that a host lets one other host fetch, what others stand on first. `marker` is a file name that who shares its
+    storage can see, another one for each time that disks are set aside. `other_files`: small ones of the guest."""
 
     source: StreamAddress
     disks: tuple[DiskFile, ...]
     marker: str = ""
+    other_files: tuple[str, ...] = ()
 
 
 class LiveTarget(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from instar.errors import HypervisorError
+from instar.hypervisor.libvirt import ownership
 from instar.hypervisor.libvirt.host_command import run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.settings import LibvirtSettings
@@ -40,20 +41,26 @@ class InstanceDisks:
         """The disk's file exists. Raises HypervisorError when its image is not in the cache, DiskFull."""
         path = self._paths.disk(instance_id, disk.name)
         if await asyncio.to_thread(path.exists):
+            await asyncio.to_thread(self._claim, path.parent)
             return
-        size_bytes, backing = disk.size_bytes, []
+        size_bytes, backing = disk.size_bytes, None
         if disk.image is not None:
             base = self._paths.image(disk.image.sha256)
             if not await asyncio.to_thread(base.exists):
                 raise HypervisorError(reason=f"image {disk.image.id} is not in the host's cache")
             size_bytes = max(size_bytes, disk.image.virtual_size_bytes)
-            backing = ["-b", str(base), "-F", disk.image.format]
+            backing = (str(base), disk.image.format)
+        await asyncio.to_thread(self._claim, path.parent)
+        await self.create(path, size_bytes, backing)
+
+    async def create(self, path: Path, size_bytes: int, backing: tuple[str, str] | None) -> None:
+        """An empty disk at `path`, on top of (file, format) `backing`: a relative file lies beside it. Raises DiskFull."""
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        await asyncio.to_thread(self._make_directory, path.parent)
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(part), str(size_bytes)]
+        below = ["-b", backing[0], "-F", backing[1]] if backing is not None else []
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", *below, str(part), str(size_bytes)]
         try:
             await run_limited(command, settings=self._settings, host=self._host, writes_to=path)
-            await asyncio.to_thread(self._publish, part, path)
+            await asyncio.to_thread(self.publish, part, path)
         finally:
             await asyncio.to_thread(part.unlink, missing_ok=True)
 
@@ -89,28 +96,29 @@ class InstanceDisks:
     def _keep(self, path: Path, kept: Path) -> None:
         if not kept.exists() and path.exists():
             path.rename(kept)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     def _restore(self, kept: Path, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(kept, path)  # noqa: PTH105 - the one word that says it overwrites
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     async def ensure_none(self, instance_id: str) -> None:
-        """The instance's directory is gone with all that is in it."""
+        """The instance's directory is gone with all that is in it, unless it is another host's."""
         await asyncio.to_thread(self._remove, self._paths.instance(instance_id))
 
-    def _make_directory(self, directory: Path) -> None:
+    def _claim(self, directory: Path) -> None:
+        """The directory exists and is this host's."""
         try:
-            # 0711: libvirtd may run QEMU as another user, which must reach its files but list nothing.
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            make_directory(directory)
+            ownership.claim(directory, self._host)
         except OSError as error:
             if error.errno in FULL:
                 raise disk_full(directory, self._host) from error
             raise
 
-    def _publish(self, part: Path, path: Path) -> None:
-        """Written through before it gets its name: after a power failure the disk is complete or not there."""
+    def publish(self, part: Path, path: Path) -> None:
+        """Blocking. Written through before it gets its name: after a power failure the disk is complete or not there."""
         try:
             part.chmod(0o600)
             with part.open("rb+") as file:
@@ -122,12 +130,18 @@ class InstanceDisks:
             raise
 
     def _remove(self, directory: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+        if not ownership.give_back(directory, self._host):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(directory)
         self._paths.release_link()
 
 
-def _sync_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """Blocking. 0711: libvirtd may run QEMU as another user, which must reach its files but list nothing."""
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
     """A new name outlives a power failure. Blocking."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -16,11 +16,22 @@ from typing import Any
 import structlog
 
 from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
-from instar.hypervisor.console_offer import SocketGrants, console_name, grant_console
+from instar.hypervisor.console_offer import console_name, grant_console
 from instar.hypervisor.contract import HostNetwork, Report
-from instar.hypervisor.libvirt import acceleration, config_drive, console, domains, memory, questions
+from instar.hypervisor.libvirt import (
+    acceleration,
+    config_drive,
+    console,
+    domains,
+    memory,
+    ownership,
+    questions,
+    set_aside,
+)
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.devices import GuestDevices
+from instar.hypervisor.libvirt.disk_moves import DiskMoves
+from instar.hypervisor.libvirt.disk_offer import offer_aside, stream_name
 from instar.hypervisor.libvirt.disks import InstanceDisks, supports_direct_io
 from instar.hypervisor.libvirt.domain_xml import DomainFiles, HostFacts, domain_xml
 from instar.hypervisor.libvirt.guest_events import GuestEvents
@@ -31,9 +42,11 @@ from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.hypervisor.libvirt.snapshots import Snapshots
 from instar.hypervisor.libvirt.volume_swap import VolumeSwap
 from instar.hypervisor.not_yet import NotYet
+from instar.hypervisor.stream_peers import StreamFetches, StreamGrants
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
     DiskDefinition,
+    DiskOffer,
     GuestDefinition,
     GuestDiagnostics,
     GuestEvent,
@@ -73,10 +86,11 @@ class LibvirtHypervisor(NotYet):
         image_token: Callable[[], str] | None = None,
         host_ip: str = "127.0.0.1",
         machine_shares: int = 1,
-        streams: SocketGrants | None = None,
+        streams: StreamGrants | None = None,
+        fetches: StreamFetches | None = None,
     ) -> None:
         """`host_ip` is where other hosts reach this one; `machine_shares` hosts divide memory and disk of the machine.
-        Without `streams` the host offers no consoles."""
+        Without `streams` the host offers no consoles and no disks, without `fetches` it gets none of other hosts."""
         self._host, self._network, self._host_ip, self._shares = host, network, host_ip, machine_shares
         self._streams = streams
         self._settings = settings or LibvirtSettings()
@@ -96,6 +110,9 @@ class LibvirtHypervisor(NotYet):
         )
         self._images = ImageCache(self._paths, settings=self._settings, host=host, bearer_token=image_token)
         self._disks = InstanceDisks(self._paths, settings=self._settings, host=host)
+        self._moves = DiskMoves(
+            self._paths, self._images, self._disks, fetches, settings=self._settings, host=host
+        )
         self._devices = GuestDevices(
             self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
         )
@@ -165,12 +182,14 @@ class LibvirtHypervisor(NotYet):
 
     async def census(self) -> HostCensus:
         dirs = await asyncio.to_thread(self._paths.instance_ids)
+        owned, aside = await asyncio.to_thread(self._owned_directories)
         cloud_id = self._facts.cloud_id
         guests = await self._connection.run(lambda connection: domains.list_ours(connection, cloud_id, frozenset(dirs)))
         taps, networks = await self._network.census()
         return HostCensus(
             guests=guests,
-            instance_dirs=dirs,
+            instance_dirs=owned,
+            set_aside=aside,
             taps=taps,
             networks=networks,
             cached_images=await asyncio.to_thread(self._paths.cached_images),
@@ -280,6 +299,49 @@ class LibvirtHypervisor(NotYet):
     async def take_snapshot(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
         return await self._snapshots.take(instance_id, disk, target, report)
 
+    # --- moves --------------------------------------------------------------------------------------------------------
+
+    async def stream_address(self) -> StreamAddress:
+        return self._given_out().address
+
+    async def ensure_set_aside(self, instance_id: str) -> None:
+        if await asyncio.to_thread(set_aside.is_aside, self._paths, instance_id, self._host):
+            return  # what is in its place by now is what was received since
+        await self._must_be_off(instance_id)
+        await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+        await self._network.ensure_no_ports(instance_id)
+        await asyncio.to_thread(set_aside.set_aside, self._paths, instance_id, self._host)
+
+    async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
+        if not await asyncio.to_thread(set_aside.is_aside, self._paths, instance_id, self._host):
+            raise HypervisorError(reason="no disks of the instance are set aside")
+        return await asyncio.to_thread(offer_aside, self._paths, instance_id, self._given_out(), to)
+
+    async def receive_disks(self, instance_id: str, offer: DiskOffer, report: Report) -> None:
+        await self._must_be_off(instance_id)
+        await self._moves.receive(instance_id, offer, report)
+
+    async def ensure_brought_back(self, instance_id: str) -> None:
+        if not await asyncio.to_thread(set_aside.is_aside, self._paths, instance_id, self._host):
+            return
+        await self._must_be_off(instance_id)
+        await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+        self._take_back_offers(instance_id)
+        await asyncio.to_thread(set_aside.bring_back, self._paths, instance_id, self._host)
+
+    async def ensure_nothing_aside(self, instance_id: str) -> None:
+        self._take_back_offers(instance_id)
+        await asyncio.to_thread(set_aside.forget_aside, self._paths, instance_id, self._host)
+
+    def _given_out(self) -> StreamGrants:
+        if self._streams is None:
+            raise HypervisorError(reason="this host gives nothing to other hosts")
+        return self._streams
+
+    def _take_back_offers(self, instance_id: str) -> None:
+        if self._streams is not None:
+            self._streams.revoke(stream_name(instance_id, ""))
+
     # --- devices ------------------------------------------------------------------------------------------------------
 
     async def ensure_port_plugged(self, guest: GuestDefinition, port_id: str) -> None:
@@ -349,6 +411,7 @@ class LibvirtHypervisor(NotYet):
                 host=self._host,
             )
         files = await asyncio.to_thread(self._domain_files, guest)
+        await asyncio.to_thread(ownership.keep, self._paths.instance(guest.instance_id), self._host)
         xml = domain_xml(guest, files, self._facts, settings=self._settings, bridge_name=self._network.bridge_name)
         self._events.expect(guest.instance_id)
         begin = memory.bring_back if saved else domains.start
@@ -426,6 +489,12 @@ class LibvirtHypervisor(NotYet):
             vnc_socket=self._paths.socket(instance_id, CONSOLE_SOCKETS[ConsoleKind.VNC]),
             config_drive=self._paths.config_drive(instance_id) if guest.config_drive is not None else None,
         )
+
+    def _owned_directories(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Instances with a directory of this host, and those with something aside. Blocking."""
+        paths, host = self._paths, self._host
+        owned = (name for name in paths.instance_ids() if ownership.is_owned_by(paths.instance(name), host))
+        return tuple(owned), tuple(name for name in paths.aside_ids() if set_aside.is_aside(paths, name, host))
 
     def _prepare_directories(self) -> bool:
         """Blocking. True when disks may bypass the host's page cache."""

@@ -2,6 +2,7 @@
 
     STATE_DIR/cache/SHA256                a base image, read only
     STATE_DIR/instances/INSTANCE_ID/      all of one instance: NAME.qcow2, config.iso, console.log, vnc.sock, console.sock
+    STATE_DIR/instances/ID_resize/        what was all of it before a move that waits to be confirmed
     RUNTIME_ROOT/instar-CLOUD/            short paths for sockets, and the runtime of a private libvirtd
 
 Used by the driver, the disks and the private daemon. Nothing here does more than a `stat`.
@@ -21,6 +22,7 @@ from instar.errors import DiskFull, HypervisorError
 
 SOCKET_PATH_MAX = 100  # of the 107 bytes that a Unix socket address holds
 CLOUD_ID_LENGTH = 12
+ASIDE_SUFFIX = "_resize"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -44,6 +46,10 @@ class HostPaths:
         except ValueError as error:
             raise HypervisorError(reason="the instance id is not a UUID") from error
         return self.instances / instance_id
+
+    def aside(self, instance_id: str) -> Path:
+        """Where the directory of an instance is put aside. Raises HypervisorError for what is no UUID."""
+        return self.instances / (self.instance(instance_id).name + ASIDE_SUFFIX)
 
     def disk(self, instance_id: str, name: str) -> Path:
         """The file of a disk. Raises HypervisorError when the name is not a plain word."""
@@ -88,6 +94,11 @@ class HostPaths:
     def instance_ids(self) -> tuple[str, ...]:
         """Instances that have a directory, sorted. Blocking."""
         return _names(self.instances, 36)
+
+    def aside_ids(self) -> tuple[str, ...]:
+        """Instances of which something is set aside, sorted. Blocking."""
+        names = _names(self.instances, 36 + len(ASIDE_SUFFIX))
+        return tuple(name[:36] for name in names if name.endswith(ASIDE_SUFFIX))
 
     def cached_images(self) -> tuple[str, ...]:
         """SHA-256 of the cached images, sorted. Blocking."""

@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -32,6 +32,10 @@ from instar.model.guest import ImageSource
 
 CHUNK_BYTES = 1 << 20
 PART_PREFIX = ".part-"
+FETCHED_PREFIX = ".fetched-"
+FETCHED_KEEP_S = 86_400.0  # what has come of an image from another host is worth keeping over a restart
+
+Fetch = Callable[[Path], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -103,14 +107,48 @@ class ImageCache:
             # A damaged one is fetched again and takes its place: guests that run have the old file open.
             if not self._notes.is_damaged(image.sha256) and await asyncio.to_thread(target.exists):
                 return
-            copy = self._copies.get(image.sha256)
-            if copy is None:
-                copy = asyncio.create_task(self._copy(image, target), name=f"image-{image.id}")
-                self._copies[image.sha256] = copy
-                copy.add_done_callback(lambda _done: self._copies.pop(image.sha256, None))
-            # Shielded: a caller that is cancelled must not take the copy from the others.
-            await asyncio.shield(copy)
+            await self._one_copy(image.sha256, lambda: self._copy(image, target))
         self.sweeper.want()  # when it is no longer held
+
+    async def ensure_from(self, sha256: str, image_format: str, fetch: Fetch) -> None:
+        """The image is in the cache: `fetch` writes it to a file, from another host's cache. One that is the same by its
+        SHA-256 needs no other proof. Raises HypervisorError, and what `fetch` raises."""
+        target = self._paths.image(sha256)
+        async with self.hold(sha256):
+            if not self._notes.is_damaged(sha256) and await asyncio.to_thread(target.exists):
+                return
+            await self._one_copy(sha256, lambda: self._copy_from(sha256, image_format, fetch, target))
+        self.sweeper.want()
+
+    async def _one_copy(self, sha256: str, make: Callable[[], Coroutine[None, None, None]]) -> None:
+        copy = self._copies.get(sha256)
+        if copy is None:
+            copy = asyncio.create_task(make(), name=f"image-{sha256[:12]}")
+            self._copies[sha256] = copy
+            copy.add_done_callback(lambda _done: self._copies.pop(sha256, None))
+        # Shielded: a caller that is cancelled must not take the copy from the others.
+        await asyncio.shield(copy)
+
+    async def _copy_from(self, sha256: str, image_format: str, fetch: Fetch, target: Path) -> None:
+        part = target.with_name(FETCHED_PREFIX + sha256)
+        await asyncio.to_thread(part.parent.mkdir, mode=0o711, parents=True, exist_ok=True)
+        if not await asyncio.to_thread(part.exists):
+            await fetch(part)
+        try:
+            size_bytes = (await asyncio.to_thread(part.stat)).st_size
+            image = ImageSource(
+                id=sha256[:12], location="", format=image_format, sha256=sha256, size_bytes=size_bytes,
+                virtual_size_bytes=self._settings.image_max_bytes,
+            )  # fmt: skip
+            deadline = time.monotonic() + self._settings.image_timeout_s
+            await asyncio.to_thread(_verify_file, image, part, deadline)
+            await self._inspect(image, part)
+            facts = await asyncio.to_thread(_publish, part, target)
+        finally:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+        self._notes.used(sha256)
+        self._notes.checked(sha256, facts, right=True)
+        log.info("image.cached", image=image.id, bytes=size_bytes, of="another host")
 
     async def _evict(self, sha256: str, *, used_at: float) -> bool:
         async with self._gate:
@@ -205,6 +243,16 @@ class ImageCache:
         if self._paths.cache.is_dir():
             for part in self._paths.cache.glob(PART_PREFIX + "*"):
                 part.unlink(missing_ok=True)
+            for part in self._paths.cache.glob(f"*{FETCHED_PREFIX}*"):
+                if time.time() - part.stat().st_mtime > FETCHED_KEEP_S:
+                    part.unlink(missing_ok=True)
+
+
+def _verify_file(image: ImageSource, part: Path, deadline: float) -> None:
+    """Blocking. Raises HypervisorError when the file is not the image; makes it read only."""
+    with part.open("rb") as file:
+        _verify(image, _chunks(file), deadline)
+        os.fchmod(file.fileno(), 0o444)
 
 
 def _publish(part: Path, target: Path) -> tuple[int, int]:
