@@ -24,7 +24,7 @@ def _path(route: ApiRoute, server_id: str, project_id: str) -> str:
         "{server_id}": server_id, "{flavor_id}": "1", "{name}": "default", "{project_id}": project_id,
         "{tenant_id}": project_id, "{id}": "7", "{service_id}": "7", "{key}": "k", "{tag}": "t",
         "{request_id}": "req-x", "{network}": "private", "{port_id}": "p", "{alias}": "os-keypairs",
-        "{console_token}": "t",
+        "{console_token}": "t", "{migration_id}": "7",
     }  # fmt: skip
     path = route.path
     for name, value in values.items():

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import pytest
-
-from instar.config import LifecycleSettings, SimulatedSettings
-from tests.api.compute_cloud import SETTINGS, SETTLE_S, Cloud, running_cloud
-
-THREE_HOSTS = msgspec.structs.replace(
-    SETTINGS,
-    simulated=SimulatedSettings(hosts=3),
-    lifecycle=LifecycleSettings(
-        wait_soft_reboot_seconds=1, shutdown_grace_s=1, shelved_offload_s=-1, reclaim_instance_interval_s=3600
-    ),
-)
+from tests.api.compute_cloud import SETTLE_S, Cloud
 
 
-@pytest.fixture
-async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
-    async with running_cloud(tmp_path, THREE_HOSTS) as running:
-        yield running
-
-
-async def test_a_guest_sleeps_and_wakes(cloud: Cloud) -> None:
+async def test_a_guest_sleeps_and_wakes(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     for key, status in (
         ("pause", "PAUSED"), ("unpause", "ACTIVE"), ("suspend", "SUSPENDED"), ("resume", "ACTIVE"), ("os-stop", "SHUTOFF"),
@@ -50,7 +32,8 @@ async def _image(cloud: Cloud, image_id: str) -> dict[str, Any]:
             await asyncio.sleep(0.02)
 
 
-async def test_images_are_made_and_backups_rotate(cloud: Cloud) -> None:
+async def test_images_are_made_and_backups_rotate(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     faked = {"colour": "red", "instance_uuid": "another", "backup_type": "daily"}
     made = await cloud.act(demo, server_id, "createImage", {"name": "snap", "metadata": faked}, version="2.44")
@@ -78,7 +61,8 @@ async def test_images_are_made_and_backups_rotate(cloud: Cloud) -> None:
     await demo.refused(400, "POST", path, {"createImage": {"name": "wrong", "metadata": {"status": "active"}}})
 
 
-async def test_a_shelved_server_leaves_its_host_and_comes_back(cloud: Cloud) -> None:
+async def test_a_shelved_server_leaves_its_host_and_comes_back(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     path, zone = f"/servers/{server_id}/action", {"availability_zone": "nova"}
     before = (await demo.get(f"/servers/{server_id}"))["server"]
@@ -126,7 +110,8 @@ async def _flavor(cloud: Cloud, name: str, *, vcpus: int = 2, ram: int = 1024, d
     return answer.json()["flavor"]["id"]
 
 
-async def test_a_server_is_resized_confirmed_and_reverted(cloud: Cloud) -> None:
+async def test_a_server_is_resized_confirmed_and_reverted(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     path = f"/servers/{server_id}/action"
     bigger, none = await _flavor(cloud, "bigger"), await _flavor(cloud, "diskless", disk=0)
@@ -149,7 +134,8 @@ async def test_a_server_is_resized_confirmed_and_reverted(cloud: Cloud) -> None:
     assert (absolute["totalCoresUsed"], absolute["totalRAMUsed"]) == (2, 1024)
 
 
-async def test_admins_move_servers_and_choose_where_to(cloud: Cloud) -> None:
+async def test_admins_move_servers_and_choose_where_to(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     admin, server_id = cloud.admin, await cloud.created(cloud.demo)
     path, first = f"/servers/{server_id}/action", await cloud.host_of(server_id)
     other = "sim-1" if first != "sim-1" else "sim-2"
@@ -188,7 +174,8 @@ async def _down(cloud: Cloud, host: str, *, down: bool = True) -> None:
     assert answer.json()["service"]["state"] == "down"
 
 
-async def test_a_server_is_evacuated_from_a_host_that_is_forced_down(cloud: Cloud) -> None:
+async def test_a_server_is_evacuated_from_a_host_that_is_forced_down(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     admin = cloud.admin
     server_id, second, third = [await cloud.created(cloud.demo, name) for name in ("one", "two", "three")]
     ids = (server_id, second, third)
@@ -217,9 +204,12 @@ async def test_a_server_is_evacuated_from_a_host_that_is_forced_down(cloud: Clou
     assert answer.json() == {"adminPass": "s"}
     await cloud.until(cloud.demo, server_id, "ACTIVE")
     assert await cloud.host_of(server_id) not in (host, moved)
+    migrations = (await admin.get(f"/os-migrations?instance_uuid={server_id}"))["migrations"]
+    assert [(one["migration_type"], one["status"]) for one in migrations] == [("evacuation", "done")] * 2
 
 
-async def test_a_server_is_rebuilt(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_server_is_rebuilt(three_hosts: Cloud, tmp_path: Path) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo, metadata={"a": "b"})
     path = f"/servers/{server_id}/action"
     file = tmp_path / "second.raw"
@@ -258,7 +248,8 @@ async def test_a_server_is_rebuilt(cloud: Cloud, tmp_path: Path) -> None:
     assert "fault" not in rebuilt
 
 
-async def test_a_server_is_rescued_and_its_password_changed(cloud: Cloud) -> None:
+async def test_a_server_is_rescued_and_its_password_changed(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     path = f"/servers/{server_id}/action"
     unknown = "3f1c2b5e-0000-4000-8000-000000000000"
@@ -278,7 +269,8 @@ async def test_a_server_is_rescued_and_its_password_changed(cloud: Cloud) -> Non
     assert "'adminPass' is a required" in await demo.refused(400, "POST", path, {"changePassword": {}})
 
 
-async def test_a_deleted_server_waits_to_be_restored_and_users_do_not_list_it(cloud: Cloud) -> None:
+async def test_a_deleted_server_waits_to_be_restored_and_users_do_not_list_it(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     assert (await demo.call("DELETE", f"/servers/{server_id}")).status_code == 204
     await cloud.until(demo, server_id, "SOFT_DELETED")
@@ -299,7 +291,8 @@ async def test_a_deleted_server_waits_to_be_restored_and_users_do_not_list_it(cl
     await demo.refused(404, "POST", f"/servers/{server_id}/action", {"restore": None})
 
 
-async def test_what_the_state_forbids_is_a_conflict_in_the_apis_words(cloud: Cloud) -> None:
+async def test_what_the_state_forbids_is_a_conflict_in_the_apis_words(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     demo, server_id = cloud.demo, await cloud.created(cloud.demo)
     path = f"/servers/{server_id}/action"
     for key, name in (
@@ -325,7 +318,8 @@ async def test_what_the_state_forbids_is_a_conflict_in_the_apis_words(cloud: Clo
     await cloud.until(demo, server_id, "ACTIVE")
 
 
-async def test_what_is_no_action_any_more(cloud: Cloud) -> None:
+async def test_what_is_no_action_any_more(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     path = f"/servers/{await cloud.created(cloud.demo)}/action"
     for key in ("injectNetworkInfo", "resetNetwork"):
         await cloud.admin.refused(410, "POST", path, {key: None}, version="2.1")
@@ -334,7 +328,8 @@ async def test_what_is_no_action_any_more(cloud: Cloud) -> None:
         await cloud.demo.refused(404, "POST", path, {key: {}}, version="2.44")
 
 
-async def test_bodies_of_actions_are_refused_by_path_and_rule(cloud: Cloud) -> None:
+async def test_bodies_of_actions_are_refused_by_path_and_rule(three_hosts: Cloud) -> None:
+    cloud = three_hosts
     path = f"/servers/{await cloud.created(cloud.demo)}/action"
     for key, value, word in (
         ("createImage", {}, "createImage: 'name' is a required property"),

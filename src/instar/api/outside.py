@@ -1,4 +1,4 @@
-"""What other services and old clients ask for: external events, migrations, and the list of extensions."""
+"""What other services and old clients ask for: external events, and the list of extensions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from instar.api.body import Uuid
-from instar.api.resource import ApiRoute, Compute, page_of, read_body
+from instar.api.resource import ApiRoute, Compute, read_body
 from instar.api.servers.bodies import Record
 from instar.errors import BadRequest, NotFound
 from instar.http.answer import Answer, json_answer
@@ -70,20 +70,6 @@ class ExternalEvents(msgspec.Struct, frozen=True):
         if codes == {404}:
             raise NotFound("No instances found for any event")
         return json_answer({"events": answers}, 200 if codes == {200} else 207)
-
-
-class Migrations(msgspec.Struct, frozen=True):
-    """`/os-migrations`: no server migrates yet, so none has."""
-
-    compute: Compute
-
-    def routes(self) -> list[ApiRoute]:
-        return [ApiRoute("GET", "/os-migrations", "os_compute_api:os-migrations:index", self.index)]
-
-    async def index(self, request: Request) -> Answer:
-        if request.microversion >= 59:
-            page_of(request, self.compute)
-        return json_answer({"migrations": []})
 
 
 class Extensions:

@@ -14,7 +14,8 @@ from instar.api.flavors import Flavors
 from instar.api.host_directory import HostDirectory
 from instar.api.hosts import AvailabilityZones, Hypervisors, Services
 from instar.api.key_pairs import KeyPairs
-from instar.api.outside import Extensions, ExternalEvents, Migrations
+from instar.api.migrations import Migrations
+from instar.api.outside import Extensions, ExternalEvents
 from instar.api.policy import COMPUTE_POLICY, PREFIX
 from instar.api.quotas import Limits, QuotaSets
 from instar.api.resource import VERSION_PATH, ApiRoute, Compute, http_routes
@@ -23,6 +24,7 @@ from instar.api.servers.actions import ServerActions
 from instar.api.servers.changes import ServerChanges, ServerMetadata, ServerTags
 from instar.api.servers.consoles import RemoteConsoles
 from instar.api.servers.create import ServerCreation
+from instar.api.servers.diagnostics import Diagnostics
 from instar.api.servers.instance_actions import InstanceActions
 from instar.api.servers.interfaces import Interfaces
 from instar.api.servers.listing import ServerList
@@ -70,7 +72,7 @@ def api_routes(compute: Compute) -> list[ApiRoute]:
     resources = (
         ServerList(compute), ServerCreation(compute), ServerChanges(compute), ServerMetadata(compute),
         ServerTags(compute), ServerActions(compute, COMPUTE_POLICY), InstanceActions(compute), ServerParts(compute),
-        RemoteConsoles(compute), VolumeAttachments(compute, COMPUTE_POLICY), Interfaces(compute),
+        RemoteConsoles(compute), Diagnostics(compute), VolumeAttachments(compute, COMPUTE_POLICY), Interfaces(compute),
         Flavors(compute), FlavorExtraSpecs(compute), FlavorAccess(compute, COMPUTE_POLICY), KeyPairs(compute),
         Limits(compute), QuotaSets(compute), AvailabilityZones(compute), Services(compute), Hypervisors(compute),
         Aggregates(compute, COMPUTE_POLICY), ServerGroups(compute), Usage(compute), ExternalEvents(compute),

@@ -249,16 +249,16 @@ class Lifecycle:
 
     async def abort_migration(self, context: RequestContext, instance: Instance) -> None:
         """A live migration in flight ends with the guest where it was. Raises WrongState where none is."""
-        await self._live(instance).abort_live(host_of(instance))
+        await self._live(instance, "abort live migration").abort_live(host_of(instance))
 
     async def force_migration(self, context: RequestContext, instance: Instance) -> None:
         """A live migration in flight is finished soon, at the cost of a longer pause. Raises WrongState where none is."""
-        await self._live(instance).force_live(host_of(instance))
+        await self._live(instance, "force_complete").force_live(host_of(instance))
 
-    def _live(self, instance: Instance) -> HostClient:
+    def _live(self, instance: Instance, action: str) -> HostClient:
         if instance.task_state is not TaskState.MIGRATING:
             state = instance.task_state.value if instance.task_state else "None"
-            raise WrongState(action=Action.LIVE_MIGRATE.value, id=instance.id, attribute="task_state", state=state)
+            raise WrongState(action=action, id=instance.id, attribute="task_state", state=state)
         return HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
 
     async def diagnostics(self, context: RequestContext, instance: Instance) -> GuestDiagnostics:

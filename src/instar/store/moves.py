@@ -88,6 +88,11 @@ async def migrations_list(
     return [migration_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 
+async def migration_fetch(store: Store, uuid: str) -> Migration | None:
+    rows = await store.read("SELECT * FROM moves WHERE uuid = :uuid", {"uuid": uuid})
+    return migration_from_row(rows[0]) if rows else None  # type: ignore[arg-type]
+
+
 async def migrations_of_instance(store: Store, instance_id: str) -> list[Migration]:
     """All moves of the instance, newest first."""
     rows = await store.read(

@@ -1,4 +1,4 @@
-"""What can be read below a server besides itself: addresses, interfaces, security groups, diagnostics, topology …"""
+"""What can be read below a server besides itself: addresses, interfaces, security groups, topology …"""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from typing import Any
 from instar.api.resource import ApiRoute, Compute
 from instar.api.servers.listing import visible_instance
 from instar.api.servers.view import addresses
-from instar.errors import NotFound, WrongState
+from instar.errors import NotFound
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.request import Request
 from instar.model.instance import Instance
 from instar.model.network import InstancePort
-from instar.model.states import PowerState, VmState
+from instar.model.states import PowerState
 
 PORT_TAG_SINCE = 70
-DIAGNOSTICS_STANDARD_SINCE = 48
-_POWER_NAMES = {
-    PowerState.NOSTATE: "pending", PowerState.RUNNING: "running", PowerState.PAUSED: "paused",
-    PowerState.SHUTDOWN: "shutdown", PowerState.CRASHED: "crashed", PowerState.SUSPENDED: "suspended",
-}  # fmt: skip
 
 
 class ServerParts:
@@ -34,11 +29,9 @@ class ServerParts:
             ApiRoute("GET", path + "/os-interface", name + "os-attach-interfaces:list", self.interfaces),
             ApiRoute("GET", path + "/os-interface/{port_id}", name + "os-attach-interfaces:show", self.interface),
             ApiRoute("GET", path + "/os-security-groups", name + "os-security-groups:list", self.security_groups),
-            ApiRoute("GET", path + "/diagnostics", name + "os-server-diagnostics", self.diagnostics),
             ApiRoute("GET", path + "/os-server-password", name + "os-server-password:show", self.password),
             ApiRoute("DELETE", path + "/os-server-password", name + "os-server-password:clear", self.no_password),
             ApiRoute("GET", path + "/topology", name + "server:topology:index", self.topology, since=78),
-            ApiRoute("GET", path + "/migrations", name + "servers:migrations:index", self.migrations, since=23),
         ]
 
     async def _server(self, request: Request) -> Instance:
@@ -76,39 +69,6 @@ class ServerParts:
         ]
         return json_answer({"security_groups": groups})
 
-    async def diagnostics(self, request: Request) -> Answer:
-        """What the record says of the guest. Counters of devices are not measured, so they are absent or null."""
-        instance = await self._server(request)
-        if instance.host is None or instance.vm_state is VmState.BUILDING:
-            raise WrongState(action="get_diagnostics", id=instance.id, attribute="vm_state", state=instance.vm_state.value)
-        flavor = instance.spec.flavor
-        if request.microversion < DIAGNOSTICS_STANDARD_SINCE:
-            return json_answer({"memory": flavor.memory_mib * 1024, "vda_size": flavor.root_gib << 30})
-        seen = (await self._compute.hosts.seen()).get(instance.host)
-        kind = seen.inventory.virt_type if seen else None
-        traffic = [f"{way}_{what}" for way in ("rx", "tx") for what in ("octets", "errors", "drop", "packets", "rate")]
-        nics = [{"mac_address": port.definition.mac_address, **dict.fromkeys(traffic)} for port in instance.facts.ports]
-        counters = ("read_bytes", "read_requests", "write_bytes", "write_requests", "errors_count")
-        disk = dict.fromkeys(counters)
-        cpus = [{"id": index, "time": None, "utilisation": None} for index in range(flavor.vcpus)]
-        return json_answer(
-            {
-                "state": _POWER_NAMES[instance.power_state],
-                "driver": "libvirt" if kind in ("kvm", "qemu") else kind,
-                "hypervisor": kind,
-                "hypervisor_os": "linux",
-                "uptime": None,
-                "config_drive": instance.spec.config_drive,
-                "num_cpus": flavor.vcpus,
-                "num_disks": 1,
-                "num_nics": len(nics),
-                "memory_details": {"maximum": flavor.memory_mib, "used": None},
-                "cpu_details": cpus,
-                "disk_details": [disk],
-                "nic_details": nics,
-            }
-        )
-
     async def password(self, request: Request) -> Answer:
         """Nothing in a guest posts an encrypted password here, so there is none."""
         await self._server(request)
@@ -122,11 +82,6 @@ class ServerParts:
         """No guest has a NUMA topology of its own."""
         await self._server(request)
         return json_answer({"nodes": [], "pagesize_kb": None})
-
-    async def migrations(self, request: Request) -> Answer:
-        """No server migrates yet."""
-        await self._server(request)
-        return json_answer({"migrations": []})
 
 
 def _plain(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
