@@ -13,12 +13,15 @@ from urllib.parse import urlsplit
 class Connection:
     """One connection to the cloud with the headers of one user."""
 
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", *, microversion: str = "") -> None:
+        """`microversion` of the Compute API, such as 2.95; the oldest without."""
         parts = urlsplit(url)
         self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._headers = f"host: {parts.netloc}\r\n"
         if token:
             self._headers += f"x-auth-token: {token}\r\n"
+        if microversion:
+            self._headers += f"openstack-api-version: compute {microversion}\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.answer_headers: dict[str, str] = {}
 

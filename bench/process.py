@@ -63,8 +63,8 @@ class Cloud:
         self.token, _ = await token_of(self.url, clouds["clouds"]["instar"])
         return took
 
-    def connect(self) -> Connection:
-        return Connection(self.url, self.token)
+    def connect(self, *, microversion: str = "") -> Connection:
+        return Connection(self.url, self.token, microversion=microversion)
 
     @property
     def resident_mib(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bench.http_client import Connection
 
-BUILD_DEADLINE_S = 120.0
+BUILD_DEADLINE_S = 60.0
 CIDR = "10.128.0.0/16"  # no simulated guest sends a packet to it
 
 
@@ -68,16 +68,25 @@ async def build(connection: Connection, refs: Refs, name: str, poll_s: float) ->
 
 
 async def reach(connection: Connection, server_id: str, status: str, poll_s: float) -> None:
-    """Poll until the server has the status and no task. Raises RuntimeError when it gets into ERROR."""
-    async with asyncio.timeout(BUILD_DEADLINE_S):
-        while True:
-            server = (await connection.json("GET", f"/compute/v2.1/servers/{server_id}"))["server"]
-            if server["OS-EXT-STS:task_state"] is None:
-                if server["status"] == status:
-                    return
-                if server["status"] == "ERROR":
-                    raise RuntimeError(f"{server['name']}: {server['fault']['message']}")
-            await asyncio.sleep(poll_s)
+    """Poll until the server has the status and no task. Raises RuntimeError when it gets into ERROR, or never there."""
+    server: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(BUILD_DEADLINE_S):
+            while True:
+                server = (await connection.json("GET", f"/compute/v2.1/servers/{server_id}"))["server"]
+                if server["OS-EXT-STS:task_state"] is None:
+                    if server["status"] == status:
+                        return
+                    if server["status"] == "ERROR":
+                        raise RuntimeError(f"{server['name']}: {server['fault']['message']}")
+                await asyncio.sleep(poll_s)
+    except TimeoutError:
+        actions = await connection.json("GET", f"/compute/v2.1/servers/{server_id}/os-instance-actions")
+        last = actions["instanceActions"][0]
+        raise RuntimeError(
+            f"{server['name']} did not become {status} in {BUILD_DEADLINE_S:g} s: it is {server['status']}, its last "
+            f"action was {last['action']} ({last['message']}), its fault {server.get('fault')}"
+        ) from None
 
 
 async def gone(connection: Connection, server_id: str, poll_s: float) -> None:

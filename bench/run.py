@@ -17,9 +17,9 @@ from bench.libvirt_overhead import libvirt_overhead
 from bench.operations import operations
 from bench.recovery import recovery
 from bench.scheduling import scheduling
-from bench.table import Row, Skipped, print_table
+from bench.table import Row, Sheet, Skipped, print_sheet, print_table
 
-PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row]]]]] = {
+PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row] | Sheet]]]] = {
     "control-plane": ("Control plane (embedded, simulated hypervisor)", control_plane),
     "operations": ("Operations, control-plane time (embedded, simulated hypervisor)", operations),
     "scheduling": ("Scheduling (10,000 hosts, in process)", scheduling),
@@ -37,7 +37,11 @@ def main(only: tuple[str, ...]) -> None:
     for name in only or tuple(PARTS):
         title, measure = PARTS[name]
         try:
-            print_table(title, uvloop.run(_measured(measure)))
+            found = uvloop.run(_measured(measure))
+            if isinstance(found, Sheet):
+                print_sheet(title, found)
+            else:
+                print_table(title, found)
         except Skipped as reason:
             click.echo(f"{title}: not measured, {reason}")
         except Exception:
@@ -47,7 +51,7 @@ def main(only: tuple[str, ...]) -> None:
     sys.exit(1 if failed else 0)
 
 
-async def _measured(measure: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+async def _measured(measure: Callable[[], Awaitable[list[Row] | Sheet]]) -> list[Row] | Sheet:
     return await asyncio.ensure_future(measure())
 
 

@@ -34,6 +34,26 @@ class Row(NamedTuple):
         return self.value >= self.at_least if self.at_least is not None else None
 
 
+class Sheet(NamedTuple):
+    """A table with columns of its own: the first says what was measured, the others what came out. `notes` go below."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def print_sheet(title: str, sheet: Sheet) -> None:
+    table = Table(title=title, title_justify="left", min_width=100)
+    for position, column in enumerate(sheet.columns):
+        table.add_column(column, justify="right" if position else "left")
+    for row in sheet.rows:
+        table.add_row(*row)
+    console = Console(width=110)
+    console.print(table)
+    for note in sheet.notes:
+        console.print(note, highlight=False)
+
+
 def print_table(title: str, rows: list[Row]) -> None:
     table = Table(title=title, title_justify="left", min_width=100)
     for column, justify in (("measured", "left"), ("value", "right"), ("budget", "right"), ("holds", "left")):
