@@ -21,13 +21,14 @@ ISO_OPTIONS = ["-quiet", "-ldots", "-allow-lowercase", "-allow-multidot", "-l", 
 class BareGuest:
     """One guest: `build`, then `stop`, `start`, `reboot` as often as wanted, then `delete`, which may always be called.
 
-    `pattern` is the instance whose domain is copied, `state_dir` the directory of its cloud."""
+    `pattern` is the instance whose domain is copied, `state_dir` the directory of its cloud, `base` the image below its
+    disk (else the only one in the cache)."""
 
-    def __init__(self, connection: Any, pattern: str, state_dir: Path) -> None:
+    def __init__(self, connection: Any, pattern: str, state_dir: Path, base: Path | None = None) -> None:
         self.id = str(uuid.uuid4())
         self._connection = connection
         self._directory = state_dir / "bare" / self.id
-        self._base = next(path for path in (state_dir / "cache").iterdir() if len(path.name) == 64)
+        self._base = base or next(path for path in (state_dir / "cache").iterdir() if len(path.name) == 64)
         domain = connection.lookupByUUIDString(pattern)
         self._xml = self._renamed(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), pattern)
         self._domain: Any = None
@@ -35,8 +36,7 @@ class BareGuest:
     def build(self, disk_bytes: int) -> None:
         """Overlay, config drive, define, create."""
         self._directory.mkdir(parents=True)
-        base = ["-b", str(self._base), "-F", "qcow2"]
-        _run("qemu-img", "create", "-q", "-f", "qcow2", *base, str(self._directory / "root.qcow2"), str(disk_bytes))
+        self._overlay("root", disk_bytes)
         self._write_config_drive()
         self._domain = self._connection.defineXML(self._xml)
         self._domain.create()
@@ -64,6 +64,12 @@ class BareGuest:
             domain.undefine()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _overlay(self, disk: str, disk_bytes: int) -> Path:
+        path = self._directory / f"{disk}.qcow2"
+        base = ["-b", str(self._base), "-F", "qcow2"]
+        run("qemu-img", "create", "-q", "-f", "qcow2", *base, str(path), str(disk_bytes))
+        return path
+
     def _check(self, state: int) -> None:
         if self._domain.state()[0] != state:
             raise RuntimeError("the bare guest does not run")
@@ -74,7 +80,7 @@ class BareGuest:
         (folder / "meta_data.json").write_text(META_DATA % self.id)
         (folder / "network_data.json").write_text('{"links": [], "networks": [], "services": []}')
         drive, tree = self._directory / "config.iso", self._directory / "tree"
-        _run("genisoimage", "-o", str(drive), *ISO_OPTIONS, str(tree))
+        run("genisoimage", "-o", str(drive), *ISO_OPTIONS, str(tree))
         shutil.rmtree(tree)
 
     def _renamed(self, xml: str, pattern: str) -> str:
@@ -101,5 +107,5 @@ def _set(parent: ET.Element, tag: str, attribute: str, value: str) -> None:
     element.set(attribute, value)
 
 
-def _run(*command: str) -> None:
+def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -26,14 +26,17 @@ class Connection:
         self.answer_headers: dict[str, str] = {}
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        """(status, body) of one request."""
+        """(status, body) of one request; a body of bytes is sent as it is."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address, limit=1 << 24)
         reader, writer = self._streams
-        payload = b"" if body is None else json.dumps(body).encode()
+        if isinstance(body, bytes):
+            payload, kind = body, "application/octet-stream"
+        else:
+            payload, kind = b"" if body is None else json.dumps(body).encode(), "application/json"
         head = f"{method} {path} HTTP/1.1\r\n{self._headers}"
         if payload:
-            head += f"content-type: application/json\r\ncontent-length: {len(payload)}\r\n"
+            head += f"content-type: {kind}\r\ncontent-length: {len(payload)}\r\n"
         writer.write(head.encode() + b"\r\n" + payload)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         status = int(lines[0].split()[1])

@@ -37,17 +37,28 @@ _Timing = dict[str, list[float]]
 
 async def libvirt_overhead() -> list[Row]:
     """Medians of both ways and their ratio. Raises Skipped where guests cannot be made."""
-    if os.geteuid() != 0:
-        raise Skipped("real guests need root")
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing:
-        raise Skipped(f"not installed here: {', '.join(missing)}")
+    check_host()
     # Guests that are stopped have not booted, and would not hear the power button.
     async with cloud("libvirt", environ={"INSTAR_LIFECYCLE_SHUTDOWN_GRACE_S": "0"}) as one:
         connection = one.connect()
         ours, bare = await _measured(one, connection)
         await connection.close()
     return [row for name in OPERATIONS for row in _rows(name, ours[name], bare[name])]
+
+
+def check_host() -> None:
+    """Raises Skipped where guests cannot be made."""
+    if os.geteuid() != 0:
+        raise Skipped("real guests need root")
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        raise Skipped(f"not installed here: {', '.join(missing)}")
+
+
+async def open_libvirt(one: Cloud) -> Any:
+    """A connection to the libvirtd that the cloud has its guests on."""
+    uri = SYSTEM_URI if await system_libvirtd_usable() else PrivateDaemon(one.directory).uri
+    return await asyncio.to_thread(libvirt.open, uri)
 
 
 def _rows(name: str, ours: list[float], bare: list[float]) -> list[Row]:
@@ -71,8 +82,7 @@ async def _measured(one: Cloud, connection: Connection) -> tuple[_Timing, _Timin
     # One that stays, stopped: the image is in the cache, and the network has its bridge, for both ways.
     keeper = (await build(connection, refs, "keeper", POLL_S)).id
     await _act(connection, keeper, "stop")
-    uri = SYSTEM_URI if await system_libvirtd_usable() else PrivateDaemon(one.directory).uri
-    to_libvirt = await asyncio.to_thread(libvirt.open, uri)
+    to_libvirt = await open_libvirt(one)
     try:
         for turn in range(-WARM_UP, TURNS):
             for kind, timing in (("bare", await _bare(to_libvirt, keeper, one.directory)),

@@ -147,7 +147,9 @@ async def _devices(connection: Connection, refs: Refs, server_id: str, volume_id
 async def _none_in_flight(connection: Connection, server_id: str) -> None:
     """Raises RuntimeError where the last one failed."""
     async with asyncio.timeout(BUILD_DEADLINE_S):
-        while (await connection.json("GET", "/instar/v1/operations"))["total"]:
+        while True:
+            if not (await connection.json("GET", "/instar/v1/operations"))["total"]:
+                break
             await asyncio.sleep(POLL_S)
     last = (await connection.json("GET", f"/instar/v1/servers/{server_id}/operations"))["operations"][0]
     if last["result"] != "Success":

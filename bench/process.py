@@ -81,6 +81,14 @@ class Cloud:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    @property
+    def written_bytes(self) -> int:
+        """What the process, its threads and the programs that it ran and waited for have written to storage so far: the
+        kernel adds what a program has written to its parent's account when the parent takes note of its end."""
+        assert self._process is not None
+        account = Path(f"/proc/{self._process.pid}/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in account if line.startswith("write_bytes:"))
+
     async def kill(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)

@@ -13,6 +13,7 @@ import structlog
 import uvloop
 
 from bench.control_plane import control_plane
+from bench.libvirt_life import libvirt_life
 from bench.libvirt_overhead import libvirt_overhead
 from bench.operations import operations
 from bench.recovery import recovery
@@ -24,6 +25,7 @@ PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row] | Sheet]]]] = {
     "operations": ("Operations, control-plane time (embedded, simulated hypervisor)", operations),
     "scheduling": ("Scheduling (10,000 hosts, in process)", scheduling),
     "libvirt": ("Overhead on libvirt (real guests)", libvirt_overhead),
+    "life": ("Whole life on libvirt (real guests) against bare libvirt and qemu-img", libvirt_life),
     "recovery": ("Recovery (kill -9, simulated hypervisor)", recovery),
 }
 

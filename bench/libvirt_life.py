@@ -1,0 +1,183 @@
+"""The whole life of real guests, each operation through the API against the bare libvirt and qemu-img work that does the
+same, in turns on one libvirtd. The disk has DATA_MIB of random data, so that what moves data has something to move."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.bare_life import BareLife, wait_for_boots
+from bench.http_client import Connection
+from bench.libvirt_overhead import check_host, open_libvirt
+from bench.process import Cloud, cloud
+from bench.refs import Refs, build
+from bench.server_acts import MICROVERSION, Act, act, delete, remove_snapshots
+from bench.table import Sheet
+from tests.hypervisor.tiny_guest import write_image
+
+TURNS = int(os.environ.get("INSTAR_BENCH_TURNS", "5"))
+POLL_S = 0.005
+DATA_MIB = 256
+BUDGET = 1.25
+
+
+class Deed(NamedTuple):
+    """An operation, the bare work that it is held against, and how many boots the console tells of before it begins."""
+
+    act: Act
+    name: str
+    bare: str
+    bare_work: Callable[[BareLife], None]
+    boots: int
+
+
+def _deeds(image: str, larger: str) -> list[Deed]:
+    """In the order in which they are done."""
+    return [
+        Deed(Act("pause", {"pause": None}, "PAUSED"), "pause", "suspend", BareLife.pause, 1),
+        Deed(Act("unpause", {"unpause": None}, "ACTIVE"), "unpause", "resume", BareLife.unpause, 1),
+        Deed(Act("suspend", {"suspend": None}, "SUSPENDED"), "suspend", "managedSave", BareLife.suspend, 1),
+        Deed(Act("resume", {"resume": None}, "ACTIVE"), "resume", "create", BareLife.resume, 1),
+        Deed(Act("createImage", {"createImage": {"name": "running"}}, "ACTIVE"), "createImage, running",
+             "backupBegin", BareLife.copy_running, 1),
+        Deed(Act("stop", {"os-stop": None}, "SHUTOFF"), "stop", "shutdown", BareLife.shut_down, 1),
+        Deed(Act("createImage", {"createImage": {"name": "stopped"}}, "SHUTOFF"), "createImage, stopped",
+             "convert", BareLife.convert, 1),
+        Deed(Act("start", {"os-start": None}, "ACTIVE"), "start", "create", BareLife.start, 1),
+        Deed(Act("rescue", {"rescue": {}}, "RESCUE", 200), "rescue",
+             "shutdown, overlay, define, create", BareLife.rescue, 2),
+        Deed(Act("unrescue", {"unrescue": None}, "ACTIVE"), "unrescue",
+             "shutdown, define, create", BareLife.unrescue, 3),
+        Deed(Act("resize", {"resize": {"flavorRef": larger}}, "VERIFY_RESIZE"), "resize, same host",
+             "shutdown, define, create", BareLife.resize, 4),
+        Deed(Act("revert", {"revertResize": None}, "ACTIVE"), "revert resize",
+             "destroy, define, create", BareLife.revert, 5),
+        Deed(Act("rebuild", {"rebuild": {"imageRef": image}}, "ACTIVE"), "rebuild",
+             "destroy, overlay, define, create", BareLife.rebuild, 6),
+        Deed(Act("shelve", {"shelve": None}, "SHELVED_OFFLOADED"), "shelve, with offload",
+             "shutdown, convert", BareLife.shelve, 7),
+        Deed(Act("unshelve", {"unshelve": None}, "ACTIVE"), "unshelve",
+             "convert, overlay, define, create", BareLife.unshelve, 0),
+    ]  # fmt: skip
+
+
+class Times(NamedTuple):
+    """Seconds, by the name of the operation; and what the shelves wrote for each byte of the image."""
+
+    ours: dict[str, list[float]]
+    bare: dict[str, list[float]]
+    written: list[float]
+
+
+async def libvirt_life() -> Sheet:
+    """Medians over TURNS guests. Raises Skipped where guests cannot be made."""
+    check_host()
+    times = Times({}, {}, [])
+    async with cloud("libvirt") as one:
+        connection = one.connect(microversion=MICROVERSION)
+        image = await _upload(one, connection)
+        flavors = sorted((await connection.json("GET", "/compute/v2.1/flavors/detail"))["flavors"], key=lambda f: f["ram"])
+        networks = (await connection.json("GET", "/network/v2.0/networks?name=private"))["networks"]
+        refs = Refs(image, flavors[0]["id"], networks[0]["id"])
+        deeds = _deeds(image, flavors[1]["id"])
+        await _measure(one, connection, refs, deeds, times)
+        await connection.close()
+    rows = [_row(deed, times) for deed in deeds]
+    written = f"{statistics.median(times.written):.3f} bytes were written to storage for each byte of a shelved image"
+    how = "(write_bytes of the process and of the programs that it ran, over the size of the image's file)"
+    return Sheet(
+        (f"{DATA_MIB} MiB of data, {TURNS} guests", "bare work", "bare", "API", "ratio", "budget"), rows, (written, how)
+    )
+
+
+def _row(deed: Deed, times: Times) -> tuple[str, ...]:
+    ours, bare = statistics.median(times.ours[deed.name]), statistics.median(times.bare[deed.name])
+    ratio = ours / bare
+    holds = "holds" if ratio <= BUDGET else "MISSED"
+    return (deed.name, deed.bare, f"{bare * 1000:,.0f} ms", f"{ours * 1000:,.0f} ms", f"{ratio:.2f}", f"≤ {BUDGET} {holds}")
+
+
+async def _measure(one: Cloud, connection: Connection, refs: Refs, deeds: list[Deed], times: Times) -> None:
+    # One that stays, stopped: the image is in the cache, and the network has its bridge, for both ways.
+    keeper = (await build(connection, refs, "keeper", POLL_S)).id
+    await asyncio.to_thread(wait_for_boots, _console(one, keeper), 1)
+    await act(connection, keeper, Act("stop", {"os-stop": None}, "SHUTOFF"), POLL_S)
+    base = next(path for path in (one.directory / "cache").iterdir() if len(path.name) == 64)
+    to_libvirt = await open_libvirt(one)
+    try:
+        for turn in range(TURNS):
+            guest = await asyncio.to_thread(BareLife, to_libvirt, keeper, one.directory, base)
+            await asyncio.to_thread(_bare_life, guest, deeds, times.bare)
+            await _our_life(one, connection, refs, deeds, times, turn)
+    finally:
+        await asyncio.to_thread(to_libvirt.close)
+    await delete(connection, keeper, POLL_S)
+
+
+def _bare_life(guest: BareLife, deeds: list[Deed], times: dict[str, list[float]]) -> None:
+    try:
+        guest.create()
+        for deed in deeds:
+            guest.wait_booted(deed.boots)
+            if deed.name != "unshelve":
+                guest.forget_copy()
+            began = time.perf_counter()
+            deed.bare_work(guest)
+            times.setdefault(deed.name, []).append(time.perf_counter() - began)
+    finally:
+        guest.delete()
+
+
+async def _our_life(
+    one: Cloud, connection: Connection, refs: Refs, deeds: list[Deed], times: Times, turn: int
+) -> None:
+    server = (await build(connection, refs, f"life-{turn}", POLL_S)).id
+    for deed in deeds:
+        if deed.boots:
+            await asyncio.to_thread(wait_for_boots, _console(one, server), deed.boots)
+        written = one.written_bytes
+        took = await act(connection, server, deed.act, POLL_S)
+        times.ours.setdefault(deed.name, []).append(took.settled_s)
+        if deed.act.name == "shelve":
+            times.written.append((one.written_bytes - written) / await _shelved_bytes(connection, server))
+        if deed.act.name == "createImage":
+            await remove_snapshots(connection, server)
+    await delete(connection, server, POLL_S)
+
+
+async def _shelved_bytes(connection: Connection, server_id: str) -> int:
+    (image,) = (await connection.json("GET", f"/image/v2/images?instance_uuid={server_id}"))["images"]
+    size: int = image["size"]
+    return size
+
+
+def _console(one: Cloud, server_id: str) -> Path:
+    return one.directory / "instances" / server_id / "console.log"
+
+
+async def _upload(one: Cloud, connection: Connection) -> str:
+    """The id of an image of the tiny guest, with DATA_MIB of random data behind it."""
+    body: dict[str, Any] = {"name": "loaded", "disk_format": "qcow2", "container_format": "bare"}
+    image_id: str = (await connection.json("POST", "/image/v2/images", body, expect=201))["id"]
+    with tempfile.TemporaryDirectory(prefix="instar-bench-", dir=one.directory) as directory:
+        path = await asyncio.to_thread(_make_image, Path(directory))
+        data = await asyncio.to_thread(path.read_bytes)
+    await connection.json("PUT", f"/image/v2/images/{image_id}/file", data, expect=204)
+    return image_id
+
+
+def _make_image(directory: Path) -> Path:
+    raw, image = directory / "raw", directory / "image.qcow2"
+    write_image(raw)
+    with raw.open("ab") as file:
+        for _ in range(DATA_MIB):
+            file.write(os.urandom(1 << 20))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)], check=True, timeout=60)
+    return image
