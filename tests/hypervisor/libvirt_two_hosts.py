@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ import msgspec
 
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.network import NetworkDefinition
+from instar.model.states import PowerState
 from instar.model.stream import StreamAddress
-from instar.streams.client import StreamClient
+from instar.streams.client import StreamClient, Tunnel
 from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
 
@@ -27,9 +32,18 @@ REAL_MODE_BYTES = 512
 
 
 class CuttableClient(StreamClient):
-    """While `is_cut` peers are looked for where nobody listens."""
+    """While `is_cut` peers are looked for where nobody listens. While `is_slow` the memory of a guest goes so slowly that
+    it never ends, as that of one which changes it faster than it is sent; until the guest is held still."""
 
     is_cut = False
+    is_slow = False
+
+    async def tunnel(self, local_socket: Path, peer: StreamAddress, name: str) -> Tunnel:
+        if not (self.is_slow and name.endswith("/memory")):
+            return await super().tunnel(local_socket, peer, name)
+        inner = local_socket.with_name(local_socket.name + ".fast")
+        tunnel = await super().tunnel(inner, peer, name)
+        return await asyncio.to_thread(SlowTunnel, self, local_socket, inner, tunnel)  # type: ignore[return-value]
 
     async def fetch_file(
         self,
@@ -43,6 +57,47 @@ class CuttableClient(StreamClient):
         if self.is_cut:
             peer = msgspec.structs.replace(peer, port=1)
         await super().fetch_file(peer, name, target, progress=progress, deadline_s=deadline_s)
+
+
+class SlowTunnel:
+    """Carries what comes to a socket on to another one, a little at a time."""
+
+    def __init__(self, client: CuttableClient, outer: Path, inner: Path, tunnel: Tunnel) -> None:
+        self._client, self._outer, self._inner, self._tunnel = client, outer, inner, tunnel
+        self.error = None
+        outer.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(outer))
+        self._listener.listen(4)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                taken, _ = self._listener.accept()
+                onward = socket.socket(socket.AF_UNIX)
+                onward.connect(str(self._inner))
+            except OSError:
+                return
+            for source, sink, slow in ((taken, onward, True), (onward, taken, False)):
+                threading.Thread(target=self._pump, args=(source, sink, slow), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, slow: bool) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(4096):
+                sink.sendall(chunk)
+                if slow and self._client.is_slow:
+                    time.sleep(0.1)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    async def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._outer.unlink(missing_ok=True)
+        await self._tunnel.close()
 
 
 class StreamHost(LibvirtHarness):
@@ -87,6 +142,7 @@ class LibvirtTwoHosts:
 
     def __init__(self, source: StreamHost, target: StreamHost) -> None:
         self.source, self.target = source, target
+        self._watcher: asyncio.Task[None] | None = None
         target.shared = source.network()
 
     @classmethod
@@ -108,13 +164,30 @@ class LibvirtTwoHosts:
     async def cut(self) -> None:
         self.target.client.is_cut = True
 
+    async def cut_off_target(self) -> None:
+        """The source reaches nothing of the target any more."""
+        self.target.server.revoke("")
+
     async def mend(self) -> None:
         self.target.client.is_cut = False
+        self.source.client.is_slow = False
 
     async def slow_down(self) -> None:
-        raise NotImplementedError
+        self.source.client.is_slow = True
+        self._watcher = asyncio.create_task(self._until_held_still())
+
+    async def _until_held_still(self) -> None:
+        while self.source.client.is_slow:
+            states = (await self.source.hypervisor.census()).guests.values()
+            if any(state.power_state is PowerState.PAUSED for state in states):
+                self.source.client.is_slow = False
+            await asyncio.sleep(0.1)
 
     async def close(self) -> None:
+        await self.mend()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         try:
             await self.source.close()
         finally:

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from instar.errors import HypervisorError, MigrationAborted, StreamBroken
-from instar.hypervisor.not_yet import NotYet
 from instar.model.guest import (
     DiskOffer,
     GuestDefinition,
@@ -247,8 +246,6 @@ async def test_on_the_same_host_nothing_aside_keeps_the_disks(hosts: TwoHosts) -
 
 
 async def ready(hosts: TwoHosts, guest: GuestDefinition) -> LiveTarget:
-    if isinstance(hosts.source.hypervisor, NotYet):
-        pytest.skip("no live migration yet")
     to = await hosts.target.hypervisor.stream_address()
     offer = await hosts.source.hypervisor.offer_live(guest.instance_id, to)
     return await hosts.target.hypervisor.ensure_ready_for_live(guest, offer)

@@ -256,6 +256,10 @@ class _Progress:
         return tell
 
 
+def tell_nobody(instance_id: str, files: tuple[DiskFile, ...]) -> _Progress:
+    return _Progress(instance_id, files, lambda _progress: None)
+
+
 def _link_files(aside: Path, directory: Path, names: dict[str, str]) -> None:
     for name, new_name in names.items():
         with contextlib.suppress(FileExistsError):

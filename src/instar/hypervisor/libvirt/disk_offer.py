@@ -7,12 +7,14 @@ same host), perhaps on a cached image. Everything here blocks, for a moment.
 from __future__ import annotations
 
 import re
+import shutil
 import uuid
 from pathlib import Path
 
 import msgspec
 
 from instar.errors import HypervisorError
+from instar.hypervisor.libvirt.disks import make_directory
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.qcow2_header import Qcow2Header, read_header
 from instar.hypervisor.stream_peers import StreamGrants
@@ -119,6 +121,20 @@ def offer_aside(paths: HostPaths, instance_id: str, streams: StreamGrants, to: S
     logs = {name: aside / name for name in CONSOLE_LOGS}
     others = grant_others(streams, to, instance_id, logs, valid_s=OFFER_VALID_S)
     return msgspec.structs.replace(offer, other_files=others)
+
+
+def offer_running(paths: HostPaths, instance_id: str, streams: StreamGrants, to: StreamAddress) -> DiskOffer:
+    """What the disks of the running guest stand on, its config drive as it knows it, and its console's log as it is now."""
+    directory = paths.instance(instance_id)
+    make_directory(directory)
+    offer = make_offer(paths, instance_id, directory, streams, to, standing_on=True, valid_s=OFFER_VALID_S)
+    others = {CONFIG_DRIVE: directory / CONFIG_DRIVE, CONSOLE_LOGS[1]: directory / CONSOLE_LOGS[1]}
+    log = directory / CONSOLE_LOGS[0]
+    if log.is_file():
+        others[log.name] = log.with_name(f".{log.name}.offered")  # the log itself changes while it is sent
+        shutil.copyfile(log, others[log.name])
+    granted = grant_others(streams, to, instance_id, others, valid_s=OFFER_VALID_S)
+    return msgspec.structs.replace(offer, other_files=granted)
 
 
 def make_offer(

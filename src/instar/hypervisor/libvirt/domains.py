@@ -28,6 +28,7 @@ _POWER: Mapping[int, PowerState] = {
     libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
     libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
 }
+_ARRIVING = frozenset({libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -51,7 +52,9 @@ def state_of(domain: Any | None) -> GuestState:
     if domain is None:
         return ABSENT
     try:
-        state, _reason = domain.state()
+        state, reason = domain.state()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in _ARRIVING and _is_arriving(domain):
+            return GuestState(exists=True)
         if not domain.isActive():
             # A domain that ended between the two calls is off, whatever the first one said.
             power = PowerState.CRASHED if state == libvirt.VIR_DOMAIN_CRASHED else PowerState.SHUTDOWN
@@ -62,6 +65,18 @@ def state_of(domain: Any | None) -> GuestState:
             return ABSENT
         raise
     return GuestState(exists=True, power_state=_POWER.get(state, PowerState.NOSTATE), domain_id=domain_id)
+
+
+def _is_arriving(domain: Any) -> bool:
+    """The process of a guest that is being migrated to this host. It is no guest before it has come: whoever took it for
+    one would end the one at the source."""
+    if not domain.isPersistent():  # it is defined when it has come; ours always are
+        return True
+    try:
+        operation = domain.jobStats().get("operation")
+    except libvirt.libvirtError:
+        return False
+    return bool(operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)
 
 
 def observe(connection: Any, instance_id: str) -> GuestState:

@@ -31,17 +31,18 @@ from instar.hypervisor.libvirt import (
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.devices import GuestDevices
 from instar.hypervisor.libvirt.disk_moves import DiskMoves
-from instar.hypervisor.libvirt.disk_offer import offer_aside, stream_name
+from instar.hypervisor.libvirt.disk_offer import offer_aside, offer_running, stream_name
 from instar.hypervisor.libvirt.disks import InstanceDisks, supports_direct_io
 from instar.hypervisor.libvirt.domain_xml import DomainFiles, HostFacts, domain_xml
 from instar.hypervisor.libvirt.guest_events import GuestEvents
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.image_cache import ImageCache
+from instar.hypervisor.libvirt.live_migration import LiveMigrations
+from instar.hypervisor.libvirt.live_target import LiveTargets, MigrationSockets, socket_name
 from instar.hypervisor.libvirt.questions import HostCapabilities, read_capabilities
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.hypervisor.libvirt.snapshots import Snapshots
 from instar.hypervisor.libvirt.volume_swap import VolumeSwap
-from instar.hypervisor.not_yet import NotYet
 from instar.hypervisor.stream_peers import StreamFetches, StreamGrants
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
@@ -54,6 +55,8 @@ from instar.model.guest import (
     HostCensus,
     HostInventory,
     ImageSource,
+    LiveMigrationOptions,
+    LiveTarget,
     SnapshotTaken,
     SnapshotTarget,
     SoftRebootOutcome,
@@ -70,7 +73,7 @@ UP = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 log = structlog.get_logger()
 
 
-class LibvirtHypervisor(NotYet):
+class LibvirtHypervisor:
     """See contract.Hypervisor. `host` names the host in errors; everything of it lies under `state_dir`.
 
     `open` returns although libvirtd is away, and connects as soon as it is there: an agent must be able to start first."""
@@ -112,6 +115,11 @@ class LibvirtHypervisor(NotYet):
         self._disks = InstanceDisks(self._paths, settings=self._settings, host=host)
         self._moves = DiskMoves(
             self._paths, self._images, self._disks, fetches, settings=self._settings, host=host
+        )
+        self._sockets = MigrationSockets(uri)
+        self._targets = LiveTargets(self._paths, self._disks, self._moves, self._sockets, network.bridge_name)
+        self._live = LiveMigrations(
+            self._connection, self._paths, self._sockets, fetches, settings=self._settings, host=host
         )
         self._devices = GuestDevices(
             self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
@@ -264,6 +272,8 @@ class LibvirtHypervisor(NotYet):
         await self._destroy(instance_id)
         await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
         await self._network.ensure_no_ports(instance_id)
+        self._take_back_offers(instance_id)
+        await asyncio.to_thread(self._sockets.remove, instance_id)
         if not keep_disks:
             await self._disks.ensure_none(instance_id)
 
@@ -333,6 +343,32 @@ class LibvirtHypervisor(NotYet):
         self._take_back_offers(instance_id)
         await asyncio.to_thread(set_aside.forget_aside, self._paths, instance_id, self._host)
 
+    async def offer_live(self, instance_id: str, to: StreamAddress) -> DiskOffer:
+        if (await self.observe(instance_id)).domain_id is None:
+            raise HypervisorError(reason="the guest does not run")
+        return await asyncio.to_thread(offer_running, self._paths, instance_id, self._given_out(), to)
+
+    async def ensure_ready_for_live(self, guest: GuestDefinition, offer: DiskOffer) -> LiveTarget:
+        instance_id = guest.instance_id
+        is_here = (await self.observe(instance_id)).domain_id is not None
+        if not is_here:  # what an attempt before this one has left would be in the way
+            await self._destroy(instance_id)
+            await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+        if guest.ports:
+            await self._network.ensure_ports(instance_id, guest.ports)
+        return await self._targets.make_ready(guest, offer, self._given_out(), is_here=is_here)
+
+    async def migrate_live(
+        self, guest: GuestDefinition, target: LiveTarget, options: LiveMigrationOptions, report: Report
+    ) -> None:
+        await self._live.migrate(guest, target, options, report)
+
+    async def abort_live(self, instance_id: str) -> None:
+        await self._live.abort(instance_id)
+
+    async def force_live(self, instance_id: str) -> None:
+        await self._live.force(instance_id)
+
     def _given_out(self) -> StreamGrants:
         if self._streams is None:
             raise HypervisorError(reason="this host gives nothing to other hosts")
@@ -341,6 +377,7 @@ class LibvirtHypervisor(NotYet):
     def _take_back_offers(self, instance_id: str) -> None:
         if self._streams is not None:
             self._streams.revoke(stream_name(instance_id, ""))
+            self._streams.revoke(socket_name(instance_id, ""))
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
