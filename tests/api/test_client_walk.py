@@ -88,7 +88,8 @@ async def _is_migrated(cloud: Cloud) -> None:
         ):
             await asyncio.sleep(0.05)
     number = str(found[0]["id"])
-    shown = await openstack(cloud, "server", "migration", "show", server_id, number, *AS_JSON, **as_admin)
+    # By its uuid: given a number, this client takes it for the server's id.
+    shown = await openstack(cloud, "server", "migration", "show", server_id, found[0]["uuid"], *AS_JSON, **as_admin)
     assert (shown["Status"], shown["Source Compute"]) == ("running", source)
     await openstack(cloud, "server", "migration", "abort", server_id, number, **as_admin)
     await cloud.until(cloud.demo, server_id, "ACTIVE")
@@ -101,14 +102,15 @@ async def _survives_its_host(cloud: Cloud) -> None:
     as_admin: dict[str, Any] = {"admin": True}
     await openstack(cloud, "server", "evacuate", server_id, status=1, **as_admin)
     await openstack(cloud, "compute", "service", "set", "--down", host, "nova-compute", **as_admin)
-    await openstack(cloud, "server", "evacuate", "--wait", server_id, **as_admin)
-    await cloud.until(cloud.demo, server_id, "SHUTOFF")
+    # From 2.95 on it would stay stopped, and this client waits for ACTIVE all the same.
+    await openstack(cloud, "--os-compute-api-version", "2.94", "server", "evacuate", "--wait", server_id, **as_admin)
+    await cloud.until(cloud.demo, server_id, "ACTIVE")
     assert await cloud.host_of(server_id) != host
     await openstack(cloud, "compute", "service", "set", "--up", host, "nova-compute", **as_admin)
     await openstack(cloud, "server", "delete", server_id)
     await cloud.until(cloud.demo, server_id, "SOFT_DELETED")
     await openstack(cloud, "server", "restore", server_id)
-    await cloud.until(cloud.demo, server_id, "SHUTOFF")
+    await cloud.until(cloud.demo, server_id, "ACTIVE")
     await openstack(cloud, "server", "delete", "--force", server_id)
     await cloud.gone(cloud.demo, server_id)
 
