@@ -55,6 +55,9 @@ class PlainBridgeNetwork:
         }
         return tuple(sorted(taps)), tuple(sorted(networks))
 
+    def instances_with_ports(self) -> tuple[str, ...]:
+        return tuple(sorted(self._ports))
+
     async def remove_everything(self) -> None:
         self._ports.clear()
         for name in self._ours():

@@ -12,7 +12,15 @@ import msgspec
 
 from instar.cli.control_plane import ControlPlane
 from instar.cli.state_dir import StateDir
-from instar.config import EngineSettings, HostSettings, LifecycleSettings, Settings, SimulatedSettings, StoreSettings
+from instar.config import (
+    EngineSettings,
+    HostSettings,
+    LifecycleSettings,
+    Settings,
+    SimulatedSettings,
+    StoreSettings,
+    VolumeSettings,
+)
 from instar.engine.run import Run
 from instar.http.context import RequestContext
 from instar.hypervisor.simulated.world import SimulatedWorld
@@ -35,6 +43,7 @@ SETTINGS = Settings(
     host=HostSettings(heartbeat_s=0.2, down_after_s=2, power_sync_s=60),
     lifecycle=LifecycleSettings(wait_soft_reboot_seconds=1, shutdown_grace_s=1),
     simulated=SimulatedSettings(hosts=3),
+    volume=VolumeSettings(volumes=-1),
 )
 
 

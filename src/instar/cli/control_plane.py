@@ -78,7 +78,8 @@ class ControlPlane:
         self._agents_apart = agents_apart(self.bus, self.hosts) if agents_apart is not None else None
         # Nobody else uses this database: the lock on the directory says so.
         self.conductor = Conductor(
-            self.store, self.bus, operations(self.cloud), settings.engine, alone=True, taken=taken(self.cloud)
+            self.store, self.bus, operations(self.cloud), settings.engine, alone=True, taken=taken(self.cloud),
+            fell_silent=self.hosts.fell_silent,
         )
         self.reconciler = Reconciler(self.cloud, self.lifecycle)
         self.progress = ProgressKeeper(self.store, self.bus)

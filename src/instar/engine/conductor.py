@@ -17,6 +17,7 @@ import structlog
 
 from instar.bus.contract import Bus, Message, NobodyListens, Reply, Subscription
 from instar.config import EngineSettings
+from instar.engine.hosts import FellSilent, never_silent
 from instar.engine.notifications import Outbox
 from instar.engine.run import Interrupted, Run
 from instar.errors import LeaseLost
@@ -46,7 +47,7 @@ BEATS_PER_LEASE = 3
 class Conductor:
     """`functions` has the lifecycle function of each action; `taken`, where something was taken when an operation was
     accepted, tells the run of it before all else (`Run.took`). `alone`: no other process uses this database, so whatever
-    is owned by somebody else belongs to a process that is dead."""
+    is owned by somebody else belongs to a process that is dead. `fell_silent` knows which hosts show no life any more."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Conductor:
         alone: bool,
         taken: Mapping[str, Taken] | None = None,
         monotonic: Clock = time.monotonic,
+        fell_silent: FellSilent = never_silent,
     ) -> None:
         self.id = f"conductor-{os.urandom(4).hex()}"
         self._store = store
@@ -67,6 +69,7 @@ class Conductor:
         self._settings = settings
         self._alone = alone
         self._monotonic = monotonic
+        self._fell_silent = fell_silent
         self._outbox = Outbox(store, bus)
         self._running: dict[str, tuple[Run | None, asyncio.Task[None]]] = {}
         self._taking: set[str] = set()
@@ -179,7 +182,7 @@ class Conductor:
         run = Run(
             operation, instance, steps,
             store=self._store, bus=self._bus, step_deadline_s=self._settings.step_deadline_s,
-            told=self._outbox.nudge,
+            told=self._outbox.nudge, fell_silent=self._fell_silent,
         )  # fmt: skip
         task = asyncio.current_task()
         assert task is not None

@@ -6,12 +6,14 @@ and its result can be journaled.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 
-from instar.bus.contract import Bus, Message, NobodyListens
+from instar.bus.contract import Bus, Message, NobodyListens, Reply
 from instar.errors import HostUnreachable, StepTimeout, revive
 from instar.model import commands as c
 from instar.model.console import ConsoleKind, ConsoleOffer
@@ -36,18 +38,37 @@ from instar.model.volume import VolumeDisk
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
 ANSWER_MARGIN_S = 5.0  # a command that waits for a guest gets so much more time for its answer
+LOOK_EVERY_S = 0.5  # whether a host that works for long still shows that it lives
+
+FellSilent = Callable[[str, float], bool]  # host, seconds that it was waited for
+
+
+def never_silent(_host: str, _waited_s: float) -> bool:
+    """Of those who do not follow hosts' reports."""
+    return False
 
 
 class HostClient:
-    """Commands to hosts for one instance under one epoch (0 and no instance: questions that change nothing)."""
+    """Commands to hosts for one instance under one epoch (0 and no instance: questions that change nothing).
+
+    A disk may be copied for hours: such a command ends when `fell_silent` says of its host that it shows no life."""
 
     participant = "compute"
 
-    def __init__(self, bus: Bus, *, instance_id: str = "", epoch: int = 0, deadline_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        instance_id: str = "",
+        epoch: int = 0,
+        deadline_s: float = 120.0,
+        fell_silent: FellSilent = never_silent,
+    ) -> None:
         self._bus = bus
         self._instance_id = instance_id
         self._epoch = epoch
         self._deadline_s = deadline_s
+        self._fell_silent = fell_silent
         self.hypervisor_us = 0  # time that hosts themselves worked, since it was last set to 0
 
     async def observe(self, host: str) -> GuestState:
@@ -102,10 +123,6 @@ class HostClient:
     async def ensure_no_guest(self, host: str, *_: Any) -> None:
         """Undo of `ensure_running`: the domain is gone, the disks are the business of their own step's undo."""
         await self.ensure_absent(host, keep_disks=True)
-
-    def undo_of_running(self, disks: Sequence[DiskDefinition]) -> Callable[..., Awaitable[None]]:
-        """Undo of `ensure_running` where the guest was made: a guest without disks of its own leaves nothing at all."""
-        return self.ensure_no_guest if disks else self.ensure_absent
 
     async def console_output(self, host: str, length_bytes: int) -> bytes:
         return await self._call(host, c.ReadConsole(length_bytes=length_bytes, **self._fence()), bytes)
@@ -221,7 +238,8 @@ class HostClient:
         deadline_s = self._deadline_s + extra_s + (ANSWER_MARGIN_S if extra_s else 0.0)
         message = Message(type(command).__name__, _encode(command), deadline_s)
         try:
-            reply = await self._bus.call(c.HOST_QUEUE + host, message)
+            call = self._bus.call(c.HOST_QUEUE + host, message)
+            reply = await (self._watched(host, call) if extra_s else call)
         except NobodyListens as error:
             raise HostUnreachable(host=host) from error
         except TimeoutError as error:
@@ -231,6 +249,19 @@ class HostClient:
         if reply.error is not None:
             raise revive(*reply.error)
         return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
+
+    async def _watched(self, host: str, call: Coroutine[Any, Any, Reply]) -> Reply:
+        """The answer to a command that takes long. Raises HostUnreachable when its host falls silent meanwhile."""
+        started = time.monotonic()
+        answer = asyncio.ensure_future(call)
+        try:
+            while not answer.done():
+                if self._fell_silent(host, time.monotonic() - started):
+                    raise HostUnreachable(host=host)
+                await asyncio.wait((answer,), timeout=LOOK_EVERY_S)
+            return answer.result()
+        finally:
+            answer.cancel()
 
 
 async def tell_leftovers(bus: Bus, host: str) -> None:

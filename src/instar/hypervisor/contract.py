@@ -268,6 +268,10 @@ class HostNetwork(Protocol):
         """(tap names of ours, network ids that stand on this host)."""
         ...
 
+    def instances_with_ports(self) -> tuple[str, ...]:
+        """Those of `ensure_ports`."""
+        ...
+
     async def remove_everything(self) -> None:
         """No bridge, namespace, DHCP server or filter of this cloud is left on the host."""
         ...

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     DISKS = "disks without instance"
     ASIDE = "disks set aside for a move that nobody waits for"
     TAP = "tap without port"
+    PLUGS = "ports set up without instance"
     CLAIM = "claim without instance"
     PORT = "port without instance"
     ATTACHMENT = "volume attachment without instance"
@@ -126,6 +127,9 @@ def leftovers(
         row = instances.get(instance_id)
         if row is None or (not row["busy"] and not _is_moving(row)):
             yield Finding(Kind.ASIDE, instance_id, host, _epoch(row))
+    for instance_id in census.with_ports:
+        if strange(instance_id) and instance_id not in census.guests and instance_id not in census.instance_dirs:
+            yield Finding(Kind.PLUGS, instance_id, host, _epoch(instances.get(instance_id)))
     known = {("tap" + port_id)[:TAP_NAME_LENGTH] for port_id in port_owners}
     for tap in census.taps:
         if tap not in known:

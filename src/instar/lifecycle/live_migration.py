@@ -27,7 +27,7 @@ from instar.errors import (
 from instar.lifecycle import volumes
 from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
+from instar.lifecycle.definition import disks_of, guest_of, host_of
 from instar.lifecycle.move import HOST_AWAY
 from instar.lifecycle.ports import bind_ports_to
 from instar.lifecycle.shelve import new_id
@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 ASK_AGAIN_S = 0.5
 ATTEMPTS_MAX = 3
+FIND_ATTEMPTS = 3
 
 
 class LiveArguments(msgspec.Struct, frozen=True):
@@ -93,7 +94,7 @@ async def _migrate_to(
 ) -> tuple[InstanceVolume, ...]:
     """The guest runs on the destination. Its volumes, as it has them there."""
     instance = run.instance
-    await run.step("claim", cloud.scheduler.claim, _claim(run, dest), instance.id, dest, claimed_flavor(instance),
+    await run.step("claim", cloud.scheduler.claim, _claim(run, dest), instance.id, dest, instance.spec.flavor,
                    undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("announce ports", announce_ports, cloud, instance, dest,
                            undo=withdraw_ports, on="network")  # fmt: skip
@@ -161,7 +162,7 @@ async def _connect_volumes(run: Run, cloud: Cloud, dest: str, source: str) -> tu
     connected = []
     for volume in run.facts.volumes:
         connection = await run.step(
-            f"connect volume {volume.device}", volumes.connect, cloud, volume, dest,
+            f"connect volume {volume.volume_id}", volumes.connect, cloud, volume, dest,
             undo=lambda cloud, volume, _dest: volumes.connect(cloud, volume, source), on="volume",
         )  # fmt: skip
         connected.append(msgspec.structs.replace(volume, connection=connection))
@@ -197,8 +198,10 @@ async def prepare(dest: str, source: str, run: Run, guest: GuestDefinition) -> L
 
 
 async def clear_destination(dest: str, source: str, run: Run, _guest: GuestDefinition) -> None:
-    """Undo: nothing is left on the destination, as long as the guest is at its source."""
-    if not _runs(await run.hosts.observe(source)):
+    """Undo: nothing is left on the destination, as long as the guest is at its source. A source that is away need not be
+    asked about a guest that never came here."""
+    there = await run.hosts.observe(dest)
+    if there.exists and not _runs(await run.hosts.observe(source)):
         raise HypervisorError(reason="the guest is no longer where it was, what is on the other host stays")
     await run.hosts.ensure_absent(dest)
 
@@ -216,7 +219,9 @@ async def _until_it_is_there(
     except (Cancelled, LeaseLost, TaskStateConflict):
         raise
     except InstarError:
-        if await run.step("find guest", find_guest, source, dest, run) == source:
+        # Time enough for the destination to be asked when the source does not answer.
+        deadline_s = FIND_ATTEMPTS * cloud.settings.engine.step_deadline_s
+        if await run.step("find guest", find_guest, source, dest, run, deadline_s=deadline_s) == source:
             raise
 
 

@@ -212,7 +212,7 @@ class Reconciler:
             log.warning("host.guest_not_resumed", instance=instance.id, reason=error.message)
 
     async def _remove_leftover(self, finding: Finding) -> None:
-        if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.ASIDE) or finding.host is None:
+        if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.ASIDE, Kind.PLUGS) or finding.host is None:
             return
         log.warning("reconcile.leftover", kind=finding.kind.value, instance=finding.subject, host=finding.host)
         client = HostClient(
@@ -220,6 +220,8 @@ class Reconciler:
         )
         if finding.kind is Kind.ASIDE:
             await client.ensure_nothing_aside(finding.host)
+        elif finding.kind is Kind.PLUGS:
+            await client.ensure_no_ports(finding.host)
         elif finding.kind is Kind.DISKS or await self._is_elsewhere(finding.subject):
             await client.ensure_absent(finding.host)
 

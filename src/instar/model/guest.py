@@ -101,6 +101,7 @@ class HostCensus(msgspec.Struct, frozen=True):
     cached_images: tuple[str, ...] = ()  # sha256 of cached base images
     damaged_images: tuple[str, ...] = ()  # those that disks stand on although their content is not what it was
     set_aside: tuple[str, ...] = ()  # instances whose disks are kept here while a resize waits to be confirmed
+    with_ports: tuple[str, ...] = ()  # instances whose ports are set up here
 
 
 class GuestEvent(msgspec.Struct, frozen=True):

@@ -100,6 +100,14 @@ class HostTable:
         host = self._hosts.get(name)
         return host is not None and host.hears(self._clock(), self._settings.host.down_after_s)
 
+    def fell_silent(self, name: str, waited_s: float) -> bool:
+        """Whether nothing was heard of the host for so long that it is down. One that was not heard yet since this process
+        began gets that time from when someone began to wait for it."""
+        host = self._hosts.get(name)
+        heard = host.reported_at if host is not None else None
+        silence_s = waited_s if heard is None else self._clock() - heard
+        return silence_s > self._settings.host.down_after_s
+
     def watch(self, callback: Callable[[HostChange], None]) -> None:
         """Call on the event loop for each host that comes up, goes down, or was restarted."""
         self._watchers.append(callback)
@@ -132,6 +140,7 @@ class HostTable:
         if report.inventory is not None and report.inventory != host.inventory:
             self._take_inventory(host, report.inventory)
         host.hypervisor_ok = report.hypervisor_ok
+        host.reported_at = self._clock()
         if report.hypervisor_ok:
             host.heard_at = self._clock()
             self._heard.add(host.name)

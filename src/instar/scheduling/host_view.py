@@ -16,12 +16,13 @@ NO_CAPACITY = Capacity(0, 0, 0)
 
 class HostView:
     """Free amounts are hints: what may be claimed is decided by the database. `heard_at` is when the receiver's own clock
-    last showed a report of a working hypervisor, None when there was none since the start of this process."""
+    last showed a report of a working hypervisor, None when there was none since the start of this process; `reported_at`
+    the same of any report."""
 
     __slots__ = (
         "agent_id", "boot_id", "busy", "capacity", "disabled", "disabled_reason", "disk_free_gib", "forced_down",
         "heard_at", "hypervisor_ok", "instances", "inventory", "is_up", "memory_free_mib", "metadata", "name",
-        "totals", "vcpus_free", "zone",
+        "reported_at", "totals", "vcpus_free", "zone",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -36,6 +37,7 @@ class HostView:
         self.disabled_reason: str | None = None
         self.forced_down = False
         self.heard_at: float | None = None
+        self.reported_at: float | None = None
         self.hypervisor_ok = False
         self.is_up = False  # as it was told last
         self.boot_id = self.agent_id = ""

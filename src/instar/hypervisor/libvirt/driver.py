@@ -200,6 +200,7 @@ class LibvirtHypervisor:
             set_aside=aside,
             taps=taps,
             networks=networks,
+            with_ports=self._network.instances_with_ports(),
             cached_images=await asyncio.to_thread(self._paths.cached_images),
             damaged_images=self._images.damaged(),
         )

@@ -127,6 +127,9 @@ class LinuxNetwork:
         """Taps are those that exist, known or plugged into a bridge of ours; networks those of which anything stands."""
         return await asyncio.to_thread(self._look_around)
 
+    def instances_with_ports(self) -> tuple[str, ...]:
+        return tuple(sorted(self._instances))
+
     async def remove_everything(self) -> None:
         """Also what no record tells of: whatever bears this cloud's tag. Needs no `open`. Guests must not run."""
         async with self._filter_lock:

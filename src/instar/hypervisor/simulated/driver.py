@@ -362,6 +362,7 @@ class SimulatedHypervisor:
             networks=tuple(sorted({port.network_id for ports in machine.ports.values() for port in ports})),
             cached_images=tuple(sorted(machine.images)),
             set_aside=tuple(sorted(machine.aside)),
+            with_ports=tuple(sorted(instance_id for instance_id, ports in machine.ports.items() if ports)),
         )
 
     # --- work -----------------------------------------------------------------------------------------------------
