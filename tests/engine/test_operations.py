@@ -420,3 +420,22 @@ async def test_an_operation_that_is_being_taken_is_not_taken_again_by_the_poll(b
     operation = await bench.accept_build()
     assert (await bench.finished(operation)).epoch == 1
     assert calls.done == ["a", "b", "c"]
+
+
+async def test_an_operation_whose_end_cannot_be_recorded_is_given_up_and_the_instance_is_free(bench: Bench) -> None:
+    calls = Calls()
+
+    async def build(run: Run) -> None:
+        await run.step("a", calls.do, "a", undo=calls.undo)
+        run.note(no_such_column=1)
+        await run.settle(VmState.ACTIVE)
+
+    await bench.conductor({Action.CREATE: build})
+    operation = await bench.accept_build()
+    ended = await bench.finished(operation)
+    assert (ended.result, ended.message) == ("Error", "create failed.")
+    instance = await instance_fetch(bench.store, operation.instance_id)
+    assert (instance.vm_state, instance.task_state) == (VmState.ERROR, None)
+    assert instance.facts.fault is not None
+    assert "no_such_column" in instance.facts.fault.details
+    assert calls.done.count("-a") == 1

@@ -42,6 +42,7 @@ LifecycleFunction = Callable[[Run], Awaitable[None]]
 Taken = Callable[[Run], None]
 Clock = Callable[[], float]
 BEATS_PER_LEASE = 3
+DEFECTS_MAX = 3
 
 
 class Conductor:
@@ -76,6 +77,7 @@ class Conductor:
         self._slots = asyncio.Semaphore(settings.operations_max)
         self._loops: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
+        self._defects: dict[str, int] = {}  # how often the end of an operation could not be recorded
         self._seen_beats: dict[str, tuple[int, float]] = {}
         self._seen_unowned: set[str] = set()
         self._closing = False
@@ -203,7 +205,7 @@ class Conductor:
         except Exception as failure:
             error = failure
             if not run.settled:
-                await run.fail(failure)
+                await self._fail(run, failure)
         self._outbox.nudge()
         took_ms = round((time.monotonic() - started) * 1000)
         name, fields = operation.action, {"instance": instance.id, "took_ms": took_ms, "request": operation.request_id}
@@ -212,6 +214,23 @@ class Conductor:
         else:
             log.warning("operation.failed", action=name, reason=str(error), **fields)
         return run.next_operation_id
+
+    async def _fail(self, run: Run, failure: Exception) -> None:
+        """Unwind and record. What cannot be recorded for another reason than a database that is away is a defect: it is
+        tried again, and then given up, so that the instance is not stuck."""
+        operation_id = run.operation.id
+        try:
+            await run.fail(failure)
+            self._defects.pop(operation_id, None)
+        except (Interrupted, LeaseLost):
+            raise
+        except Exception:
+            self._defects[operation_id] = self._defects.get(operation_id, 0) + 1
+            if self._defects[operation_id] < DEFECTS_MAX:
+                raise
+            log.exception("operation.given_up", action=run.operation.action, instance=run.instance.id)
+            del self._defects[operation_id]
+            await run.give_up(failure)
 
     # --- life and death of conductors -------------------------------------------------------------------------------
 

@@ -282,6 +282,20 @@ class Run:
             results = await self._write((guard, *self._pending, *beside, *rest))
         self._ended(results[-2])
 
+    async def give_up(self, error: Exception) -> None:
+        """What it found cannot be written, again and again: a defect. Only that it failed is recorded, so that it ends; what
+        it left on hosts is the reconciler's."""
+        for waiting in (self._pending, self._also, self._when_failed):
+            waiting.clear()
+        self._changes = {"vm_state": self.failed_state.value, "progress": 0}
+        self.facts = self.instance.facts
+        shown = StepFailed(step=self.operation.action)
+        self.note(facts={"fault": _fault(shown, error)})
+        finish = operation_finish(self.operation.id, result="Error", message=shown.message, forget=self.has_secrets)
+        guard = operation_guard(self.operation, forward=False)
+        results = await self._write((guard, self._change(None), finish))
+        self._ended(results[-1])
+
     def cancel(self, by: str) -> None:
         """Another operation takes over: the step at hand ends now, as Cancelled."""
         self._cancelled_by = by
