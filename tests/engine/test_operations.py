@@ -81,7 +81,7 @@ class Bench:
         return operation
 
     async def finished(self, operation: Operation) -> Operation:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 now = await operation_fetch(self.store, operation.id)
                 assert now is not None

@@ -283,8 +283,8 @@ class Run:
         self._ended(results[-2])
 
     async def give_up(self, error: Exception) -> None:
-        """What it found cannot be written, again and again: a defect. Only that it failed is recorded, so that it ends; what
-        it left on hosts is the reconciler's."""
+        """What it found cannot be written, again and again: a defect. Only that it failed is recorded, so that it ends;
+        what it left on hosts is the reconciler's."""
         for waiting in (self._pending, self._also, self._when_failed):
             waiting.clear()
         self._changes = {"vm_state": self.failed_state.value, "progress": 0}
