@@ -38,13 +38,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tag with a comma": ({"tags": ["a,b"]}, "tags"),
     "too many tags": ({"tags": [str(n) for n in range(51)]}, "tags"),
     "wrong address": ({"accessIPv4": "1.2.3"}, "accessIPv4"),
-    "boot from volume": (
-        {"block_device_mapping_v2": [{"boot_index": 0, "uuid": UNKNOWN, "source_type": "volume"}]}, "source_type",
-    ),
-    "image to volume": (
-        {"block_device_mapping_v2": [{"boot_index": 0, "uuid": UNKNOWN, "source_type": "image",
-                                      "destination_type": "volume"}]}, "destination_type",
-    ),
     "no image": ({"imageRef": ""}, "imageRef"),
     "network without anything": ({"networks": [{}]}, "networks[0]"),
     "fixed address that is none": ({"networks": [{"uuid": UNKNOWN, "fixed_ip": "x"}]}, "fixed_ip"),

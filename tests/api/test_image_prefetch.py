@@ -18,7 +18,7 @@ from instar.images.contract import ImageDraft
 from instar.lifecycle import prefetch
 from instar.model.guest import ImageSource
 from tests.api.compute_cloud import SETTINGS, Cloud, running_cloud
-from tests.api.test_openstack_clients import _openstack
+from tests.api.test_openstack_clients import openstack
 
 HOSTS = ("sim-0", "sim-1")
 
@@ -106,6 +106,6 @@ async def test_few_fetch_at_once_and_a_failure_stops_nobody(
 @pytest.mark.slow
 async def test_openstackclient_asks_for_images_ahead(cloud: Cloud) -> None:
     await aggregate(cloud, "sim-0")
-    await _openstack(cloud, "aggregate", "cache", "image", "of-1", cloud.image_id, admin=True)
+    await openstack(cloud, "aggregate", "cache", "image", "of-1", cloud.image_id, admin=True)
     await cloud.control.lifecycle.prefetch.wait_until_done()
     assert await cached(cloud, "sim-0") == 1

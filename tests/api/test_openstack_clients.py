@@ -16,7 +16,7 @@ from tests.api.compute_cloud import Cloud
 DEADLINE_S = 60.0
 
 
-async def _openstack(cloud: Cloud, *words: str, admin: bool = False, status: int = 0) -> Any:
+async def openstack(cloud: Cloud, *words: str, admin: bool = False, status: int = 0) -> Any:
     """The JSON that a command prints (None where it prints nothing)."""
     who = "admin" if admin else "demo"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OS_")} | {
@@ -43,16 +43,16 @@ async def test_openstackclient_reads_and_makes_what_admins_need(cloud: Cloud) ->
     server_id = await cloud.created(cloud.demo, "first")
     as_json = ("-f", "json")
     flavors, servers, shown, events, keypair, services, hypervisors, zones, limits, quota = await asyncio.gather(
-        _openstack(cloud, "flavor", "list", *as_json),
-        _openstack(cloud, "server", "list", *as_json),
-        _openstack(cloud, "server", "show", "first", *as_json),
-        _openstack(cloud, "server", "event", "list", server_id, *as_json),
-        _openstack(cloud, "keypair", "create", "mine", *as_json),
-        _openstack(cloud, "compute", "service", "list", *as_json, admin=True),
-        _openstack(cloud, "hypervisor", "list", *as_json, admin=True),
-        _openstack(cloud, "availability", "zone", "list", "--compute", *as_json),
-        _openstack(cloud, "limits", "show", "--absolute", *as_json),
-        _openstack(cloud, "quota", "show", "--compute", *as_json),
+        openstack(cloud, "flavor", "list", *as_json),
+        openstack(cloud, "server", "list", *as_json),
+        openstack(cloud, "server", "show", "first", *as_json),
+        openstack(cloud, "server", "event", "list", server_id, *as_json),
+        openstack(cloud, "keypair", "create", "mine", *as_json),
+        openstack(cloud, "compute", "service", "list", *as_json, admin=True),
+        openstack(cloud, "hypervisor", "list", *as_json, admin=True),
+        openstack(cloud, "availability", "zone", "list", "--compute", *as_json),
+        openstack(cloud, "limits", "show", "--absolute", *as_json),
+        openstack(cloud, "quota", "show", "--compute", *as_json),
     )
     assert flavors[0]["Name"] == "m1.nano"
     assert [(one["Name"], one["Status"], one["Flavor"]) for one in servers] == [("first", "ACTIVE", "m1.nano")]
@@ -69,7 +69,7 @@ async def test_openstackclient_reads_and_makes_what_admins_need(cloud: Cloud) ->
 
 @pytest.mark.slow
 async def test_openstackclient_leads_a_server_through_its_life(cloud: Cloud) -> None:
-    made = await _openstack(
+    made = await openstack(
         cloud, "server", "create", "--image", cloud.image_id, "--flavor", "m1.nano", "--nic", "auto", "--wait",
         "--config-drive", "true", "--property", "a=b", "-f", "json", "life",
     )  # fmt: skip
@@ -79,14 +79,14 @@ async def test_openstackclient_leads_a_server_through_its_life(cloud: Cloud) -> 
         ("set", "--property", "c=d"), ("unset", "--property", "a"), ("set", "--name", "second"),
     ):  # fmt: skip
         name = "life"
-        await _openstack(cloud, "server", *words, name)
+        await openstack(cloud, "server", *words, name)
         if words[0] in ("stop", "start"):
             await cloud.until(cloud.demo, made["id"], "SHUTOFF" if words[0] == "stop" else "ACTIVE")
     server = (await cloud.demo.get(f"/servers/{made['id']}"))["server"]
     assert (server["name"], server["metadata"]) == ("second", {"c": "d"})
     actions = (await cloud.demo.get(f"/servers/{made['id']}/os-instance-actions"))["instanceActions"]
-    event = await _openstack(cloud, "server", "event", "show", made["id"], actions[0]["request_id"], "-f", "json")
+    event = await openstack(cloud, "server", "event", "show", made["id"], actions[0]["request_id"], "-f", "json")
     assert event["action"] == "unlock"
-    await _openstack(cloud, "console", "log", "show", "second")
-    await _openstack(cloud, "server", "delete", "--wait", "second")
+    await openstack(cloud, "console", "log", "show", "second")
+    await openstack(cloud, "server", "delete", "--wait", "second")
     await cloud.gone(cloud.demo, made["id"])

@@ -131,5 +131,5 @@ def _compute(cloud: Cloud) -> Any:
     control = cloud.control
     return Compute(
         control.store, control.settings, control.lifecycle, control.images, control.networks, cloud.identity,
-        HostDirectory(control.store, control.hosts),
+        HostDirectory(control.store, control.hosts), control.volumes,
     )  # fmt: skip

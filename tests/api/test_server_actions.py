@@ -351,3 +351,29 @@ async def test_bodies_of_actions_are_refused_by_path_and_rule(three_hosts: Cloud
         ("changePassword", {"adminPass": None}, "changePassword.adminPass"),
     ):  # fmt: skip
         assert word in await cloud.admin.refused(400, "POST", path, {key: value}), (key, value)
+
+
+async def test_ports_of_a_server_join_and_leave_security_groups(three_hosts: Cloud) -> None:
+    cloud = three_hosts
+    demo, server_id = cloud.demo, await cloud.created(cloud.demo)
+    path, port = f"/servers/{server_id}/action", (await cloud.control.networks.ports_of(server_id))[0]
+    store = cloud.control.store
+    for key, value, status in (
+        ("addSecurityGroup", {"name": "none"}, 404), ("addSecurityGroup", {}, 400),
+        ("removeSecurityGroup", {"name": ""}, 400), ("removeSecurityGroup", {"name": "none"}, 404),
+    ):  # fmt: skip
+        await demo.refused(status, "POST", path, {key: value})
+
+    async def groups() -> tuple[int, list[str]]:
+        rows = await store.read("SELECT group_id FROM port_security_groups WHERE port_id = :id", {"id": port.definition.id})
+        server = (await demo.get(f"/servers/{server_id}"))["server"]
+        return len(rows), [one["name"] for one in server["security_groups"]]
+
+    for key, count in (
+        ("addSecurityGroup", 1), ("removeSecurityGroup", 0), ("addSecurityGroup", 1), ("addSecurityGroup", 1),
+    ):  # fmt: skip
+        assert (await cloud.act(demo, server_id, key, {"name": "default"})).status_code == 202
+        assert await groups() == (count, ["default"] * count)
+    await cloud.act(demo, server_id, "removeSecurityGroup", {"name": "default"})
+    await demo.refused(404, "POST", path, {"removeSecurityGroup": {"name": "default"}})
+    await cloud.control.networks.refresh.settled()

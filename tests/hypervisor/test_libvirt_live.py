@@ -98,6 +98,21 @@ async def test_on_shared_storage_the_source_never_removes_disks_that_the_target_
     await boot(hosts.target, guest, boots=2)
 
 
+async def test_shared_storage_that_is_not_recognised_costs_no_disk(sharing_hosts: LibvirtTwoHosts) -> None:
+    """A file system may show the other host's new file late: then the directory is not what the target takes it for."""
+    hosts = sharing_hosts
+    guest, state, _target = await running_and_ready(hosts)
+    offer = await hosts.source.hypervisor.offer_live(guest.instance_id, await hosts.target.hypervisor.stream_address())
+    late = msgspec.structs.replace(offer, marker=f"{guest.instance_id}/.offer-{'0' * 32}")
+    owner = root(hosts.source, guest).with_name(ownership.OWNER)
+    for said in (owner.read_bytes(), b""):
+        owner.write_bytes(said)
+        with pytest.raises(HypervisorError):
+            await hosts.target.hypervisor.ensure_ready_for_live(guest, late)
+    assert root(hosts.source, guest).exists()
+    assert await hosts.source.hypervisor.observe(guest.instance_id) == state
+
+
 async def test_a_volume_goes_along_by_its_connection_at_the_target(hosts: LibvirtTwoHosts) -> None:
     connection = await hosts.source.volume()
     volume = VolumeDisk(volume_id=str(uuid4()), connection=connection, device="vdb")

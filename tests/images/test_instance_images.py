@@ -58,13 +58,39 @@ async def test_image_of_an_instance_is_shown_to_its_owner_at_every_step(cloud, m
     assert (image.status, image.virtual_size_bytes, image.size_bytes) == ("active", 3 << 20, data.stat().st_size)
     shown, content = await member.show(image_id), data.read_bytes()
     assert shown["status"] == "active"
-    assert shown["checksum"] == hashlib.md5(content, usedforsecurity=False).hexdigest()
-    assert shown["os_hash_value"] == hashlib.sha512(content).hexdigest()
+    await assert_checksums(member, image_id, content)
     [stored] = cloud.files()
     assert stored == hashlib.sha256(content).hexdigest()
     assert (cloud.directory / "images" / stored).stat().st_ino == inode, "the data was copied"
     assert (await member.call("GET", f"/v2/images/{image_id}/file", 200)).content == content
     await other.call("GET", f"/v2/images/{image_id}", 404)
+
+
+async def assert_checksums(member, image_id: str, content: bytes) -> None:
+    """They come by themselves, some time after the image is active."""
+    async with asyncio.timeout(20):
+        while (shown := await member.show(image_id))["os_hash_value"] is None:
+            assert (shown["status"], shown["checksum"], shown["os_hash_algo"]) == ("active", None, None)
+            await asyncio.sleep(0.01)
+    assert shown["checksum"] == hashlib.md5(content, usedforsecurity=False).hexdigest()
+    assert (shown["os_hash_algo"], shown["os_hash_value"]) == ("sha512", hashlib.sha512(content).hexdigest())
+
+
+async def test_checksums_that_a_killed_process_did_not_get_to_are_computed_at_the_next_start(
+    cloud, member, qemu_img
+):
+    data = qemu_img("disk.qcow2", "2M", "-f", "qcow2")
+    image_id, target = await begun(cloud)
+    shutil.copyfile(data, target)
+    await cloud.images._checksums.close()
+    await cloud.images.finish_upload(image_id)
+    shown = await member.show(image_id)
+    assert (shown["status"], shown["checksum"], shown["os_hash_value"]) == ("active", None, None)
+    answer = await member.call("GET", f"/v2/images/{image_id}/file", 200)
+    assert answer.content == data.read_bytes()
+    assert "content-md5" not in answer.headers
+    cloud.images._checksums.open()
+    await assert_checksums(member, image_id, data.read_bytes())
 
 
 async def test_each_step_may_come_twice(cloud, qemu_img):

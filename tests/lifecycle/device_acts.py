@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import uuid
 
+from instar.errors import NotFound
 from instar.lifecycle.devices import VolumeWish
-from instar.model.instance import Instance
+from instar.model.instance import Instance, RequestedVolume
 from instar.model.network import RequestedNetwork
 from tests.lifecycle.harness import Plane
 
@@ -161,3 +162,71 @@ async def check_plugged(plane: Plane, instance: Instance, succeeded: bool) -> No
 async def check_unplugged(plane: Plane, instance: Instance, succeeded: bool) -> None:
     gone = succeeded or len(instance.facts.ports) == 1
     await check_ports(plane, instance, 1 if gone else 2)
+
+
+# --- servers that are booted from a volume ------------------------------------------------------------------------------
+
+
+async def create_from_volumes(plane: Plane, _: Instance | None) -> Instance:
+    """Its root is a new volume, made of an image and ending with it; a volume that is there already is its second disk."""
+    data, image = await new_volume(plane), await plane.image()
+    volumes = (
+        RequestedVolume(
+            str(uuid.uuid4()), str(uuid.uuid4()), boot_index=0, delete_on_termination=True, create=True, size_gib=1,
+            image_id=image.id, device="vda",
+        ),
+        RequestedVolume(data, str(uuid.uuid4()), size_gib=1, device="vdb"),
+    )  # fmt: skip
+    return await plane.create("victim", volumes=volumes)
+
+
+async def built_instead(plane: Plane, instance: Instance | None) -> Instance:
+    """The same in the place of an instance that has a root disk."""
+    assert instance is not None
+    await plane.control.lifecycle.delete(plane.context(), instance)
+    made = await create_from_volumes(plane, None)
+    await plane.settled()
+    made = await plane.fetch(made.id)
+    assert made.vm_state == "active", made.facts.fault
+    return made
+
+
+async def check_built(plane: Plane, instance: Instance, succeeded: bool) -> None:
+    root, data = (wanted.volume_id for wanted in instance.spec.volumes)
+    if instance.vm_state == "deleted":
+        return
+    if not succeeded:
+        assert not instance.facts.volumes
+        assert await plane.control.volumes.attachments(instance.id) == ()
+        assert await status_of(plane, data) == "available"
+        await check_no_volume(plane, root)
+        return
+    await check_volumes(plane, instance, {root, data}, set())
+    assert instance.host is not None
+    assert "root" not in plane.world.host(instance.host)._machine.disks_of(instance.id)
+    claims = await plane.control.store.read("SELECT disk_gib FROM claims WHERE instance_id = :id", {"id": instance.id})
+    assert [row["disk_gib"] for row in claims] == [0]
+
+
+async def check_no_volume(plane: Plane, volume_id: str) -> None:
+    try:
+        info = await plane.control.volumes.volume_fetch(volume_id, project_id="", is_admin=True)
+    except NotFound:
+        return
+    raise AssertionError(f"volume {volume_id} is still there, {info.status}")
+
+
+async def check_gone(plane: Plane, instance: Instance, succeeded: bool) -> None:
+    root, data = (wanted.volume_id for wanted in instance.spec.volumes)
+    if instance.vm_state == "deleted":
+        await check_no_volume(plane, root)
+        assert await status_of(plane, data) == "available"
+
+
+async def check_snapshots(plane: Plane, instance: Instance, succeeded: bool) -> None:
+    rows = await plane.control.store.read("SELECT status FROM volume_snapshots")
+    images = await plane.control.store.read(
+        "SELECT status FROM images WHERE instance_id = :id AND deleted_at IS NULL", {"id": instance.id}
+    )
+    assert [row["status"] for row in rows] == (["available"] * 2 if succeeded else [])
+    assert [row["status"] for row in images] == (["active"] if succeeded else [])

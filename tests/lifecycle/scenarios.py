@@ -178,6 +178,15 @@ SCENARIOS: Mapping[str, Scenario] = {
         devices.swap, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING,
         devices.attached_of_two, devices.check_swapped,
     ),
+    "create-from-volume": Scenario(
+        devices.create_from_volumes, None, _V.ACTIVE, _only(_V.ACTIVE, _V.ERROR), _P.RUNNING, None, devices.check_built
+    ),
+    "delete-from-volume": Scenario(
+        _delete, _V.ACTIVE, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE, devices.built_instead, devices.check_gone
+    ),
+    "image-of-volumes": Scenario(
+        _create_image, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, devices.built_instead, devices.check_snapshots
+    ),
     "attach-interface": Scenario(
         devices.plug, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, None, devices.check_plugged
     ),

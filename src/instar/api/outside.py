@@ -23,10 +23,13 @@ EVENTS = {
     "volume-extended": 51, "power-update": 76, "accelerator-request-bound": 82, "volume-reimaged": 93,
 }  # fmt: skip
 EXTENSIONS = (
-    "os-aggregates", "os-attach-interfaces", "os-availability-zone", "os-console-output", "os-extended-volumes",
+    "os-admin-actions", "os-admin-password", "os-aggregates", "os-attach-interfaces", "os-availability-zone",
+    "os-console-output", "os-create-backup", "os-deferred-delete", "os-evacuate", "os-extended-volumes",
     "os-flavor-access", "os-flavor-extra-specs", "os-flavor-manage", "os-hypervisors", "os-instance-actions",
-    "os-keypairs", "os-lock-server", "os-quota-class-sets", "os-quota-sets", "os-server-diagnostics",
-    "os-server-external-events", "os-server-groups", "os-services", "os-simple-tenant-usage", "server-metadata",
+    "os-keypairs", "os-lock-server", "os-migrate-server", "os-migrations", "os-pause-server", "os-quota-class-sets",
+    "os-quota-sets", "os-remote-consoles", "os-rescue", "os-security-groups", "os-server-diagnostics",
+    "os-server-external-events", "os-server-groups", "os-services", "os-shelve", "os-simple-tenant-usage",
+    "os-suspend-server", "server-metadata",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ _RULES: dict[str, dict[Rule, tuple[str, ...]]] = {
     "os-admin-actions": {ADMIN: ("reset_state",)},
     "ips": {READER: ("index", "show")},
     "os-attach-interfaces": {READER: ("list", "show"), MEMBER: ("create", "delete")},
-    "os-security-groups": {READER: ("list",)},
+    "os-security-groups": {READER: ("list",), MEMBER: ("add", "remove")},
     "os-server-password": {READER: ("show",), MEMBER: ("clear",)},
     "os-volumes-attachments": {READER: ("index", "show"), MEMBER: ("create", "update", "delete"), ADMIN: ("swap",)},
     "server:topology": {READER: ("index",)},

@@ -27,6 +27,7 @@ from instar.images.contract import ImageService
 from instar.lifecycle.door import Lifecycle
 from instar.networks.contract import NetworkService
 from instar.store.contract import Store
+from instar.volumes.contract import VolumeService
 
 S = TypeVar("S", bound=msgspec.Struct)
 VERSION_PATH = "/v2.1"
@@ -42,6 +43,7 @@ class Compute(NamedTuple):
     networks: NetworkService
     identity: IdentityService
     hosts: HostDirectory
+    volumes: VolumeService
 
 
 class ApiRoute(NamedTuple):

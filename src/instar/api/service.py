@@ -54,6 +54,7 @@ def compute_service(cloud: Cloud, lifecycle: Lifecycle, hosts: HostTable, identi
         networks=cloud.networks,
         identity=identity,
         hosts=HostDirectory(cloud.store, hosts),
+        volumes=cloud.volumes,
     )
     return Service(
         name="nova",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -123,6 +123,10 @@ class HostClient:
     async def ensure_no_guest(self, host: str, *_: Any) -> None:
         """Undo of `ensure_running`: the domain is gone, the disks are the business of their own step's undo."""
         await self.ensure_absent(host, keep_disks=True)
+
+    def undo_of_running(self, disks: Sequence[DiskDefinition]) -> Callable[..., Awaitable[None]]:
+        """Undo of `ensure_running` where the guest was made: a guest without disks of its own leaves nothing at all."""
+        return self.ensure_no_guest if disks else self.ensure_absent
 
     async def console_output(self, host: str, length_bytes: int) -> bytes:
         return await self._call(host, c.ReadConsole(length_bytes=length_bytes, **self._fence()), bytes)

@@ -52,7 +52,7 @@ def notification(
         "task_state": instance.task_state.value if phase == "start" and instance.task_state else None,
         "host": instance.host,
         "flavor": {"flavorid": flavor.id, "name": flavor.name, "vcpus": flavor.vcpus, "memory_mb": flavor.memory_mib},
-        "image_uuid": instance.spec.image.id if instance.spec.image else None,
+        "image_uuid": (instance.spec.image.id or None) if instance.spec.image else None,
         "ip_addresses": [
             {"mac": port.definition.mac_address, "address": ip.ip_address, "port_uuid": port.definition.id}
             for port in facts.ports

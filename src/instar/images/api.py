@@ -213,7 +213,8 @@ class _ImageApi:
         status = 200 if part is None else 206
         if part is None:
             part = ByteRange(0, download.size_bytes)
-            headers.append((b"content-md5", (download.image.md5 or "").encode()))
+            if download.image.md5 is not None:
+                headers.append((b"content-md5", download.image.md5.encode()))
         else:
             last = part.start + part.length - 1
             headers.append((b"content-range", f"bytes {part.start}-{last}/{download.size_bytes}".encode()))

@@ -25,19 +25,20 @@ BUFFER_BYTES = 1 << 20
 FILE_THREADS = 4
 _FILE_MODE = 0o444
 _DIRECTORY_MODE = 0o711
-_ADOPT_BUFFER_BYTES = 4 << 20
+_HASH_PIECE_BYTES = 1 << 20
+_HASH_PIECES = 32  # read and hashed in one go in a thread; a caller that is cancelled waits for no more than that
 _ZEROS = bytes(BUFFER_BYTES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Received(NamedTuple):
-    """Data that arrived whole: a synced file under incoming/, and its hashes in hexadecimal."""
+    """Data that arrived whole: a synced file under incoming/, and its hashes in hexadecimal; None: not computed yet."""
 
     path: Path
     size_bytes: int
-    md5: str
+    md5: str | None
     sha256: str
-    sha512: str
+    sha512: str | None
 
 
 class Blobs:
@@ -85,7 +86,9 @@ class Blobs:
             raise
 
     async def adopt(self, name: str, *, size_max_bytes: int) -> Received:
-        """Hash incoming/<name>, which somebody else has written; it is read-only and synced from then on.
+        """The SHA-256 of incoming/<name>, which somebody else has written; it is read-only and synced from then on.
+
+        The other hashes take five times as long, and nothing waits for them: see `checksums`.
 
         Raises FileNotFoundError, TooLarge, HypervisorError where somebody still writes to it."""
         path = self._incoming / name
@@ -94,17 +97,26 @@ class Blobs:
             before = os.fstat(file.fileno())
             if before.st_size > size_max_bytes:
                 raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
-            hashes = (hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha512())
-            while data := await self._run(file.read, _ADOPT_BUFFER_BYTES):
-                # Side by side: hashing is most of what storing costs, and releases the interpreter.
-                await asyncio.gather(*(self._run(running.update, data) for running in hashes))
+            running = hashlib.sha256()
+            while await self._run(_hash_some, file, running):
+                pass
             after = os.fstat(file.fileno())
         finally:
             file.close()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise HypervisorError(reason="the data of the image changed while it was read")
-        md5, sha256, sha512 = (running.hexdigest() for running in hashes)
-        return Received(path, after.st_size, md5, sha256, sha512)
+        return Received(path, after.st_size, None, running.hexdigest(), None)
+
+    async def checksums(self, sha256: str) -> tuple[str, str]:
+        """MD5 and SHA-512 of stored data, in hexadecimal. Raises FileNotFoundError: no image uses it any more."""
+        file = await self._run(_open_binary, self.path(sha256))
+        try:
+            md5, sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha512()
+            while await self._run(_hash_some, file, md5, sha512):
+                pass
+        finally:
+            file.close()
+        return md5.hexdigest(), sha512.hexdigest()
 
     async def discard_incoming(self, name: str) -> None:
         """Remove incoming/<name> and what a host keeps beside it while it writes, incoming/<name>.<anything>."""
@@ -263,6 +275,17 @@ def _open_written(path: Path) -> BinaryIO:
     file = path.open("rb", buffering=0)
     os.fsync(file.fileno())
     return file
+
+
+def _hash_some(file: BinaryIO, *hashes: Any) -> bool:
+    """Some more of the file goes into the hashes; False at its end."""
+    for _ in range(_HASH_PIECES):
+        data = file.read(_HASH_PIECE_BYTES)
+        if not data:
+            return False
+        for running in hashes:
+            running.update(data)
+    return True
 
 
 def _unlink(path: Path) -> None:

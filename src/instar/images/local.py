@@ -22,6 +22,7 @@ from instar.clock import now_us
 from instar.config import ImageSettings
 from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, NotFound, TooLarge
 from instar.images.blobs import Blobs, Received
+from instar.images.checksums import Checksums
 from instar.images.contract import Image, ImageDraft
 from instar.images.fields import TAGS_MAX, Caller, new_image, tag_of, with_field
 from instar.images.instance_images import InstanceImages
@@ -78,6 +79,7 @@ class LocalImages:
         self._system = Caller("", is_admin=True)
         self.blobs = Blobs(state_dir / "images")
         self.members = ImageMembers(store, clock)
+        self._checksums = Checksums(store, self.blobs)
         self._storing = Storing(store, self.blobs, settings, clock)
         self._made = InstanceImages(
             store, self.blobs, self._storing, size_max_bytes=settings.size_max_bytes, clock=clock
@@ -95,8 +97,10 @@ class LocalImages:
         aborted = await image_upload_abort_all(self._store, now=self._clock())
         if removed or aborted:
             log.info("images.cleaned", files=removed, uploads=aborted)
+        self._checksums.open()
 
     async def close(self) -> None:
+        await self._checksums.close()
         await self.blobs.close()
 
     # --- what the lifecycle needs -------------------------------------------------------------------------------------
@@ -131,7 +135,9 @@ class LocalImages:
         return await self._made.upload_target(image_id)
 
     async def finish_upload(self, image_id: str) -> Image:
-        return _image(await self._made.finish_upload(image_id))
+        record = await self._made.finish_upload(image_id)
+        self._checksums.want()
+        return _image(record)
 
     async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> Image:
         return _image(await self._made.activate_without_data(image_id, properties))

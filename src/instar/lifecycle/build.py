@@ -6,6 +6,8 @@ in error, and its fault says why each host said no. A failure never leaks an add
 
 from __future__ import annotations
 
+import msgspec
+
 from instar.clock import now_us
 from instar.engine.run import Run
 from instar.errors import (
@@ -18,8 +20,9 @@ from instar.errors import (
     StepFailed,
     StepTimeout,
 )
+from instar.lifecycle.build_volumes import volumes_of_build
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import disks_of, guest_of
+from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks_of, guest_of
 from instar.model.network import InstancePort
 from instar.model.states import PowerState, TaskState, VmState
 from instar.scheduling.scheduler import HostFull, SchedulingRequest
@@ -50,26 +53,37 @@ async def build(run: Run, cloud: Cloud) -> None:
 
 def _note_nowhere(run: Run) -> None:
     """What the record says after an attempt that was undone: no host, no address."""
-    run.note(host=None, availability_zone=run.instance.spec.availability_zone, facts={"ports": ()})
+    run.note(host=None, availability_zone=run.instance.spec.availability_zone, facts={"ports": (), "volumes": ()})
 
 
 async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
     instance, hosts = run.instance, run.hosts
-    await run.step("claim", cloud.scheduler.claim, f"{run.operation.id}:{host}", instance.id, host, instance.spec.flavor,
-                   undo=cloud.scheduler.release)  # fmt: skip
+    await run.step("claim", cloud.scheduler.claim, f"{run.operation.id}:{host}", instance.id, host,
+                   claimed_flavor(instance), undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("allocate ports", allocate_ports, run, cloud, host,
                            undo=release_ports, task=TaskState.NETWORKING, on="network")  # fmt: skip
     run.note(host=host, availability_zone=cloud.scheduler.zone_of(host), facts={"ports": ports})
-    source = await run.step("find image", cloud.images.image_source, image_id(run), task=TaskState.BLOCK_DEVICE_MAPPING)
+    volumes = await volumes_of_build(run, cloud, host)
+    if volumes:
+        run.note(facts={"volumes": volumes})
+        instance = msgspec.structs.replace(instance, facts=msgspec.structs.replace(instance.facts, volumes=volumes))
+    source = None
+    if not boots_from_volume(instance):
+        source = await run.step(
+            "find image", cloud.images.image_source, image_id(run), task=TaskState.BLOCK_DEVICE_MAPPING
+        )
+        await run.step("fetch image", hosts.ensure_image, host, source, task=TaskState.SPAWNING)
     disks = disks_of(instance, source)
-    await run.step("fetch image", hosts.ensure_image, host, source, task=TaskState.SPAWNING)
     for disk in disks:
-        await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk, undo=hosts.ensure_no_disks)
+        await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk,
+                       undo=hosts.ensure_no_disks, task=TaskState.SPAWNING)  # fmt: skip
     plugged = tuple(port.definition for port in ports)
     if plugged:
-        await run.step("set up ports", hosts.ensure_ports, host, plugged, undo=hosts.ensure_no_ports)
+        await run.step("set up ports", hosts.ensure_ports, host, plugged,
+                       undo=hosts.ensure_no_ports, task=TaskState.SPAWNING)  # fmt: skip
     guest = guest_of(instance, disks, ports)
-    state = await run.step("start guest", hosts.ensure_running, host, guest, undo=hosts.ensure_no_guest)
+    state = await run.step("start guest", hosts.ensure_running, host, guest,
+                           undo=hosts.undo_of_running(disks), task=TaskState.SPAWNING)  # fmt: skip
     if state.power_state is not PowerState.RUNNING:
         raise HypervisorError(reason="the guest is not running")
     run.note(launched_at=now_us())
@@ -81,7 +95,7 @@ def scheduling_request(run: Run) -> SchedulingRequest:
     return SchedulingRequest(
         instance_id=run.instance.id,
         project_id=run.instance.project_id,
-        flavor=spec.flavor,
+        flavor=claimed_flavor(run.instance),
         image_properties=spec.image.properties if spec.image else {},
         availability_zone=spec.availability_zone,
         requested_host=spec.requested_host,

@@ -9,10 +9,12 @@ import base64
 import json
 from typing import Any
 
+import msgspec
+
 from instar.errors import Conflict, ImageGone, NotFound
 from instar.images.contract import ImageService
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, ImageSource
-from instar.model.instance import Instance, InstanceVolume
+from instar.model.instance import Flavor, Instance, InstanceSpec, InstanceVolume
 from instar.model.network import InstancePort
 from instar.model.volume import VolumeDisk
 
@@ -31,11 +33,27 @@ def disks_of(instance: Instance, source: ImageSource | None) -> tuple[DiskDefini
     if not boots_from_volume(instance):
         virtual_size = source.virtual_size_bytes if source else instance_image_size(instance)
         disks.append(DiskDefinition(ROOT, max(flavor.root_gib * GIB, virtual_size), source))
-    if flavor.ephemeral_gib:
-        disks.append(DiskDefinition(EPHEMERAL, flavor.ephemeral_gib * GIB))
-    if flavor.swap_mib:
-        disks.append(DiskDefinition(SWAP, flavor.swap_mib * MIB))
+    if size_gib := ephemeral_gib(instance.spec):
+        disks.append(DiskDefinition(EPHEMERAL, size_gib * GIB))
+    if size_mib := swap_mib(instance.spec):
+        disks.append(DiskDefinition(SWAP, size_mib * MIB))
     return tuple(disks)
+
+
+def ephemeral_gib(spec: InstanceSpec) -> int:
+    """The flavor's, where no smaller one was asked for."""
+    return spec.flavor.ephemeral_gib if spec.ephemeral_gib is None else spec.ephemeral_gib
+
+
+def swap_mib(spec: InstanceSpec) -> int:
+    """The flavor's, where no smaller one was asked for."""
+    return spec.flavor.swap_mib if spec.swap_mib is None else spec.swap_mib
+
+
+def claimed_flavor(instance: Instance, flavor: Flavor | None = None) -> Flavor:
+    """What the instance takes of a host with this flavor (None: its own): no root disk, where that is a volume."""
+    flavor = flavor or instance.spec.flavor
+    return msgspec.structs.replace(flavor, root_gib=0) if boots_from_volume(instance) else flavor
 
 
 def boots_from_volume(instance: Instance) -> bool:

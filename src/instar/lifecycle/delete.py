@@ -37,7 +37,7 @@ async def delete(run: Run, cloud: Cloud) -> None:
     await run.step("release ports", cloud.networks.release, instance.id)
     for volume in instance.facts.volumes:
         ends = ends_with_instance(instance, volume)
-        await run.step(f"let go of volume {volume.volume_id}", let_go_of_volume, cloud, volume, ends, on="volume")
+        await run.step(f"let go of volume {volume.device}", let_go_of_volume, cloud, volume, ends, on="volume")
     await run.step("let go of reservations", let_go_of_reservations, cloud, instance.id, on="volume")
     image_id = instance.facts.system_metadata.get(SHELVED_IMAGE)
     if image_id:

@@ -7,8 +7,8 @@ import string
 from collections.abc import Collection
 
 from instar.errors import BadRequest, Conflict
-from instar.lifecycle.definition import disks_of
-from instar.model.instance import Instance, InstanceSpec
+from instar.lifecycle.definition import ephemeral_gib, swap_mib
+from instar.model.instance import InstanceSpec
 
 PREFIXES = {"virtio": "vd", "scsi": "sd"}
 DEVICES_MAX = 26  # of one guest: the letters
@@ -21,16 +21,15 @@ def volume_bus(spec: InstanceSpec) -> str:
     return wanted if wanted in PREFIXES else "virtio"
 
 
-def local_devices(instance: Instance, bus: str) -> set[str]:
-    """The names that the disks of the host have, and the config drive."""
-    count = len(disks_of(instance, None))
+def local_devices(spec: InstanceSpec, bus: str, *, boots_from_volume: bool) -> set[str]:
+    """The names that the disks on the host have, and the config drive."""
+    others = (ephemeral_gib(spec) > 0) + (swap_mib(spec) > 0)
+    # The disk that is booted is the first one, be it a volume.
+    first, count = (1, others) if boots_from_volume else (0, others + 1)
     own = _names(bus)
-    boots_local = any(disk.name == "root" for disk in disks_of(instance, None))
-    # A volume that is booted is the first disk, whatever else there is.
-    first = 0 if boots_local else 1
     taken = set(own[first : first + count])
     if bus == "scsi":
-        taken.add(own[first + count])  # the config drive is on this bus, whatever it is named
+        taken.add(own[first + count])  # the config drive is on this bus
     return taken
 
 

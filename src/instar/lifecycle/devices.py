@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from instar.errors import BadRequest, Conflict, NotFound, PortInUse, VolumeUnusa
 from instar.lifecycle.attach_interface import InterfaceArguments, attach_port, interface_of
 from instar.lifecycle.attach_volume import SwapArguments, VolumeArguments
 from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import boots_from_volume
 from instar.lifecycle.device_names import DEVICES_MAX, free_device, local_devices, volume_bus, wanted_device
 from instar.model.context import RequestContext
 from instar.model.instance import Instance, InstanceSpec, InstanceVolume
@@ -111,7 +112,8 @@ class Devices:
         if wish.tag is not None and wish.tag in _tags(instance, volumes):
             raise BadRequest(f"Device tag {wish.tag!r} is used already by another device of instance {instance.id}.")
         bus = volume_bus(instance.spec)
-        taken = local_devices(instance, bus) | {one.device for one in volumes}
+        local = local_devices(instance.spec, bus, boots_from_volume=boots_from_volume(instance))
+        taken = local | {one.device for one in volumes}
         if len(taken) >= DEVICES_MAX:
             raise BadRequest(f"The maximum allowed number of disk devices ({DEVICES_MAX}) to attach is exceeded.")
         device = wanted_device(wish.device, taken, bus) if wish.device else free_device(taken, bus)
@@ -119,6 +121,18 @@ class Devices:
             volume_id=info.id, attachment_id=attachment_id, device=device, tag=wish.tag, bus=bus,
             delete_on_termination=wish.delete_on_termination, multiattach=info.multiattach, size_gib=info.size_gib,
         )  # fmt: skip
+
+    async def reserve_for(self, instances: Sequence[Instance]) -> None:
+        """The volumes that are there already and that these new instances are to have. Raises BadRequest."""
+        for instance in instances:
+            for wanted in instance.spec.volumes:
+                if not wanted.create:
+                    await self._reserve(instance, InstanceVolume(wanted.volume_id, wanted.attachment_id, ""))
+
+    async def unreserve_for(self, instances: Sequence[Instance]) -> None:
+        for instance in instances:
+            for wanted in instance.spec.volumes:
+                await self._cloud.volumes.detach(wanted.attachment_id)
 
     async def _reserve(self, instance: Instance, volume: InstanceVolume) -> None:
         try:

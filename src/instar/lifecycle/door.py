@@ -99,8 +99,12 @@ class Lifecycle:
             statements += [instance_insert(instance), operation_insert(operation)]
             operations.append(operation)
         try:
+            await self.devices.reserve_for(instances)
             await self._store.write(*statements)
-        except QuotaExceeded as error:
+        except BaseException as error:
+            await self.devices.unreserve_for(instances)
+            if not isinstance(error, QuotaExceeded):
+                raise
             used = (await usage_fetch(self._store, context.project_id)).get(error.resource, error.limit)
             raise QuotaExceeded(
                 resource=error.resource, requested=error.requested, used=used, limit=error.limit
@@ -220,6 +224,9 @@ class Lifecycle:
         await self._accept(context, instance, Action.REVERT_RESIZE, Action.REVERT_RESIZE)
 
     async def rebuild(self, context: RequestContext, instance: Instance, wanted: RebuildArguments) -> None:
+        """Raises BadRequest for one that is booted from a volume: its root is not made anew."""
+        if boots_from_volume(instance):
+            raise BadRequest(f"Instance {instance.id} boots from a volume, which a rebuild does not replace.")
         await self._accept(context, instance, Action.REBUILD, Action.REBUILD, wanted)
 
     async def rescue(self, context: RequestContext, instance: Instance, image_id: str) -> None:

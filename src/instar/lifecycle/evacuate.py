@@ -15,7 +15,7 @@ from instar.errors import HypervisorError, InstarError, NoValidHost
 from instar.lifecycle import volumes
 from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import disks_of, guest_of, host_of, source_if_there
+from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of, source_if_there
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
 from instar.lifecycle.shelve import new_id
 from instar.model.move import MoveStatus, MoveType
@@ -62,7 +62,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
 async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str, stopped: bool) -> None:
     instance, hosts = run.instance, run.hosts
     claim_id = f"{run.operation.id}:{dest}"
-    await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, dest, instance.spec.flavor,
+    await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, dest, claimed_flavor(instance),
                    undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("bind ports", bind_ports_to, cloud, instance, dest, dead,
                            undo=bind_ports_back, on="network")  # fmt: skip
@@ -82,7 +82,7 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
             await run.step("set up ports", hosts.ensure_ports, dest, plugged, undo=hosts.ensure_no_ports,
                            task=TaskState.REBUILD_SPAWNING)  # fmt: skip
         guest = guest_of(moved, disks, ports)
-        state = await run.step("start guest", hosts.ensure_running, dest, guest, undo=hosts.ensure_no_guest)
+        state = await run.step("start guest", hosts.ensure_running, dest, guest, undo=hosts.undo_of_running(disks))
         if state.power_state is not PowerState.RUNNING:
             raise HypervisorError(reason="the guest is not running")
         power_state = state.power_state

@@ -27,7 +27,7 @@ from instar.errors import (
 from instar.lifecycle import volumes
 from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import disks_of, guest_of, host_of
+from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
 from instar.lifecycle.move import HOST_AWAY
 from instar.lifecycle.ports import bind_ports_to
 from instar.lifecycle.shelve import new_id
@@ -94,7 +94,7 @@ async def _migrate_to(
 ) -> tuple[InstanceVolume, ...]:
     """The guest runs on the destination. Its volumes, as it has them there."""
     instance = run.instance
-    await run.step("claim", cloud.scheduler.claim, _claim(run, dest), instance.id, dest, instance.spec.flavor,
+    await run.step("claim", cloud.scheduler.claim, _claim(run, dest), instance.id, dest, claimed_flavor(instance),
                    undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("announce ports", announce_ports, cloud, instance, dest,
                            undo=withdraw_ports, on="network")  # fmt: skip
@@ -162,7 +162,7 @@ async def _connect_volumes(run: Run, cloud: Cloud, dest: str, source: str) -> tu
     connected = []
     for volume in run.facts.volumes:
         connection = await run.step(
-            f"connect volume {volume.volume_id}", volumes.connect, cloud, volume, dest,
+            f"connect volume {volume.device}", volumes.connect, cloud, volume, dest,
             undo=lambda cloud, volume, _dest: volumes.connect(cloud, volume, source), on="volume",
         )  # fmt: skip
         connected.append(msgspec.structs.replace(volume, connection=connection))

@@ -19,7 +19,7 @@ from instar.errors import Conflict, HostUnreachable, HypervisorError, Hypervisor
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import disks_of, guest_of, host_of
+from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
 from instar.lifecycle.shelve import new_id
 from instar.model.instance import Flavor, Instance, InstanceSpec, InstanceVolume, PendingMove
@@ -86,7 +86,7 @@ async def _claim_destination(run: Run, cloud: Cloud, flavor: Flavor, arguments: 
     instance, source = run.instance, host_of(run.instance)
     stays = run.operation.action == Action.RESIZE and cloud.settings.lifecycle.allow_resize_to_same_host
     request = msgspec.structs.replace(
-        scheduling_request(run), flavor=flavor, exclude_hosts=() if stays else (source,),
+        scheduling_request(run), flavor=claimed_flavor(instance, flavor), exclude_hosts=() if stays else (source,),
         requested_host=arguments.host,
     )  # fmt: skip
     selection = await run.step("select hosts", cloud.scheduler.candidates, request)
@@ -95,8 +95,8 @@ async def _claim_destination(run: Run, cloud: Cloud, flavor: Flavor, arguments: 
         claim_id = f"{run.operation.id}:{host}"
         try:
             async with run.scope():
-                await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, host, flavor,
-                               undo=cloud.scheduler.release)  # fmt: skip
+                await run.step("claim", cloud.scheduler.claim, claim_id, instance.id, host,
+                               claimed_flavor(instance, flavor), undo=cloud.scheduler.release)  # fmt: skip
         except HostFull as error:
             full.append(f"{host}: {error.message}")
         else:
@@ -129,7 +129,7 @@ async def _arrive(
 
 async def _connect(run: Run, cloud: Cloud, volume: InstanceVolume, dest: str, source: str) -> InstanceVolume:
     connection = await run.step(
-        f"connect volume {volume.volume_id}", volumes.connect, cloud, volume, dest,
+        f"connect volume {volume.device}", volumes.connect, cloud, volume, dest,
         undo=lambda cloud, volume, _dest: volumes.connect(cloud, volume, source), on="volume",
     )  # fmt: skip
     return msgspec.structs.replace(volume, connection=connection)

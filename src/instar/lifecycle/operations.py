@@ -8,6 +8,7 @@ from functools import partial
 from instar.engine.run import Run
 from instar.lifecycle import attach_interface, attach_volume
 from instar.lifecycle.build import build
+from instar.lifecycle.build_volumes import took_volumes
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.delete import delete
 from instar.lifecycle.evacuate import evacuate
@@ -61,6 +62,7 @@ _FUNCTIONS: dict[str, Callable[[Run, Cloud], Awaitable[None]]] = {
 
 # Actions for which something is taken before they are recorded.
 _TAKEN: dict[str, Callable[[Cloud, Run], None]] = {
+    Action.CREATE: took_volumes,
     Action.ATTACH_VOLUME: attach_volume.took_volume,
     Action.SWAP_VOLUME: attach_volume.took_new_volume,
     Action.ATTACH_INTERFACE: attach_interface.took_port,

@@ -20,7 +20,7 @@ from instar.errors import HostUnreachable, HypervisorError, HypervisorUnavailabl
 from instar.lifecycle import volumes
 from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import boots_from_volume, disks_of, guest_of, host_of
+from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks_of, guest_of, host_of
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
 from instar.lifecycle.snapshot import SnapshotArguments, draft_of, upload_root
 from instar.model.guest import ImageSource
@@ -136,8 +136,8 @@ async def _place_on(
     run: Run, cloud: Cloud, host: str, source: ImageSource | None, arguments: UnshelveArguments
 ) -> None:
     instance, hosts = run.instance, run.hosts
-    await run.step("claim", cloud.scheduler.claim, f"{run.operation.id}:{host}", instance.id, host, instance.spec.flavor,
-                   undo=cloud.scheduler.release)  # fmt: skip
+    await run.step("claim", cloud.scheduler.claim, f"{run.operation.id}:{host}", instance.id, host,
+                   claimed_flavor(instance), undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("bind ports", bind_ports_to, cloud, instance, host, "",
                            undo=bind_ports_back, task=TaskState.SPAWNING, on="network")  # fmt: skip
     plugged = tuple(port.definition for port in ports)
@@ -151,7 +151,7 @@ async def _place_on(
     if plugged:
         await run.step("set up ports", hosts.ensure_ports, host, plugged, undo=hosts.ensure_no_ports)
     guest = guest_of(moved, disks, ports)
-    state = await run.step("start guest", hosts.ensure_running, host, guest, undo=hosts.ensure_no_guest)
+    state = await run.step("start guest", hosts.ensure_running, host, guest, undo=hosts.undo_of_running(disks))
     if state.power_state is not PowerState.RUNNING:
         raise HypervisorError(reason="the guest is not running")
     if arguments.availability_zone is not None:

@@ -18,6 +18,7 @@ from instar.errors import InstarError
 from instar.images.contract import Image, ImageDraft
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import ROOT, boots_from_volume, host_of
+from instar.lifecycle.volumes import ends_with_instance
 from instar.model.guest import SnapshotTaken, SnapshotTarget
 from instar.model.instance import Instance
 from instar.model.states import TaskState
@@ -130,22 +131,25 @@ async def _rotate(run: Run, cloud: Cloud, backup_type: str, rotation: int) -> No
 
 async def _snapshot_volumes(run: Run, cloud: Cloud, arguments: SnapshotArguments, draft: ImageDraft) -> None:
     """A snapshot of each volume, and an image without data that names them as its block devices."""
-    mapping = []
-    for volume in run.facts.volumes:
-        snapshot_id = snapshot_id_of(arguments.image_id, volume.volume_id)
-        await run.step("snapshot volume", snapshot_volume, run, cloud, snapshot_id, volume.volume_id, arguments.name,
-                       undo=forget_snapshot, on="volume", task=TaskState.IMAGE_PENDING_UPLOAD,
-                       deadline_s=cloud.settings.lifecycle.data_move_max_s + 60)  # fmt: skip
-        mapping.append(
-            {
-                "source_type": "snapshot", "destination_type": "volume", "snapshot_id": snapshot_id,
-                "boot_index": volume.boot_index, "delete_on_termination": volume.delete_on_termination,
-                "volume_size": volume.size_gib, "device_name": f"/dev/{volume.device}", "tag": volume.tag,
-            }
-        )  # fmt: skip
+    volumes, limit_s = run.instance.facts.volumes, cloud.settings.lifecycle.data_move_max_s
+    mapping = [
+        {
+            "source_type": "snapshot", "destination_type": "volume",
+            "snapshot_id": snapshot_id_of(arguments.image_id, volume.volume_id), "boot_index": volume.boot_index,
+            "delete_on_termination": ends_with_instance(run.instance, volume), "volume_size": volume.size_gib,
+            "device_name": f"/dev/{volume.device}", "tag": volume.tag,
+        }
+        for volume in volumes
+    ]  # fmt: skip
     properties = {**draft.properties, "bdm_v2": "True", "block_device_mapping": json.dumps(mapping)}
-    named = msgspec.structs.replace(draft, properties=properties)
-    await run.step("create image", image_of_volumes, cloud, arguments.image_id, named, undo=discard_image, on="image")
+    await run.step("queue image", queue_image, cloud, arguments.image_id, draft, undo=discard_image, on="image")
+    for volume in volumes:
+        snapshot_id = snapshot_id_of(arguments.image_id, volume.volume_id)
+        await run.step(f"snapshot volume {volume.device}", snapshot_volume, run, cloud, snapshot_id, volume.volume_id,
+                       arguments.name, undo=forget_snapshot, on="volume", task=TaskState.IMAGE_PENDING_UPLOAD,
+                       deadline_s=limit_s + 60)  # fmt: skip
+    await run.step("activate image", cloud.images.activate_without_data, arguments.image_id, properties,
+                   task=TaskState.IMAGE_UPLOADING, on="image")  # fmt: skip
 
 
 def snapshot_id_of(image_id: str, volume_id: str) -> str:
@@ -163,9 +167,3 @@ async def snapshot_volume(run: Run, cloud: Cloud, snapshot_id: str, volume_id: s
 
 async def forget_snapshot(_run: Run, cloud: Cloud, snapshot_id: str, *_: object) -> None:
     await cloud.volumes.snapshot_delete(snapshot_id)
-
-
-async def image_of_volumes(cloud: Cloud, image_id: str, draft: ImageDraft) -> None:
-    """The image that was queued when the request was accepted is active, with the snapshots for its content."""
-    await cloud.images.queue(image_id, draft)
-    await cloud.images.activate_without_data(image_id, draft.properties)

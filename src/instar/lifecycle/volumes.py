@@ -17,7 +17,7 @@ async def connect_all(run: Run, cloud: Cloud, host: str) -> tuple[InstanceVolume
     connected = []
     for volume in run.facts.volumes:
         connection = await run.step(
-            f"connect volume {volume.volume_id}", connect, cloud, volume, host, undo=disconnect, on="volume"
+            f"connect volume {volume.device}", connect, cloud, volume, host, undo=disconnect, on="volume"
         )
         connected.append(msgspec.structs.replace(volume, connection=connection))
     return tuple(connected)
@@ -26,7 +26,7 @@ async def connect_all(run: Run, cloud: Cloud, host: str) -> tuple[InstanceVolume
 async def leave_host(run: Run, cloud: Cloud) -> None:
     """The volumes stay the instance's, and are on no host. They are noted so."""
     for volume in run.facts.volumes:
-        await run.step(f"disconnect volume {volume.volume_id}", disconnect, cloud, volume, on="volume")
+        await run.step(f"disconnect volume {volume.device}", disconnect, cloud, volume, on="volume")
     run.note(facts={"volumes": without_connection(run.facts.volumes)})
 
 

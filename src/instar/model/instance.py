@@ -37,7 +37,7 @@ class Flavor(msgspec.Struct, frozen=True):
 
 
 class SpecImage(msgspec.Struct, frozen=True):
-    """The image as it was when the build was accepted."""
+    """The image as it was when the build was accepted. Without an id: what a volume that is booted knows of its image."""
 
     id: str
     name: str

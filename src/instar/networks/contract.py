@@ -85,6 +85,12 @@ class NetworkService(Protocol):
         project has not."""
         ...
 
+    async def set_security_group(self, instance_id: str, name: str, *, project_id: str, member: bool) -> str:
+        """All secured ports of the instance are in the group (named by name or id), or none is; their hosts learn of it
+        soon. Returns the group's name. Raises NotFound (no such group or port, or it was not in the group),
+        UnknownReference for a name that several groups have."""
+        ...
+
     async def port_owners(self) -> dict[str, str]:
         """Every bound or owned compute port: port id → instance id. For the audit."""
         ...

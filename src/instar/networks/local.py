@@ -23,6 +23,7 @@ from instar.networks.bootstrap import bootstrap_statements, host_nameservers
 from instar.networks.definitions import Topology, TopologyCache, instance_port
 from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
 from instar.networks.filter_refresh import FilterRefresh, PortsChanged
+from instar.networks.instance_groups import change_instance_groups
 from instar.networks.reach import Reach, reaching
 from instar.networks.security_groups import (
     RecentMembers,
@@ -147,6 +148,11 @@ class LocalNetworks:
         chosen_groups(groups, names)
         name_of = {row["id"]: row["name"] for row in groups}
         return tuple(name_of.get(name, name) for name in names)
+
+    async def set_security_group(self, instance_id: str, name: str, *, project_id: str, member: bool) -> str:
+        return await change_instance_groups(
+            self.store, self.refresh, instance_id, name, project_id=project_id, member=member
+        )
 
     # --- allocate -----------------------------------------------------------------------------------------------------
 

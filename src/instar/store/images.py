@@ -48,13 +48,13 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
 
 class StoredData(msgspec.Struct, frozen=True):
-    """What is known of an image's data once it is inspected and stored. Hashes in hexadecimal."""
+    """What is known of an image's data once it is inspected and stored. Hashes in hexadecimal; None: not known yet."""
 
     size_bytes: int
     virtual_size_bytes: int
-    md5: str
+    md5: str | None
     sha256: str
-    sha512: str
+    sha512: str | None
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
@@ -287,6 +287,25 @@ async def image_data_used(store: Store, sha256: str) -> bool:
         "SELECT id FROM images WHERE sha256 = :sha256 AND deleted_at IS NULL LIMIT 1", {"sha256": sha256}
     )
     return bool(rows)
+
+
+async def image_checksums_missing(store: Store) -> list[str]:
+    """The sha256 of all data of which the other hashes are not known yet."""
+    rows = await store.read(
+        "SELECT DISTINCT sha256 FROM images WHERE sha256 IS NOT NULL AND (sha512 IS NULL OR md5 IS NULL) "
+        "AND deleted_at IS NULL"
+    )
+    return [row["sha256"] for row in rows]
+
+
+async def image_checksums_set(store: Store, sha256: str, *, md5: str, sha512: str) -> None:
+    """Of all images with that data. No change that anybody made, so revision and time stay."""
+    await store.write(
+        Statement(
+            "UPDATE images SET md5 = :md5, sha512 = :sha512 WHERE sha256 = :sha256 AND deleted_at IS NULL",
+            {"sha256": sha256, "md5": md5, "sha512": sha512},
+        )
+    )
 
 
 async def image_fetch_registered(store: Store, name: str) -> list[ImageRecord]:

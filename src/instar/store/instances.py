@@ -42,7 +42,7 @@ def instance_insert(instance: Instance) -> Statement:
             "hostname": instance.hostname, "vm_state": instance.vm_state.value,
             "task_state": instance.task_state.value if instance.task_state else None,
             "power_state": int(instance.power_state), "availability_zone": instance.availability_zone,
-            "flavor_id": spec.flavor.id, "image_id": spec.image.id if spec.image else None,
+            "flavor_id": spec.flavor.id, "image_id": (spec.image.id or None) if spec.image else None,
             "key_name": spec.key_name, "group_id": spec.group_id, "created_at": instance.created_at,
             "updated_at": instance.updated_at, "reservation_id": instance.reservation_id,
             "vcpus": spec.flavor.vcpus, "memory_mib": spec.flavor.memory_mib,
@@ -153,7 +153,7 @@ def instance_change_spec(instance: Instance, spec: InstanceSpec) -> Statement:
            WHERE id = :id AND deleted = 0 AND revision = :revision""",
         {
             "id": instance.id, "spec": msgspec.msgpack.encode(spec), "revision": instance.revision,
-            "flavor_id": flavor.id, "image_id": spec.image.id if spec.image else None, "key_name": spec.key_name,
+            "flavor_id": flavor.id, "image_id": (spec.image.id or None) if spec.image else None, "key_name": spec.key_name,
             "disk_gib": flavor.root_gib + flavor.ephemeral_gib, "now": now_us(),
         },
         rows=1,

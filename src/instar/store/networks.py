@@ -238,6 +238,13 @@ def port_join_group(port_id: str, group_id: str, *, gone: InstarError) -> Statem
     )  # fmt: skip
 
 
+def port_leave_group(port_id: str, group_id: str) -> Statement:
+    return Statement(
+        "DELETE FROM port_security_groups WHERE port_id = :port_id AND group_id = :group_id",
+        {"port_id": port_id, "group_id": group_id},
+    )
+
+
 def port_leave_all(port_id: str) -> list[Statement]:
     """The port has no address and no group; it gets others in the same transaction."""
     return [

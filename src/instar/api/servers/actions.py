@@ -13,6 +13,7 @@ from instar.api.body import convert
 from instar.api.resource import ApiRoute, Compute
 from instar.api.servers.action import Action
 from instar.api.servers.console_actions import ConsoleActions
+from instar.api.servers.group_actions import GroupActions
 from instar.api.servers.image_actions import ImageActions
 from instar.api.servers.listing import visible_instance
 from instar.api.servers.move_actions import MoveActions
@@ -37,7 +38,7 @@ class ServerActions:
         self._policy = policy
         groups = (
             PowerActions(compute).rows(), ImageActions(compute, policy).rows(), MoveActions(compute).rows(),
-            RebuildActions(compute).rows(), ConsoleActions(compute).rows(),
+            RebuildActions(compute).rows(), GroupActions(compute).rows(), ConsoleActions(compute).rows(),
         )  # fmt: skip
         self.actions: dict[str, Action] = {action.key: action for rows in groups for action in rows}
 

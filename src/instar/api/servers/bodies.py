@@ -257,3 +257,9 @@ class ChangePassword(Record, frozen=True):
 
     def __repr__(self) -> str:
         return "ChangePassword(…)"
+
+
+class GroupOfServer(Record, frozen=True):
+    """Value of addSecurityGroup and removeSecurityGroup: a name or an id."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\S")]

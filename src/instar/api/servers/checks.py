@@ -11,11 +11,10 @@ import ipaddress
 import uuid
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 
 from instar.api.body import convert
 from instar.api.servers.bodies import (
-    BlockDevice,
     CreateBackup,
     CreateImage,
     CreateServer,
@@ -24,7 +23,6 @@ from instar.api.servers.bodies import (
     Rebuild,
     RequestedNic,
 )
-from instar.api.servers.references import image_id_of
 from instar.errors import BadRequest, Forbidden, ImageUnusable, QuotaExceeded
 from instar.images.contract import Image
 from instar.model.instance import Flavor, SpecImage
@@ -61,39 +59,6 @@ def read_hints(body: CreateServer) -> dict[str, Any]:
     if len(hints) > 50:
         raise BadRequest("Invalid input: os:scheduler_hints: more than 50 hints.")
     return hints
-
-
-def image_reference(server: NewServer) -> str:
-    """The image to boot from: `imageRef`, or the one block device that is supported. Raises BadRequest."""
-    if server.block_device_mapping is not UNSET:
-        raise BadRequest("Invalid input: server.block_device_mapping: booting from volumes is not supported.")
-    image_id = given(server.image_ref, "").rstrip("/").rpartition("/")[2]
-    for index, device in enumerate(given(server.block_device_mapping_v2, [])):
-        image_id = _boot_image(index, device, image_id)
-    if not image_id:
-        raise BadRequest("Invalid input: server.imageRef: an image is needed, volumes are not supported.")
-    return image_id_of(image_id, "imageRef")
-
-
-def _boot_image(index: int, device: BlockDevice, image_id: str) -> str:
-    """The image of a block device that is the local root disk; whatever else one can describe is refused by its name."""
-    where = f"Invalid input: server.block_device_mapping_v2[{index}]"
-    if index:
-        raise BadRequest(f"{where}: only the root disk is supported.")
-    if device.source_type not in ("image", UNSET):
-        raise BadRequest(f"{where}.source_type: {device.source_type!r} is not supported, only 'image' is.")
-    if device.destination_type not in ("local", UNSET):
-        raise BadRequest(f"{where}.destination_type: {device.destination_type!r} is not supported, only 'local' is.")
-    if str(device.boot_index) != "0":
-        raise BadRequest(f"{where}.boot_index: must be 0, only the root disk is supported.")
-    found = given(device.uuid, None)
-    if not found:
-        raise BadRequest(f"{where}.uuid: the image's id is needed.")
-    if image_id and image_id != found:
-        raise BadRequest(f"{where}.uuid: is not the image of imageRef.")
-    if device.volume_size is not None:
-        raise BadRequest(f"{where}.volume_size: the root disk has the size of the flavor.")
-    return str(found)
 
 
 def check_image_fits(image: Image | SpecImage, flavor: Flavor, *, is_admin: bool) -> None:

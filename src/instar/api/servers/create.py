@@ -12,13 +12,12 @@ import msgspec
 from msgspec import UNSET
 
 from instar.api.resource import ApiRoute, Compute, links, read_body, service_url
+from instar.api.servers.block_devices import boot_source, with_devices, with_own_volumes
 from instar.api.servers.bodies import CreateServer, NewServer
 from instar.api.servers.checks import (
     check_address,
-    check_image_fits,
     counts,
     given,
-    image_reference,
     read_certificates,
     read_description,
     read_hints,
@@ -32,11 +31,9 @@ from instar.api.servers.naming import check_hostname, default_hostname, numbered
 from instar.api.servers.references import (
     check_zone,
     flavor_named,
-    image_named,
     known_host,
     new_password,
     public_key_named,
-    spec_image,
 )
 from instar.errors import BadRequest, Forbidden, NotFound, QuotaExceeded, UnknownReference
 from instar.http.answer import Answer, json_answer
@@ -44,7 +41,7 @@ from instar.http.context import RequestContext
 from instar.http.policy import own_project
 from instar.http.request import Request
 from instar.lifecycle.door import NewInstance
-from instar.model.instance import Flavor, InstanceSpec, SpecImage
+from instar.model.instance import Flavor, InstanceSpec
 from instar.model.network import RequestedNetwork
 from instar.store.quotas import quota_limits
 from instar.store.server_groups import server_group_fetch
@@ -73,7 +70,9 @@ class ServerCreation:
         limits = await quota_limits(self._compute.store, self._compute.settings.quota, context.project_id)
         hints = read_hints(body)
         flavor = await flavor_named(self._compute, context, server.flavor_ref)
-        image = await self._image(server, context, flavor)
+        boot = await boot_source(
+            self._compute, context, server, flavor, version=request.microversion, count=most
+        )
         key_public = await public_key_named(self._compute, context.user_id, given(server.key_name, None))
         group_id = await self._group(hints, context, least, limits)
         placement = await self._placement(server, context)
@@ -81,7 +80,7 @@ class ServerCreation:
         networks = await self._networks(server, request, most)
         spec = InstanceSpec(
             flavor=flavor,
-            image=image,
+            image=boot.image,
             networks=networks,
             security_groups=groups,
             security_group_names=group_names,
@@ -99,10 +98,13 @@ class ServerCreation:
             disk_config=given(server.disk_config, "AUTO"),
             personality=read_personality(server, limits),
             trusted_image_certificates=read_certificates(server),
+            volumes=boot.volumes,
+            ephemeral_gib=boot.ephemeral_gib,
+            swap_mib=boot.swap_mib,
             access_ip_v4=check_address("accessIPv4", given(server.access_ip_v4, ""), 4),
             access_ip_v6=check_address("accessIPv6", given(server.access_ip_v6, ""), 6),
         )
-        return await self._accept(request, server, spec, least, most)
+        return await self._accept(request, server, with_devices(spec), least, most)
 
     async def _accept(self, request: Request, server: NewServer, spec: InstanceSpec, least: int, most: int) -> Answer:
         """As many servers as asked for; where the quota has no room for all, fewer, but never less than `least`."""
@@ -137,11 +139,6 @@ class ServerCreation:
         return json_answer({"server": view}, 202, [(b"location", location)])
 
     # --- what the body names ----------------------------------------------------------------------------------------
-
-    async def _image(self, server: NewServer, context: RequestContext, flavor: Flavor) -> SpecImage:
-        image = await image_named(self._compute, context, image_reference(server))
-        check_image_fits(image, flavor, is_admin=context.is_admin)
-        return spec_image(image)
 
     async def _group(
         self, hints: dict[str, Any], context: RequestContext, count: int, limits: dict[str, int]
@@ -216,7 +213,7 @@ def _drafts(name: str, hostname: str | None, spec: InstanceSpec, count: int, mos
     for index in range(count):
         instance_id = str(uuid.uuid4())
         own_name = numbered(name, index, most)
-        own_spec = spec if index == 0 else msgspec.structs.replace(spec, launch_index=index)
+        own_spec = spec if index == 0 else with_own_volumes(msgspec.structs.replace(spec, launch_index=index))
         drafts.append(NewInstance(own_name, hostname or default_hostname(own_name, instance_id), own_spec, instance_id))
     return drafts
 

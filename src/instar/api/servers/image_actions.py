@@ -57,8 +57,8 @@ class ImageActions:
         settings = self._compute.settings.quota
         limits = await quota_limits(self._compute.store, settings, request.context.project_id)
         properties = read_metadata(body, limits)
-        if boots_from_volume(instance):
-            raise BadRequest(f"Instance {instance.id} boots from a volume: make a snapshot of the volume instead.")
+        if rotation is not None and boots_from_volume(instance):
+            raise BadRequest("Backup is not supported for volume-backed instances.")
         image_id = str(uuid.uuid4())
         wanted = SnapshotArguments(image_id, body.name, properties, kind, rotation)
         await self._compute.lifecycle.create_image(request.context, instance, wanted)

@@ -66,7 +66,7 @@ class DiskMoves:
         """See the contract. The guest is off here."""
         check_offer(offer, instance_id)
         shared = await asyncio.to_thread(self.sees, offer)
-        await self.begin(instance_id, offer)
+        await self.begin(instance_id, offer, shared=shared)
         async with contextlib.AsyncExitStack() as held:
             await self.hold_bases(held, offer)
             if not await asyncio.to_thread(self._has, instance_id, disks_among(offer.disks)):
@@ -83,16 +83,20 @@ class DiskMoves:
         """The disks are on storage that this host has too. Blocking."""
         return (self._paths.instances / offer.marker).is_file()
 
-    async def begin(self, instance_id: str, offer: DiskOffer) -> None:
-        """The directory is here for this offer: what an earlier one left is gone."""
+    async def begin(self, instance_id: str, offer: DiskOffer, *, shared: bool = False) -> None:
+        """The directory is here for this offer: what an earlier one left is gone. Raises HypervisorError where that is not
+        this host's to remove."""
         try:
-            await asyncio.to_thread(self._begin, self._paths.instance(instance_id), offer.marker)
+            await asyncio.to_thread(self._begin, self._paths.instance(instance_id), offer.marker, shared)
         except OSError as error:
             await self._complain(error, "the directory of the instance cannot be made")
 
-    def _begin(self, directory: Path, marker: str) -> None:
+    def _begin(self, directory: Path, marker: str, shared: bool) -> None:
         owner = ownership.owner_of(directory)
         if directory.is_dir() and (owner is None or owner.received != marker):
+            if ownership.is_in_use(directory) or not (ownership.is_owned_by(directory, self._host) or shared):
+                # Storage that is shared after all, where this host could not see the offer's mark.
+                raise HypervisorError(reason="the instance's directory belongs to another host")
             log.warning("disks.of_another_offer", instance=directory.name)
             shutil.rmtree(directory)
             owner = None

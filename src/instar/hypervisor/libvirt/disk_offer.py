@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from instar.errors import HypervisorError
+from instar.hypervisor.libvirt import ownership
 from instar.hypervisor.libvirt.disks import make_directory
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.qcow2_header import Qcow2Header, read_header
@@ -127,6 +128,7 @@ def offer_running(paths: HostPaths, instance_id: str, streams: StreamGrants, to:
     """What the disks of the running guest stand on, its config drive as it knows it, and its console's log as it is now."""
     directory = paths.instance(instance_id)
     make_directory(directory)
+    ownership.claim(directory, streams.address.host)  # what is older than such marks: the other host might take it for its
     offer = make_offer(paths, instance_id, directory, streams, to, standing_on=True, valid_s=OFFER_VALID_S)
     others = {CONFIG_DRIVE: directory / CONFIG_DRIVE, CONSOLE_LOGS[1]: directory / CONSOLE_LOGS[1]}
     log = directory / CONSOLE_LOGS[0]

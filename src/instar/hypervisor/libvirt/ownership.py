@@ -86,7 +86,7 @@ def give_back(directory: Path, host: str) -> bool:
     heir = owner.lent_by
     if owner.going_to and owner.host == host:
         # A migration of which nobody here saw the end. This host's guest is gone: who has the disks open is the other.
-        if not any(_is_open(path) for path in directory.glob("*.qcow2")):
+        if not is_in_use(directory):
             return False
         heir = owner.going_to
     if owner.host == host:
@@ -99,6 +99,11 @@ def hand_over(directory: Path, host: str, to: str) -> None:
     """The directory is another host's from now on, if it was this one's."""
     if directory.is_dir() and is_owned_by(directory, host):
         write_owner(directory, Ownership(to))
+
+
+def is_in_use(directory: Path) -> bool:
+    """Some QEMU has a disk of the directory open."""
+    return any(_is_open(path) for path in directory.glob("*.qcow2"))
 
 
 def _is_open(path: Path) -> bool:

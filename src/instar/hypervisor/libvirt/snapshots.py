@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -31,8 +32,8 @@ from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import SnapshotTaken, SnapshotTarget, WorkProgress
 
 FORMATS = ("qcow2", "raw")
-POLL_FIRST_S = 0.05
-POLL_MAX_S = 1.0
+POLL_MIN_S, POLL_MAX_S = 0.02, 1.0
+POLL_SHARE = 0.1  # of the time that a copy has taken: it is found to be done at most so much later
 
 log = structlog.get_logger()
 
@@ -110,7 +111,7 @@ class Snapshots:
             log.warning("snapshot.not_aborted", instance=instance_id, error=type(error).__name__)  # the next call does
 
     async def _until_copied(self, instance_id: str, path: Path, tell: Any) -> None:
-        limit_s, pause_s = self._settings.copy_timeout_s, POLL_FIRST_S
+        limit_s, began = self._settings.copy_timeout_s, time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
                 while True:
@@ -120,8 +121,8 @@ class Snapshots:
                     if now.done:
                         return
                     tell(now.percent)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(POLL_MAX_S, pause_s * 1.5)
+                    taken_s = time.monotonic() - began
+                    await asyncio.sleep(min(POLL_MAX_S, max(POLL_MIN_S, taken_s * POLL_SHARE)))
         except TimeoutError as error:
             raise HypervisorError(reason=f"the disk was not copied within {limit_s:g} seconds") from error
 
