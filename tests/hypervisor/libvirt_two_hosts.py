@@ -192,3 +192,5 @@ class LibvirtTwoHosts:
             await self.source.close()
         finally:
             await self.target.close()
+            for host in (self.source, self.target):  # on shared storage only the last of them was without instances
+                await asyncio.to_thread(host.paths.release_link)

@@ -29,6 +29,7 @@ def set_aside(paths: HostPaths, instance_id: str, host: str) -> None:
     ownership.write_owner(directory, ownership.Ownership(host))
     directory.rename(aside)
     sync_directory(paths.instances)
+    paths.release_link()  # nothing runs from what is aside
 
 
 def bring_back(paths: HostPaths, instance_id: str, host: str) -> None:
