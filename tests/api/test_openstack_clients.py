@@ -90,3 +90,63 @@ async def test_openstackclient_leads_a_server_through_its_life(cloud: Cloud) -> 
     await openstack(cloud, "console", "log", "show", "second")
     await openstack(cloud, "server", "delete", "--wait", "second")
     await cloud.gone(cloud.demo, made["id"])
+
+
+@pytest.mark.slow
+async def test_openstackclient_gives_servers_volumes_and_interfaces(cloud: Cloud) -> None:
+    as_json = ("-f", "json")
+
+    async def volume_is(name: str, status: str) -> dict[str, Any]:
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                (found,) = [
+                    one for one in await openstack(cloud, "volume", "list", *as_json) if one["Name"] == name
+                ]
+                if found["Status"] == status:
+                    return found  # type: ignore[no-any-return]
+
+    await openstack(cloud, "volume", "create", "--size", "1", "data", *as_json)
+    await openstack(cloud, "volume", "create", "--size", "1", "--image", cloud.image_id, "root", *as_json)
+    create = ("server", "create", "--flavor", "m1.nano", "--network", cloud.network_id, "--wait", *as_json)
+    await volume_is("root", "available")
+    await volume_is("data", "available")
+    first = await openstack(cloud, *create, "--volume", "root", "first")
+    assert first["status"] == "ACTIVE"
+    await openstack(cloud, *create, "--image", cloud.image_id, "--boot-from-volume", "1", "second")
+    third = await openstack(
+        cloud, *create, "--block-device", f"uuid={cloud.image_id},source_type=image,destination_type=volume,"
+        "volume_size=1,boot_index=0,delete_on_termination=true",
+        "--block-device", "source_type=blank,destination_type=volume,volume_size=1", "third",
+    )  # fmt: skip
+    assert len(third["volumes_attached"]) == 2, third
+    added = await openstack(cloud, "server", "add", "volume", "first", "data", *as_json)
+    assert added["Device"] == "/dev/vdb"
+    (attachment,) = (await volume_is("data", "in-use"))["Attached to"]
+    assert (attachment["server_id"], attachment["device"]) == (first["id"], "/dev/vdb")
+    listed = await openstack(cloud, "server", "volume", "list", "first", *as_json)
+    assert {one["Device"] for one in listed} == {"/dev/vda", "/dev/vdb"}
+    await openstack(cloud, "server", "volume", "update", "--delete-on-termination", "first", "data")
+    await openstack(cloud, "server", "remove", "volume", "first", "data")
+    await volume_is("data", "available")
+
+    async def ports() -> set[str]:
+        found = await cloud.demo.get(f"/servers/{first['id']}/os-interface")
+        return {one["port_id"] for one in found["interfaceAttachments"]}
+
+    (own,) = await ports()
+    port = await openstack(cloud, "port", "create", "--network", cloud.network_id, "mine", *as_json)
+    await openstack(cloud, "server", "add", "port", "first", "mine")
+    await openstack(cloud, "server", "add", "network", "first", cloud.network_id)
+    await openstack(cloud, "server", "add", "fixed", "ip", "--fixed-ip-address", "10.78.0.55", "first", cloud.network_id)
+    assert len(await ports()) == 4
+    shown = await openstack(cloud, "server", "show", "first", *as_json)
+    assert "10.78.0.55" in str(shown["addresses"])
+    await openstack(cloud, "server", "remove", "port", "first", "mine")
+    async with asyncio.timeout(DEADLINE_S):
+        while len(await ports()) != 3:
+            await asyncio.sleep(0.05)
+    assert own in await ports() and port["id"] not in await ports()
+    await openstack(cloud, "server", "remove", "network", "first", cloud.network_id)
+    async with asyncio.timeout(DEADLINE_S):
+        while await ports():
+            await asyncio.sleep(0.05)

@@ -178,6 +178,9 @@ SCENARIOS: Mapping[str, Scenario] = {
         devices.swap, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING,
         devices.attached_of_two, devices.check_swapped,
     ),
+    "reboot-with-volume": Scenario(
+        _hard, _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE, _V.ERROR), _P.RUNNING, devices.attached
+    ),
     "create-from-volume": Scenario(
         devices.create_from_volumes, None, _V.ACTIVE, _only(_V.ACTIVE, _V.ERROR), _P.RUNNING, None, devices.check_built
     ),

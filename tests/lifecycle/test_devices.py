@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from instar.errors import BadRequest, Conflict, NotFound, WrongState
+from instar.errors import BadRequest, Conflict, NotFound, VolumeFailed, WrongState
 from instar.lifecycle.audit import Kind
 from instar.lifecycle.devices import VolumeWish
 from instar.lifecycle.live_migration import LiveArguments
@@ -205,3 +206,34 @@ async def test_what_was_said_last_decides_whether_a_volume_ends_with_its_server(
     else:
         assert await acts.status_of(one, volume_id) == "available"
     assert await one.findings() == []
+
+
+async def test_a_hard_reboot_boots_without_a_volume_that_is_lost(one: Plane) -> None:
+    """The volume cannot be connected again: the guest boots, the volume is given back, and the record says why."""
+    instance, volume_id = await with_volume(one)
+
+    async def lost(name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if name == "connect volume vdb":
+            raise VolumeFailed(volume_id=volume_id, reason="its data is gone")
+        return await call()
+
+    one.around_step = lost
+    await one.control.lifecycle.reboot(one.context(), instance, hard=True)
+    await one.settled()
+    ended = await one.fetch(instance.id)
+    assert (ended.vm_state, ended.power_state.name) == (VmState.ACTIVE, "RUNNING")
+    assert ended.facts.fault is not None and volume_id in ended.facts.fault.message
+    assert (await one.last_operation(instance.id)).result == "Error"
+    await acts.check_volumes(one, ended, set(), {volume_id})
+    assert await one.findings() == []
+
+
+async def test_volumes_come_back_with_a_guest_that_is_started_or_resumed(one: Plane) -> None:
+    instance, volume_id = await with_volume(one)
+    door = one.control.lifecycle
+    for act in (door.stop, door.start, door.suspend, door.resume):
+        await act(one.context(), await one.fetch(instance.id))
+        await one.settled()
+        await acts.check_volumes(one, await one.fetch(instance.id), {volume_id}, set())
+    steps = [step.name for step in await one.journal(instance.id)]
+    assert "connect volume vdb" in steps

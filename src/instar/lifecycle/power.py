@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from instar.engine.run import Run
 from instar.errors import HypervisorError
+from instar.lifecycle import volumes
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import disks_of, guest_of, host_of
 from instar.model.states import PowerState, VmState
@@ -18,10 +19,12 @@ async def start(run: Run, cloud: Cloud) -> None:
     plugged = tuple(port.definition for port in ports)
     if plugged:
         await run.step("set up ports", run.hosts.ensure_ports, host, plugged)
-    guest = guest_of(instance, disks_of(instance, None), ports)
+    connected = await volumes.connected_anew(run, cloud, host)
+    guest = guest_of(connected, disks_of(connected, None), ports)
     state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
     if state.power_state is not PowerState.RUNNING:
         raise HypervisorError(reason="the guest is not running")
+    run.note(facts={"volumes": connected.facts.volumes})
     await run.settle(VmState.ACTIVE, power_state=state.power_state)
 
 

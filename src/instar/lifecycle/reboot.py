@@ -2,7 +2,8 @@
 
 Soft: the guest is asked by ACPI to shut down, and started again; what proves the reboot is that the domain id changed. A
 guest that does not answer in time, or that does not run, is rebooted hard.
-Hard: the operator's repair tool. The domain is made anew from what the database says now, its disks kept.
+Hard: the operator's repair tool. The domain is made anew from what the database says now, its disks kept. A volume that
+cannot be reached any more is detached and reported, the guest boots without it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import msgspec
 import structlog
 
 from instar.engine.run import Run
-from instar.errors import HypervisorError, InstarError, LeaseLost, TaskStateConflict
+from instar.errors import HypervisorError, InstarError, LeaseLost, TaskStateConflict, VolumeFailed
+from instar.lifecycle import volumes
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import disks_of, guest_of, host_of, source_if_there
 from instar.model.guest import GuestState
@@ -73,19 +75,25 @@ async def _reboot_hard(run: Run, cloud: Cloud) -> None:
     plugged = tuple(port.definition for port in ports)
     if plugged:
         await run.step("set up ports", hosts.ensure_ports, host, plugged)
-    guest = guest_of(instance, disks, ports)
+    connected, lost, reason = await volumes.connected_where_possible(run, cloud, host)
+    guest = guest_of(connected, disks, ports)
     state = await run.step(
         "restart guest", hosts.ensure_restarted, host, guest, before.domain_id, task=TaskState.REBOOT_STARTED_HARD
     )
-    run.note(facts={"ports": ports})
-    await _settle(run, host, state)
+    for volume in lost:
+        try:
+            await run.step(f"let go of volume {volume.device}", cloud.volumes.detach, volume.attachment_id, on="volume")
+        except VolumeFailed as error:  # the audit finds an attachment that no instance knows
+            log.warning("reboot.volume_stays", volume=volume.volume_id, reason=error.message)
+    run.note(facts={"ports": ports, "volumes": connected.facts.volumes})
+    await _settle(run, host, state, reason)
 
 
-async def _settle(run: Run, host: str, state: GuestState) -> None:
+async def _settle(run: Run, host: str, state: GuestState, fault: InstarError | None = None) -> None:
     if state.power_state is not PowerState.RUNNING:
         raise HypervisorError(reason="the guest is not running")
     rescued = run.instance.vm_state is VmState.RESCUED  # it boots from the rescue disk again
-    await run.settle(VmState.RESCUED if rescued else VmState.ACTIVE, power_state=state.power_state)
+    await run.settle(VmState.RESCUED if rescued else VmState.ACTIVE, power_state=state.power_state, fault=fault)
 
 
 async def _state_after_failure(run: Run) -> VmState:

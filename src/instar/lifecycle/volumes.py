@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 
 from instar.engine.run import Run
+from instar.errors import Cancelled, InstarError, LeaseLost, TaskStateConflict, VolumeFailed
 from instar.lifecycle.cloud import Cloud
 from instar.model.instance import Instance, InstanceVolume
 from instar.model.volume import VolumeConnection
+
+log = structlog.get_logger()
 
 
 async def connect_all(run: Run, cloud: Cloud, host: str) -> tuple[InstanceVolume, ...]:
@@ -21,6 +25,43 @@ async def connect_all(run: Run, cloud: Cloud, host: str) -> tuple[InstanceVolume
         )
         connected.append(msgspec.structs.replace(volume, connection=connection))
     return tuple(connected)
+
+
+async def connected_anew(run: Run, cloud: Cloud, host: str) -> Instance:
+    """The instance with fresh connections to its volumes, on the host where it is: one step for each."""
+    volumes = tuple([await _anew(run, cloud, volume, host) for volume in run.instance.facts.volumes])
+    return _with(run.instance, volumes)
+
+
+async def connected_where_possible(
+    run: Run, cloud: Cloud, host: str
+) -> tuple[Instance, tuple[InstanceVolume, ...], InstarError | None]:
+    """As `connected_anew`, without the volumes that cannot be reached, which come second, and why the last of them
+    cannot. The volume that is booted has to be reached."""
+    found, lost, reason = [], [], None
+    for volume in run.instance.facts.volumes:
+        try:
+            found.append(await _anew(run, cloud, volume, host))
+        except (LeaseLost, Cancelled, TaskStateConflict):
+            raise
+        except InstarError as error:
+            if volume.boot_index == 0:
+                raise
+            log.warning("volume.lost", instance=run.instance.id, volume=volume.volume_id, reason=error.message)
+            lost.append(volume)
+            reason = VolumeFailed(
+                volume_id=volume.volume_id, reason=f"it could not be connected again and was detached: {error.user_message}"
+            )
+    return _with(run.instance, tuple(found)), tuple(lost), reason
+
+
+async def _anew(run: Run, cloud: Cloud, volume: InstanceVolume, host: str) -> InstanceVolume:
+    connection = await run.step(f"connect volume {volume.device}", connect, cloud, volume, host, on="volume")
+    return msgspec.structs.replace(volume, connection=connection)
+
+
+def _with(instance: Instance, volumes: tuple[InstanceVolume, ...]) -> Instance:
+    return msgspec.structs.replace(instance, facts=msgspec.structs.replace(instance.facts, volumes=volumes))
 
 
 async def leave_host(run: Run, cloud: Cloud) -> None:
