@@ -437,4 +437,4 @@ async def test_an_operation_whose_end_cannot_be_recorded_is_given_up_and_the_ins
     instance = await instance_fetch(bench.store, operation.instance_id)
     assert (instance.vm_state, instance.task_state) == (VmState.ERROR, None)
     assert instance.facts.fault is not None
-    assert calls.done.count("-a") == 1
+    assert "-a" in calls.done
