@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +49,7 @@ class Blobs:
         self._directory = directory.absolute()
         self._incoming = self._directory / "incoming"
         self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="image-file")
+        self._patient = ThreadPoolExecutor(1, thread_name_prefix="image-checksum", initializer=_give_way)
         # Held while a file gets or loses its final name together with the row that uses it, so that the end of the last
         # image with some content does not take the file from an upload of the same content that has just found it.
         self.names = asyncio.Lock()
@@ -64,6 +66,7 @@ class Blobs:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._patient.shutdown)
 
     async def receive(self, name: str, chunks: AsyncIterator[bytes], *, size_max_bytes: int) -> Received:
         """Write what arrives to incoming/<name>, hashing on the way. On any error the file is removed again.
@@ -98,7 +101,7 @@ class Blobs:
             if before.st_size > size_max_bytes:
                 raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
             running = hashlib.sha256()
-            while await self._run(_hash_some, file, running):
+            while await self._hash(self._threads, file, running):
                 pass
             after = os.fstat(file.fileno())
         finally:
@@ -108,12 +111,15 @@ class Blobs:
         return Received(path, after.st_size, None, running.hexdigest(), None)
 
     async def checksums(self, sha256: str) -> tuple[str, str]:
-        """MD5 and SHA-512 of stored data, in hexadecimal. Raises FileNotFoundError: no image uses it any more."""
+        """MD5 and SHA-512 of stored data, in hexadecimal, in a thread that gives way to all others.
+
+        Raises FileNotFoundError: no image uses it any more."""
         file = await self._run(_open_binary, self.path(sha256))
         try:
             md5, sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha512()
-            while await self._run(_hash_some, file, md5, sha512):
-                pass
+            while await self._hash(self._patient, file, md5, sha512):
+                if os.fstat(file.fileno()).st_nlink == 0:
+                    raise FileNotFoundError(errno.ENOENT, "The image was deleted meanwhile")
         finally:
             file.close()
         return md5.hexdigest(), sha512.hexdigest()
@@ -157,6 +163,15 @@ class Blobs:
 
     async def _run(self, call: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+
+    async def _hash(self, threads: ThreadPoolExecutor, file: BinaryIO, *hashes: Any) -> bool:
+        """See _hash_some. A caller that is cancelled waits for the thread: the file must not be closed under its hands."""
+        work = asyncio.get_running_loop().run_in_executor(threads, _hash_some, file, *hashes)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
 
     def _prepare(self, keep: set[str], keep_incoming: set[str]) -> int:
         # Other users of this machine may open a file whose hash they know, as QEMU does, and not look around.
@@ -275,6 +290,12 @@ def _open_written(path: Path) -> BinaryIO:
     file = path.open("rb", buffering=0)
     os.fsync(file.fileno())
     return file
+
+
+def _give_way() -> None:
+    """The thread that calls it runs when no other wants to: on Linux each has a priority of its own."""
+    with contextlib.suppress(OSError):  # then it is a thread like others
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _hash_some(file: BinaryIO, *hashes: Any) -> bool:
