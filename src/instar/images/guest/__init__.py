@@ -9,7 +9,7 @@ says what it does on its serial console, in lines that programs can read:
     INSTAR-USER-DATA exit=<status>
 """
 
-from instar.images.guest.build import GuestImage, build_guest
+from instar.images.guest.build import GuestImage, build_guest, recipe_fingerprint
 from instar.images.guest.failures import CommandFailed, GuestBuildFailed, PackageContentMissing, ProgramsMissing
 from instar.images.guest.host_programs import HOST_PACKAGES
 
@@ -21,4 +21,5 @@ __all__ = [
     "PackageContentMissing",
     "ProgramsMissing",
     "build_guest",
+    "recipe_fingerprint",
 ]
