@@ -76,8 +76,9 @@ class BusServer:
         except Exception:
             log.exception("bus.client_failed")
         finally:
-            await client.leave()
-            await channel.close()
+            for end in (client.leave, channel.close):
+                with contextlib.suppress(asyncio.CancelledError):  # the client may go in the moment in which we end
+                    await end()
             self._clients.discard(task)
 
 
