@@ -69,14 +69,18 @@ class Guest:
         self.wait_for_line(rf"INSTAR-READY count={count} ")
         self.wait_for_line(r"INSTAR-NET eth0 address=")
 
+    def near(self, *command: str) -> list[str]:
+        """`command` as it runs where the guest can be reached from."""
+        return list(command)
+
     def pings(self) -> bool:
-        argv = ["busybox", "ping", "-c", "1", "-W", "1", self.address]
+        argv = self.near("busybox", "ping", "-c", "1", "-W", "1", self.address)
         return subprocess.run(argv, capture_output=True, timeout=10, check=False).returncode == 0
 
     def ssh(self, command: str, *, may_end: bool = False) -> str:
         options = [word for option in SSH_OPTIONS for word in ("-o", option)]
         done = subprocess.run(
-            ["ssh", *options, "-i", str(self._key), f"root@{self.address}", command],
+            self.near("ssh", *options, "-i", str(self._key), f"root@{self.address}", command),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert may_end or done.returncode == 0, done.stderr
