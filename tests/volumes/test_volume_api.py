@@ -14,7 +14,7 @@ from tests.volumes.export_client import qemu_io
 from tests.volumes.volume_client import Client
 from tests.volumes.volume_cloud import VolumeCloud
 
-SERVER = str(uuid.uuid4())
+SERVER = "5e7d3c1a-9b20-4f6e-8a11-6d0c2b7f9e34"
 HOST = {"host": "h1", "ip": "127.0.0.1", "mountpoint": "/dev/vdb"}
 
 
