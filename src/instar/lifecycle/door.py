@@ -200,7 +200,7 @@ class Lifecycle:
         ]
         grown = instance_grow(instance.id, max(more["cores"], 0), max(more["ram"], 0))
         await self._accept(
-            context, instance, Action.RESIZE, Action.RESIZE, MoveArguments(flavor, host), also=(*counted, grown)
+            context, instance, Action.RESIZE, Action.RESIZE, MoveArguments(flavor, host, old), also=(*counted, grown)
         )
 
     async def migrate(self, context: RequestContext, instance: Instance, *, host: str | None = None) -> None:

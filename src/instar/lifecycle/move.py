@@ -36,17 +36,25 @@ MICROS = 1_000_000
 
 
 class MoveArguments(msgspec.Struct, frozen=True):
-    """`flavor` None: the same size on another host. `host`: an admin's choice."""
+    """`flavor` None: the same size on another host. `host`: an admin's choice. `old`: the size that it had when the resize
+    was accepted, which the record no longer tells once the resize has come far."""
 
     flavor: Flavor | None = None
     host: str | None = None
+    old: Flavor | None = None
+
+
+def took_quota(cloud: Cloud, run: Run) -> None:
+    """A resize: what the new flavor has more was counted when it was accepted."""
+    arguments = msgspec.msgpack.decode(run.operation.arguments, type=MoveArguments)
+    run.took("count new flavor", _back_to(run, arguments.old or run.instance.spec.flavor), on="database")
 
 
 async def move(run: Run, cloud: Cloud) -> None:
     """Resize and migrate. Raises NoValidHost; the instance runs as before then."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=MoveArguments)
     instance, source = run.instance, host_of(run.instance)
-    old, new = instance.spec.flavor, arguments.flavor or instance.spec.flavor
+    old, new = arguments.old or instance.spec.flavor, arguments.flavor or instance.spec.flavor
     migration = await run.step("choose migration id", new_id)
     if instance.facts.move is not None:  # an admin reset the state while it was resized
         await _forget_earlier(run, cloud, instance.facts.move)

@@ -13,7 +13,7 @@ from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.delete import delete
 from instar.lifecycle.evacuate import evacuate
 from instar.lifecycle.live_migration import migrate_live
-from instar.lifecycle.move import confirm, move, revert
+from instar.lifecycle.move import confirm, move, revert, took_quota
 from instar.lifecycle.password import change_password
 from instar.lifecycle.pause import pause, unpause
 from instar.lifecycle.power import start, stop
@@ -66,6 +66,7 @@ _TAKEN: dict[str, Callable[[Cloud, Run], None]] = {
     Action.ATTACH_VOLUME: attach_volume.took_volume,
     Action.SWAP_VOLUME: attach_volume.took_new_volume,
     Action.ATTACH_INTERFACE: attach_interface.took_port,
+    Action.RESIZE: took_quota,
 }
 
 

@@ -48,7 +48,8 @@ async def rebuild(run: Run, cloud: Cloud) -> None:
         await run.step(f"keep old {disk.name} disk", hosts.ensure_disk_kept, host, disk.name,
                        undo=hosts.ensure_disk_restored, task=TaskState.REBUILD_BLOCK_DEVICE_MAPPING)  # fmt: skip
         await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk, undo=hosts.ensure_disk_unmade)
-    old = instance.spec
+    # A step: after a crash further on, the record has the new image already.
+    old = await run.step("note old image", spec_of, instance, on="database")
     await run.step("take new image", run.change_spec, lambda spec: rebuilt_spec(spec, arguments),
                    undo=lambda *_: run.change_spec(lambda spec: _as_it_was(spec, old)),
                    task=TaskState.REBUILD_SPAWNING, on="database")  # fmt: skip
@@ -95,6 +96,10 @@ def rebuilt_spec(spec: InstanceSpec, arguments: RebuildArguments) -> InstanceSpe
         disk_config=new.disk_config, access_ip_v4=new.access_ip_v4, access_ip_v6=new.access_ip_v6,
         trusted_image_certificates=new.trusted_image_certificates,
     )  # fmt: skip
+
+
+async def spec_of(instance: Instance) -> InstanceSpec:
+    return instance.spec
 
 
 def _as_it_was(spec: InstanceSpec, old: InstanceSpec) -> InstanceSpec:
