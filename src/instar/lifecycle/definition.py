@@ -99,12 +99,15 @@ def guest_of(
 
 
 def volume_disk(volume: InstanceVolume, instance: Instance) -> VolumeDisk:
-    """A volume as its host plugs it. While the instance is rescued nothing is booted from a volume."""
+    """A volume as its host plugs it.
+
+    While the instance is rescued nothing is booted from a volume, and the names of devices are shifted by one: its own
+    disk is the second, whatever names volumes have otherwise."""
     assert volume.connection is not None, "it was connected to the host before"
     return VolumeDisk(
         volume_id=volume.volume_id,
         connection=volume.connection,
-        device=volume.device,
+        device="" if instance.facts.rescue else volume.device,
         boot_index=None if instance.facts.rescue else volume.boot_index,
         bus=volume.bus,
         tag=volume.tag,
