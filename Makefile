@@ -17,8 +17,8 @@ install: ## host packages, .venv and pinned packages; starts nothing
 install-dev: ## the same with what the tests need
 	@packaging/install.sh dev
 
-demo: install ## a real guest through its life, then nothing is left (under 3 minutes)
-	@$(ROOT) $(BIN)/instar demo
+demo: install ## a real guest through its whole life on two hosts, then nothing is left (about 4 minutes) [ARGS=--one-host]
+	@$(ROOT) $(BIN)/instar demo $(ARGS)
 
 up: install ## a cloud that stays up until Ctrl-C [DIR=…] [ARGS="--port 9000"]
 	@$(ROOT) $(BIN)/instar up $(if $(DIR),--dir $(DIR)) $(ARGS)

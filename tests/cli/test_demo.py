@@ -1,4 +1,4 @@
-"""The demo on a real guest: all of it, and ended half-way. Nothing is left behind, and it says so itself."""
+"""The demo on real guests: the whole life, the short walk, and ended half-way. Nothing is left behind, and it says so."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from instar.cli.demo.walk import ONE_HOST, WHOLE_LIFE
 from tests.cli.program import INSTAR
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
 
 
-def start() -> subprocess.Popen[str]:
+def start(*options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*INSTAR, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*INSTAR, "demo", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
@@ -24,19 +25,30 @@ def directory_of(output: str) -> Path:
     return Path(output.partition("starting a cloud in ")[2].splitlines()[0])
 
 
-@pytest.mark.timeout(400)
-def test_the_demo_walks_a_real_guest_through_its_life() -> None:
-    demo = start()
-    output, _ = demo.communicate(timeout=380)
+def walked(demo: subprocess.Popen[str], steps: int, within_s: float) -> str:
+    output, _ = demo.communicate(timeout=within_s)
     assert demo.returncode == 0, output
-    assert output.splitlines()[-1] == "demo: 8 operations, 8 ok, 0 failed"
+    assert output.splitlines()[-1] == f"demo: {steps} operations, {steps} ok, 0 failed"
     assert "note over database: vm_state active, task_state null" in output
     assert "left behind" not in output
     assert not directory_of(output).exists()
+    return output
 
 
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize("line", ["starting a cloud", "create …", "create: ok"])
+@pytest.mark.timeout(900)
+def test_the_demo_walks_a_real_guest_through_its_whole_life_on_two_hosts() -> None:
+    output = walked(start(), len(WHOLE_LIFE), 880)
+    assert "The unshelve as it really happened" in output
+    assert "longest time without an answer to ping" in output
+
+
+@pytest.mark.timeout(400)
+def test_the_short_walk_needs_one_host() -> None:
+    assert "The create as it really happened" in walked(start("--one-host"), len(ONE_HOST), 380)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("line", ["starting a cloud", "create …", "attach volume: ok"])
 def test_ctrl_c_leaves_nothing_behind(line: str) -> None:
     demo = start()
     assert demo.stdout is not None

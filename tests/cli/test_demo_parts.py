@@ -1,4 +1,4 @@
-"""What the demo reads out of a console, and what it counts as left behind."""
+"""What the demo reads out of a console and a ping, what it tells, and what it counts as left behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from instar.cli.demo.footprint import Footprint
 from instar.cli.demo.guest import read_console
+from instar.cli.demo.pinger import checksum, echo_request, is_reply
 from instar.cli.demo.report import Row, summary, times_of
 
 LOG = """\
@@ -36,6 +37,18 @@ def test_an_empty_console_tells_nothing() -> None:
 def test_what_is_not_the_hypervisors_time_is_ours() -> None:
     steps = [{"hypervisor_us": 250_000}, {"hypervisor_us": 0}]
     assert times_of({"started_at": 0, "finished_at": 300_000, "steps": steps}) == (0.25, 0.05)
+
+
+def test_a_reply_is_told_from_a_request_and_from_the_answer_to_somebody_else() -> None:
+    request = echo_request(0x1234, 7)
+    assert checksum(request) == 0, "a message with its checksum sums up to nothing"
+    header = bytes([0x45]) + bytes(19)
+    reply = bytes([0]) + request[1:]
+    assert is_reply(header + reply, 0x1234)
+    assert not is_reply(header + request, 0x1234)
+    assert not is_reply(header + reply, 0x4321)
+    assert is_reply(bytes([0x46]) + bytes(23) + reply, 0x1234), "IP options come before it"
+    assert not is_reply(header + reply[:4], 0x1234)
 
 
 def test_the_summary_counts() -> None:

@@ -30,7 +30,8 @@ LOG_LINES_SHOWN = 25
 class DemoCloud:
     """Made by `start`, and always ended by `remove`, whatever happened in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: int) -> None:
+        self._hosts = hosts
         self.directory = Path(tempfile.mkdtemp(prefix="instar-demo-"))
         self.directory.chmod(MODE)  # the hypervisor's processes pass through
         self.state = StateDir(self.directory)
@@ -42,6 +43,7 @@ class DemoCloud:
     def start(self) -> None:
         """Blocking, until it answers. Raises StartupError."""
         command = [sys.executable, "-m", "instar.cli", "up", "--dir", str(self.directory), "--port", "0"]
+        command += ["--hosts", str(self._hosts)]
         with self._log.open("w") as log:
             # A session of its own: Ctrl-C is for the demo, which then stops the cloud in order.
             self._process = subprocess.Popen(

@@ -14,23 +14,24 @@ from types import FrameType
 import click
 
 from instar.cli.client import CloudClient, read_login
-from instar.cli.clouds_yaml import DEMO_CLOUD
+from instar.cli.clouds_yaml import ADMIN_CLOUD, DEMO_CLOUD
 from instar.cli.demo.cloud import DemoCloud
 from instar.cli.demo.report import Story, summary, table_of
 from instar.cli.guest_image import ensure_built
 from instar.cli.log_format import configure_log
 from instar.cli.show import print_table
 from instar.errors import InstarError, StartupError
-from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
 
 
 @click.command()
-def demo() -> None:
-    """Walk a real guest through its life, and leave nothing behind.
+@click.option("--one-host", is_flag=True, help="The short walk: create, reboots, stop, start, delete, on one host.")
+def demo(one_host: bool) -> None:
+    """Walk a real guest through its whole life on two hosts, and leave nothing behind.
 
-    Starts a cloud of its own in a temporary directory and uses it as any OpenStack user would: create, soft reboot, hard
-    reboot of a domain that it has damaged before, stop, start, console log, server events, delete. Then it shows what
-    each took and whose time it was, and the sequence diagram of the create. Needs root. Exit status 1 when anything
+    Starts a cloud of its own in a temporary directory and uses it as any OpenStack user and operator would: reboot, pause,
+    suspend, snapshot, volumes, resize, migration, live migration, shelve, rescue, rebuild, the loss of a host. After each
+    operation it looks into the guest: whether its data are there, and whether its programs go on. Then it shows what
+    each took and whose time it was, and the sequence diagram of one of them. Needs root. Exit status 1 when anything
     failed, or was left behind.
     """
     if os.geteuid() != 0:
@@ -46,7 +47,7 @@ def demo() -> None:
         click.echo(f"[{time.monotonic() - began:6.1f} s] {text}")
 
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_demo(say))
+    sys.exit(_demo(1 if one_host else 2, say))
 
 
 Say = Callable[[str], None]
@@ -61,10 +62,10 @@ def _go_on(_number: int, _frame: FrameType | None) -> None:
     return
 
 
-def _demo(say: Say) -> int:
+def _demo(hosts: int, say: Say) -> int:
     failure, story = "", Story()
     asyncio.run(ensure_built(say))
-    cloud = DemoCloud()
+    cloud = DemoCloud(hosts)
     try:
         _walk(cloud, story, say)
     except KeyboardInterrupt:
@@ -87,7 +88,7 @@ def _demo(say: Say) -> int:
     if story.rows:
         print_table(table_of(story.rows))
     if story.diagram:
-        click.echo(f"\nThe create as it really happened, from the journal:\n\n{story.diagram}")
+        click.echo(f"\nThe {story.operation} as it really happened, from the journal:\n\n{story.diagram}")
     for thing in left:
         click.echo(f"left behind: {thing}")
     if failure:
@@ -99,15 +100,17 @@ def _demo(say: Say) -> int:
 def _walk(cloud: DemoCloud, story: Story, say: Say) -> None:
     import openstack
 
-    from instar.cli.demo.walk import Walk
+    from instar.cli.demo.stage import Stage
+    from instar.cli.demo.walk import walk
 
     say(f"starting a cloud in {cloud.directory}")
     cloud.start()
     say(f"ready: {cloud.url}")
 
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(cloud.state.clouds_yaml)
-    system = asyncio.run(system_libvirtd_usable())
-    uri = SYSTEM_URI if system else PrivateDaemon(cloud.directory).uri
-    client = CloudClient(read_login(cloud.directory, cloud.directory, DEMO_CLOUD))
-    with openstack.connect(cloud=DEMO_CLOUD, app_name="instar-demo") as connection:
-        Walk(cloud, connection, client, uri, story, say).go()
+    operators = CloudClient(read_login(cloud.directory, cloud.directory, ADMIN_CLOUD))
+    with (
+        openstack.connect(cloud=DEMO_CLOUD, app_name="instar-demo") as user,
+        openstack.connect(cloud=ADMIN_CLOUD, app_name="instar-demo") as admin,
+    ):
+        walk(Stage(cloud, user, admin, operators, story, say))

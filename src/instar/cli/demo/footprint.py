@@ -19,6 +19,7 @@ from instar.cli.hosts.local_host import local_hosts_of
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI
 from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames
+from instar.volumes.local import volumes_runtime
 
 COMMAND_TIMEOUT_S = 15.0
 
@@ -32,6 +33,7 @@ class Footprint:
         self.taps: set[str] = set()
         self._names = CloudNames(cloud_id)
         self._runtime = HostPaths(directory).runtime
+        self._volumes = volumes_runtime(directory)
         self._host_runtimes: set[Path] = set()  # of the hosts that were there when somebody looked
 
     def found(self) -> list[str]:
@@ -50,12 +52,12 @@ class Footprint:
         for pid, _ in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for runtime in (self._runtime, *self._host_runtimes):
+        for runtime in (self._runtime, self._volumes, *self._host_runtimes):
             shutil.rmtree(runtime, ignore_errors=True)
 
     def _directories(self) -> list[Path]:
         self._host_runtimes |= {host.runtime for host in local_hosts_of(self.directory / "hosts")}
-        return [self.directory, self._runtime, self._names.run_dir, *sorted(self._host_runtimes)]
+        return [self.directory, self._runtime, self._volumes, self._names.run_dir, *sorted(self._host_runtimes)]
 
     def _processes(self) -> list[tuple[int, str]]:
         marks = [*map(str, self._directories()), self._names.tag]

@@ -26,6 +26,7 @@ class Story:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.operation = ""  # the one that the diagram is of
         self.diagram = ""
 
 
