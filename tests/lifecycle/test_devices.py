@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 
 from instar.errors import BadRequest, Conflict, NotFound, VolumeFailed, WrongState
+from instar.hypervisor.libvirt.device_xml import add_disk, add_volume, taken_targets
 from instar.lifecycle.audit import Kind
+from instar.lifecycle.definition import disks_of, guest_of
 from instar.lifecycle.devices import VolumeWish
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.shelve import UnshelveArguments
 from instar.model.instance import Instance
 from instar.model.states import VmState
+from instar.model.volume import VolumeConnection
 from instar.store.flavors import flavor_fetch
 from tests.lifecycle import device_acts as acts
 from tests.lifecycle.harness import Plane
@@ -237,3 +243,24 @@ async def test_volumes_come_back_with_a_guest_that_is_started_or_resumed(one: Pl
         await acts.check_volumes(one, await one.fetch(instance.id), {volume_id}, set())
     steps = [step.name for step in await one.journal(instance.id)]
     assert "connect volume vdb" in steps
+
+
+async def test_a_rescued_guests_own_disk_is_its_second_whatever_volumes_it_has(one: Plane) -> None:
+    """A volume kept its name, vdb, while the server was rescued, and libvirt orders disks by their names: the rescue system
+    had the volume as its second disk, and the one that was to be repaired as its third."""
+    instance, volume_id = await with_volume(one)
+    image = await one.image()
+    await one.control.lifecycle.rescue(one.context(), instance, image.id)
+    await one.settled()
+    rescued = await one.fetch(instance.id)
+    guest = guest_of(rescued, disks_of(rescued, None), ())
+    names = [disk.name for disk in guest.disks]
+    devices = ET.Element("devices")
+    for disk in guest.disks:
+        add_disk(devices, disk, Path("/nowhere"), guest, direct_io=False)
+    connection = VolumeConnection("export", socket="/nowhere")
+    for volume in guest.volumes:
+        replaced = msgspec.structs.replace(volume, connection=connection)
+        add_volume(devices, replaced, taken=taken_targets(devices), boots=False)
+    order = {target.get("dev"): name for target, name in zip(devices.iter("target"), [*names, volume_id], strict=True)}
+    assert order == {"vda": "rescue", "vdb": "root", "vdc": volume_id}
