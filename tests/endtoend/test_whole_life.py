@@ -1,0 +1,307 @@
+"""Guests on two hosts through the whole life of an instance: what was written, counted and attached before is there after.
+
+One story, told in parts: each takes the guests as the part before left them, since a boot costs seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.endtoend.hosted_guest import HostedGuest
+from tests.endtoend.running_cloud import wait_until
+from tests.endtoend.two_hosts_story import FOLLOWS_MAX_S, HOSTS, TwoHostsStory, story_of_two_hosts
+
+pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
+
+KEPT = "/root/kept"
+SILENCE_MAX_S = 1.0
+GIB = 1024  # MiB
+PASSWORD = "correct horse, battery: staple"
+# The salt is part of what the file keeps: hashed again with it, the password must give the same.
+IS_PASSWORD = """
+salt=$(awk -F '[:$]' '$1 == "root" { print $4 }' /etc/shadow)
+[ "$(mkpasswd -m sha512 -S "$salt" "$password")" = "$(awk -F : '$1 == "root" { print $2 }' /etc/shadow)" ] && echo yes
+"""
+
+
+class Life:
+    """`guest` is taken from host to host; `neighbour` looks on, and is broken and repaired. `volume` is the guest's."""
+
+    def __init__(self, story: TwoHostsStory) -> None:
+        self.story, self.cloud, self.sdk = story, story.cloud, story.sdk
+        self.guest = story.build("guest", "host-1")
+        self.neighbour = story.build("neighbour", "host-2")
+        self.volume = story.volume(name="moving", size=1)
+        self.image_id = ""
+        for one in (self.guest, self.neighbour):
+            story.done(one, "create", "ACTIVE")
+        for one in (self.guest, self.neighbour):
+            one.wait_for_new_boot()
+        self.more = self.sdk.compute.create_flavor(name="more", ram=160, vcpus=1, disk=2)
+
+    def check_kept(self) -> None:
+        """Of the guest: what it wrote on its own disk, and what it wrote on its volume."""
+        assert self.guest.read(KEPT) == "precious"
+        assert self.guest.ssh(f"head -n 1 /dev/{self.guest.device_of(self.volume)}") == "on the volume"
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with story_of_two_hosts(tmp_path_factory.mktemp("story")) as story:
+        yield Life(story)
+
+
+def test_guests_on_two_hosts_reach_each_other(life: Life) -> None:
+    assert (life.guest.host, life.neighbour.host) == HOSTS
+    assert life.guest.reaches(life.neighbour) and life.neighbour.reaches(life.guest)
+
+
+def test_a_volume_goes_from_guest_to_guest(life: Life) -> None:
+    story, volume = life.story, life.volume
+    story.attach(life.neighbour, volume)
+    device = life.neighbour.device_of(volume)
+    assert device is not None and life.neighbour.disk_mib(device) == GIB
+    life.neighbour.ssh(f"echo on the volume | dd of=/dev/{device} conv=fsync 2> /dev/null")
+    story.detach(life.neighbour, volume)
+    story.attach(life.guest, volume)
+    life.guest.write(KEPT, "precious")
+    life.check_kept()
+    life.guest.start_counting()
+
+
+def test_pause_and_suspend_keep_the_memory(life: Life) -> None:
+    guest, compute = life.guest, life.sdk.compute
+    before = guest.pulse()
+    compute.pause_server(guest.id)
+    life.story.done(guest, "pause", "PAUSED")
+    assert not life.neighbour.reaches(guest)
+    compute.unpause_server(guest.id)
+    life.story.done(guest, "unpause", "ACTIVE")
+    guest.check_goes_on(before)
+    compute.suspend_server(guest.id)
+    life.story.done(guest, "suspend", "SUSPENDED")
+    assert guest.emulators() == []
+    compute.resume_server(guest.id)
+    life.story.done(guest, "resume", "ACTIVE")
+    guest.check_goes_on(before)
+    life.check_kept()
+
+
+def test_a_network_interface_comes_and_goes_while_it_runs(life: Life) -> None:
+    guest, compute = life.guest, life.sdk.compute
+    port = compute.create_server_interface(guest.id, net_id=life.story.network.id)
+    address = port.fixed_ips[0]["ip_address"]
+    wait_until(lambda: f" {address}/" in guest.ssh("ip -4 -o address show"), FOLLOWS_MAX_S, every_s=0.3)
+    assert len(guest.nic_names()) == 2
+    compute.delete_server_interface(port.port_id, server=guest.id)
+    wait_until(lambda: len(guest.nic_names()) == 1, FOLLOWS_MAX_S, every_s=0.3)
+    wait_until(lambda: life.sdk.network.find_port(port.port_id) is None, FOLLOWS_MAX_S)
+
+
+def test_the_guest_agent_sets_the_password(life: Life) -> None:
+    guest = life.neighbour
+    life.sdk.compute.change_server_password(guest.id, PASSWORD)
+    life.story.done(guest, "changePassword", "ACTIVE")
+    assert has_password(guest, PASSWORD)
+    guest.ssh("kill $(cat /run/qemu-ga.pid)")
+    life.sdk.compute.change_server_password(guest.id, "another one")
+    fault = life.story.failed(guest, "changePassword", "ACTIVE")
+    assert fault["code"] == 409 and "agent" in fault["message"]
+    assert has_password(guest, PASSWORD)
+
+
+def has_password(guest: HostedGuest, password: str) -> bool:
+    return guest.ssh(f"password='{password}'; {IS_PASSWORD}", may_end=True) == "yes"
+
+
+def test_a_running_guest_does_not_notice_that_an_image_is_made_of_it(life: Life) -> None:
+    guest, before = life.guest, life.guest.pulse()
+    guest.write("/root/in-the-image", "copied")
+    life.image_id = life.sdk.compute.create_server_image(guest.id, "of-a-running-guest").id
+    life.story.done(guest, "createImage", "ACTIVE")
+    guest.check_goes_on(before)
+    shown = life.sdk.image.get_image(life.image_id)
+    assert (shown.status, shown.properties["image_type"]) == ("active", "snapshot")
+
+
+def test_live_migration_is_hardly_noticed(life: Life) -> None:
+    guest, before, source = life.guest, life.guest.pulse(), life.guest.host
+    began = life.neighbour.start_pinging(guest)
+    life.sdk.compute.live_migrate_server(guest.id, host=None, block_migration="auto")
+    life.story.done(guest, "live-migration", "ACTIVE")
+    silence_s = life.neighbour.longest_silence(began)
+    print(f"longest silence of a live migration: {silence_s:.2f} s")
+    assert guest.host == life.story.other_than(source)
+    assert len(guest.emulators()) == 1
+    guest.check_goes_on(before)
+    life.check_kept()
+    guest.write("/root/written-there", "yes")
+    (migration,) = life.cloud.admin.get(f"/os-migrations?instance_uuid={guest.id}")["migrations"]
+    assert (migration["migration_type"], migration["status"]) == ("live-migration", "completed")
+    assert silence_s < SILENCE_MAX_S
+    life.story.check_nothing_leaked()
+
+
+def test_moved_and_repaired_they_keep_what_they_had(life: Life) -> None:
+    """Two guests at once: a boot keeps one core busy, and there are two."""
+    with ThreadPoolExecutor(2) as threads:
+        tales = [threads.submit(tale, life) for tale in (moves_of_the_guest, repairs_of_the_neighbour)]
+    for tale in tales:
+        tale.result()
+    assert life.neighbour.reaches(life.guest)
+    life.story.check_nothing_leaked()
+
+
+def moves_of_the_guest(life: Life) -> None:
+    check_cold_migration(life)
+    check_resize_and_revert(life)
+    check_resize_and_confirm(life)
+    check_shelve_and_unshelve_elsewhere(life)
+
+
+def check_cold_migration(life: Life) -> None:
+    story, guest, source = life.story, life.guest, life.guest.host
+    life.sdk.compute.migrate_server(guest.id)
+    story.done(guest, "migrate", "VERIFY_RESIZE")
+    assert guest.host == story.other_than(source)
+    guest.wait_for_new_boot()
+    life.check_kept()
+    life.sdk.compute.confirm_server_resize(guest.id)
+    story.done(guest, "confirmResize", "ACTIVE")
+
+
+def check_resize_and_revert(life: Life) -> None:
+    story, guest, source = life.story, life.guest, life.guest.host
+    life.sdk.compute.resize_server(guest.id, life.more)
+    story.done(guest, "resize", "VERIFY_RESIZE")
+    life.sdk.compute.revert_server_resize(guest.id)
+    story.done(guest, "revertResize", "ACTIVE")
+    guest.wait_for_new_boot()
+    assert guest.host == source and guest.disk_mib() == GIB
+    life.check_kept()
+
+
+def check_resize_and_confirm(life: Life) -> None:
+    guest = life.guest
+    life.sdk.compute.resize_server(guest.id, life.more)
+    life.story.done(guest, "resize", "VERIFY_RESIZE")
+    guest.wait_for_new_boot()
+    assert guest.disk_mib() == 2 * GIB
+    wait_until(lambda: guest.root_mib() > 1.8 * GIB, FOLLOWS_MAX_S, every_s=0.3)  # it grows it after the boot
+    life.sdk.compute.confirm_server_resize(guest.id)
+    life.story.done(guest, "confirmResize", "ACTIVE")
+    life.check_kept()
+
+
+def check_shelve_and_unshelve_elsewhere(life: Life) -> None:
+    story, guest, source, address = life.story, life.guest, life.guest.host, life.guest.address
+    life.sdk.compute.shelve_server(guest.id)
+    server = story.done(guest, "shelve", "SHELVED_OFFLOADED")
+    assert server["OS-EXT-SRV-ATTR:host"] is None and guest.emulators() == []
+    life.sdk.compute.unshelve_server(guest.id, host=story.other_than(source))
+    story.done(guest, "unshelve", "ACTIVE")
+    guest.wait_for_new_boot()
+    assert (guest.host, guest.address) == (story.other_than(source), address)
+    assert guest.disk_mib() == 2 * GIB
+    life.check_kept()
+
+
+def repairs_of_the_neighbour(life: Life) -> None:
+    check_rescue_and_unrescue(life)
+    check_rebuild_with_the_image_of_the_other(life)
+
+
+def check_rescue_and_unrescue(life: Life) -> None:
+    story, guest = life.story, life.neighbour
+    guest.write("/root/config", "broken")
+    life.sdk.compute.rescue_server(guest.id)
+    story.done(guest, "rescue", "RESCUE")
+    guest.wait_for_new_boot()
+    assert guest.read("/root/config") == "", "it runs from the rescue disk"
+    guest.ssh("mount /dev/vdb1 /mnt && grep -q broken /mnt/root/config && echo repaired > /mnt/root/config && umount /mnt")
+    life.sdk.compute.unrescue_server(guest.id)
+    story.done(guest, "unrescue", "ACTIVE")
+    guest.wait_for_new_boot()
+    assert guest.read("/root/config") == "repaired"
+
+
+def check_rebuild_with_the_image_of_the_other(life: Life) -> None:
+    guest, before = life.neighbour, (life.neighbour.id, life.neighbour.host, life.neighbour.address)
+    life.sdk.compute.rebuild_server(guest.id, life.image_id, metadata={"rebuilt": "yes"})
+    server = life.story.done(guest, "rebuild", "ACTIVE")
+    guest.wait_for_new_boot()
+    assert (server["id"], guest.host, guest.address) == before
+    assert (server["image"]["id"], server["metadata"]) == (life.image_id, {"rebuilt": "yes"})
+    assert guest.read("/root/in-the-image") == "copied" and guest.read(KEPT) == "precious"
+    assert guest.read("/root/config") == ""
+
+
+def test_guests_of_a_dead_host_live_on_elsewhere_and_only_there(life: Life) -> None:
+    """One that boots from a volume keeps what it wrote; of the other one there is what its image has."""
+    story, neighbour = life.story, life.neighbour
+    dead, left = neighbour.host, story.other_than(neighbour.host)
+    volume = story.volume(name="root", size=1, image_id=story.image.id)
+    boot = {"boot_index": 0, "uuid": volume, "source_type": "volume", "destination_type": "volume"}
+    booted = story.build("on-a-volume", dead, block_device_mapping_v2=[boot])
+    story.done(booted, "create", "ACTIVE")
+    booted.wait_for_new_boot()
+    assert booted.device_of(volume) == "vda"
+    booted.write(KEPT, "on-a-volume")
+    neighbour.write("/root/on-the-dead-host", "lost")
+    from_the_image = neighbour.read("/root/in-the-image")
+    story.hosts[dead].power_off()
+    wait_until(lambda: not story.is_up(dead), FOLLOWS_MAX_S)
+    for guest in (booted, neighbour):
+        assert guest.emulators() == []
+        life.sdk.compute.evacuate_server(guest.id, host=left)
+    for guest in (booted, neighbour):
+        story.done(guest, "evacuate", "ACTIVE")
+        assert guest.host == left and len(guest.emulators()) == 1
+    processes = {guest.id: guest.emulators() for guest in (booted, neighbour)}
+    story.hosts[dead].power_on()
+    for guest in (booted, neighbour):
+        guest.wait_for_new_boot()
+    assert booted.read(KEPT) == "on-a-volume"
+    assert (neighbour.read("/root/in-the-image"), neighbour.read("/root/on-the-dead-host")) == (from_the_image, "")
+    wait_until(lambda: story.is_up(dead), FOLLOWS_MAX_S)
+    story.check_nothing_leaked()
+    assert {guest.id: guest.emulators() for guest in (booted, neighbour)} == processes
+    assert story.instances_on(dead) == set()
+    story.delete(booted, neighbour)
+
+
+def test_a_suspended_guest_outlives_a_crash_of_its_host(life: Life) -> None:
+    story, guest = life.story, life.guest
+    guest.start_counting()
+    before, host = guest.pulse(), guest.host
+    life.sdk.compute.suspend_server(guest.id)
+    story.done(guest, "suspend", "SUSPENDED")
+    story.hosts[host].power_off()
+    wait_until(lambda: not story.is_up(host), FOLLOWS_MAX_S)
+    story.hosts[host].power_on()
+    wait_until(lambda: story.is_up(host), FOLLOWS_MAX_S)
+    life.sdk.compute.resume_server(guest.id)
+    story.done(guest, "resume", "ACTIVE")
+    guest.check_goes_on(before)
+    life.check_kept()
+
+
+def test_nothing_is_left_when_all_are_gone(life: Life) -> None:
+    story = life.story
+    guests = [HostedGuest(life.cloud, one["id"], story.key) for one in life.cloud.admin.get("/servers")["servers"]]
+    story.delete(*guests)
+    for volume in life.sdk.block_storage.volumes():
+        story.volume_is(volume.id, "available")
+        life.sdk.block_storage.delete_volume(volume)
+    wait_until(lambda: not list(life.sdk.block_storage.volumes()), FOLLOWS_MAX_S)
+    made = [image for image in life.sdk.image.images() if image.name != "tiny"]
+    assert [image.name for image in made] == ["of-a-running-guest"], "images of shelved servers go with the shelving"
+    life.sdk.image.delete_image(made[0])
+    story.check_nothing_leaked()
+    assert [story.instances_on(host) for host in HOSTS] == [set(), set()]
