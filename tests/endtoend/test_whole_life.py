@@ -261,8 +261,12 @@ def test_guests_of_a_dead_host_live_on_elsewhere_and_only_there(life: Life) -> N
         assert guest.emulators() == []
         life.sdk.compute.evacuate_server(guest.id, host=left)
     for guest in (booted, neighbour):
-        story.done(guest, "evacuate", "ACTIVE")
-        assert guest.host == left and len(guest.emulators()) == 1
+        story.done(guest, "evacuate", "SHUTOFF")  # since microversion 2.95: whoever evacuated it looks at it first
+        assert guest.host == left
+        life.sdk.compute.start_server(guest.id)
+    for guest in (booted, neighbour):
+        story.done(guest, "start", "ACTIVE")
+        assert len(guest.emulators()) == 1
     processes = {guest.id: guest.emulators() for guest in (booted, neighbour)}
     story.hosts[dead].power_on()
     for guest in (booted, neighbour):
@@ -301,7 +305,8 @@ def test_nothing_is_left_when_all_are_gone(life: Life) -> None:
         life.sdk.block_storage.delete_volume(volume)
     wait_until(lambda: not list(life.sdk.block_storage.volumes()), FOLLOWS_MAX_S)
     made = [image for image in life.sdk.image.images() if image.name != "tiny"]
-    assert [image.name for image in made] == ["of-a-running-guest"], "images of shelved servers go with the shelving"
-    life.sdk.image.delete_image(made[0])
+    assert {image.id for image in made} <= {life.image_id}, "images of shelved servers go with the shelving"
+    for image in made:
+        life.sdk.image.delete_image(image)
     story.check_nothing_leaked()
     assert [story.instances_on(host) for host in HOSTS] == [set(), set()]
