@@ -1,4 +1,6 @@
-"""The serial console's log of a guest: read by its end, and kept bounded.
+"""A guest's consoles, and the serial one's log: offered to other hosts, read by its end, and kept bounded.
+
+The driver opens and calls them; each start of a guest bounds its log too.
 
 QEMU appends to console.log for as long as the guest talks. A log that has grown beyond its limit is cut: its end goes to
 console.previous, and the file is emptied in place (QEMU has it open in append mode, so it goes on at the start). What the
@@ -8,18 +10,66 @@ guest prints in the very moment of the cut may be lost; a guest that fills the h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 
-from instar.errors import HypervisorError
+from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
+from instar.hypervisor.console_offer import console_name, grant_console
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.hypervisor.stream_peers import StreamGrants
+from instar.model.console import ConsoleKind, ConsoleOffer
+from instar.model.guest import GuestState
+from instar.model.stream import StreamAddress
 
 log = structlog.get_logger()
 
 PREVIOUS = "console.previous"
+CONSOLE_SOCKETS = {ConsoleKind.VNC: "vnc.sock", ConsoleKind.SERIAL: "console.sock"}
+
+
+class GuestConsoles:
+    """Of all guests of one host. `observe` gives the state of a guest; without `streams` no console is offered."""
+
+    def __init__(
+        self,
+        paths: HostPaths,
+        streams: StreamGrants | None,
+        *,
+        observe: Callable[[str], Awaitable[GuestState]],
+        settings: LibvirtSettings,
+    ) -> None:
+        self._paths, self._streams, self._observe, self._settings = paths, streams, observe, settings
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """From now on the logs are kept bounded."""
+        self._sweeper = asyncio.create_task(sweep(self._paths, self._settings), name="console-sweep")
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+
+    async def read(self, instance_id: str, *, length_bytes: int) -> bytes:
+        length = min(length_bytes, self._settings.console_read_max_bytes)
+        return await asyncio.to_thread(read_tail, self._paths.console_log(instance_id), length)
+
+    async def offer(self, instance_id: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
+        """Raises ConsoleUnavailable, NoRunningGuest."""
+        if self._streams is None:
+            raise ConsoleUnavailable(kind=kind.value)
+        if (await self._observe(instance_id)).domain_id is None:
+            raise NoRunningGuest(id=instance_id)
+        if to is None:
+            return ConsoleOffer(self._streams.address, console_name(instance_id, kind))
+        path = await asyncio.to_thread(self._paths.socket, instance_id, CONSOLE_SOCKETS[kind])
+        return grant_console(self._streams, instance_id, kind, path, to)
 
 
 def read_tail(console_log: Path, length_bytes: int) -> bytes:

@@ -1,45 +1,42 @@
 """The hypervisor contract on libvirt: guests of one host as QEMU domains. The agent opens it and calls nothing else.
 
 Where things are: connection.py (calls, deadlines, reconnect), domains.py (what is done with a domain), domain_xml.py (its
-definition), disks.py and image_cache.py (files), guest_events.py (what libvirt tells by itself).
+definition), power.py (starts and ends), disks.py and image_cache.py (files), console.py (logs and consoles), host_survey.py
+(inventory and census), guest_events.py (what libvirt tells by itself).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from instar.errors import ConsoleUnavailable, HypervisorError, NoRunningGuest
-from instar.hypervisor.console_offer import console_name, grant_console
+from instar.errors import HypervisorError
 from instar.hypervisor.contract import HostNetwork, Report
 from instar.hypervisor.libvirt import (
     acceleration,
-    config_drive,
-    console,
     domains,
     memory,
-    ownership,
     questions,
     set_aside,
 )
 from instar.hypervisor.libvirt.connection import LibvirtConnection
+from instar.hypervisor.libvirt.console import GuestConsoles
 from instar.hypervisor.libvirt.devices import GuestDevices
 from instar.hypervisor.libvirt.disk_moves import DiskMoves
 from instar.hypervisor.libvirt.disk_offer import offer_aside, offer_running, stream_name
 from instar.hypervisor.libvirt.disks import InstanceDisks, supports_direct_io
-from instar.hypervisor.libvirt.domain_xml import DomainFiles, HostFacts, domain_xml
+from instar.hypervisor.libvirt.domain_xml import HostFacts
 from instar.hypervisor.libvirt.guest_events import GuestEvents
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
+from instar.hypervisor.libvirt.host_survey import HostSurvey
 from instar.hypervisor.libvirt.image_cache import ImageCache
 from instar.hypervisor.libvirt.live_migration import LiveMigrations
 from instar.hypervisor.libvirt.live_target import LiveTargets, MigrationSockets, socket_name
-from instar.hypervisor.libvirt.questions import HostCapabilities, read_capabilities
+from instar.hypervisor.libvirt.power import GuestPower
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.hypervisor.libvirt.snapshots import Snapshots
 from instar.hypervisor.libvirt.volume_swap import VolumeSwap
@@ -62,13 +59,8 @@ from instar.model.guest import (
     SoftRebootOutcome,
 )
 from instar.model.network import PortDefinition
-from instar.model.states import PowerState
 from instar.model.stream import StreamAddress
 from instar.model.volume import VolumeDisk
-
-GIB = 1 << 30
-CONSOLE_SOCKETS = {ConsoleKind.VNC: "vnc.sock", ConsoleKind.SERIAL: "console.sock"}
-UP = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
 log = structlog.get_logger()
 
@@ -94,7 +86,7 @@ class LibvirtHypervisor:
     ) -> None:
         """`host_ip` is where other hosts reach this one; `machine_shares` hosts divide memory and disk of the machine.
         Without `streams` the host offers no consoles and no disks, without `fetches` it gets none of other hosts."""
-        self._host, self._network, self._host_ip, self._shares = host, network, host_ip, machine_shares
+        self._host, self._network = host, network
         self._streams = streams
         self._settings = settings or LibvirtSettings()
         self._paths = HostPaths(state_dir)
@@ -121,6 +113,26 @@ class LibvirtHypervisor:
         self._live = LiveMigrations(
             self._connection, self._paths, self._sockets, fetches, settings=self._settings, host=host
         )
+        self._power = GuestPower(
+            self._connection,
+            self._events,
+            self._paths,
+            self._images,
+            network,
+            ensure_disk=self.ensure_disk,
+            settings=self._settings,
+            host=host,
+        )
+        self._survey = HostSurvey(
+            self._connection,
+            self._paths,
+            self._images,
+            network,
+            host=host,
+            host_ip=host_ip,
+            machine_shares=machine_shares,
+        )
+        self._consoles = GuestConsoles(self._paths, streams, observe=self.observe, settings=self._settings)
         self._devices = GuestDevices(
             self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
         )
@@ -128,10 +140,7 @@ class LibvirtHypervisor:
         self._snapshots = Snapshots(
             self._connection, self._paths, self._disks, settings=self._settings, host=host
         )
-        self._starts = asyncio.Semaphore(self._settings.starts_max)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
-        self._capabilities: HostCapabilities | None = None
-        self._sweeper: asyncio.Task[None] | None = None
 
     # --- the host -----------------------------------------------------------------------------------------------------
 
@@ -145,65 +154,23 @@ class LibvirtHypervisor:
         await self._network.open()
         self._events.open(on_event)
         await self._connection.open()
-        self._sweeper = asyncio.create_task(console.sweep(self._paths, self._settings), name="console-sweep")
+        self._consoles.open()
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        await self._consoles.close()
         await self._connection.close()
         await self._events.close()
         await self._images.close()
         await self._network.close()
 
     async def inventory(self) -> HostInventory:
-        if self._capabilities is None:
-            self._capabilities = await self._connection.run(read_capabilities)
-        known = await asyncio.to_thread(self._paths.instance_ids)
-        cloud_id = self._facts.cloud_id
-
-        def read(connection: Any) -> tuple[list[Any], int]:
-            states = domains.list_ours(connection, cloud_id, frozenset(known))
-            return connection.getInfo(), sum(1 for state in states.values() if state.domain_id is not None)
-
-        info, running = await self._connection.run(read)
-        room = await asyncio.to_thread(os.statvfs, self._paths.state_dir)
-        return HostInventory(
-            vcpus=int(info[2]),
-            memory_mib=int(info[1]) // self._shares,
-            disk_gib=room.f_blocks * room.f_frsize // GIB // self._shares,
-            free_disk_gib=room.f_bavail * room.f_frsize // GIB // self._shares,
-            hypervisor_type="QEMU",
-            hypervisor_version=self._capabilities.hypervisor_version,
-            hypervisor_hostname=self._host,
-            cpu_arch=self._capabilities.arch,
-            cpu_model=self._capabilities.cpu_model,
-            cpu_features=self._capabilities.cpu_features,
-            virt_type=self._facts.virt_type,
-            host_ip=self._host_ip,
-            running_vms=running,
-        )
+        return await self._survey.inventory(self._facts.virt_type)
 
     async def observe(self, instance_id: str) -> GuestState:
-        return await self._connection.run(lambda connection: domains.observe(connection, instance_id))
+        return await self._power.observe(instance_id)
 
     async def census(self) -> HostCensus:
-        dirs = await asyncio.to_thread(self._paths.instance_ids)
-        owned, aside = await asyncio.to_thread(self._owned_directories)
-        cloud_id = self._facts.cloud_id
-        guests = await self._connection.run(lambda connection: domains.list_ours(connection, cloud_id, frozenset(dirs)))
-        taps, networks = await self._network.census()
-        return HostCensus(
-            guests=guests,
-            instance_dirs=owned,
-            set_aside=aside,
-            taps=taps,
-            networks=networks,
-            with_ports=self._network.instances_with_ports(),
-            cached_images=await asyncio.to_thread(self._paths.cached_images),
-            damaged_images=self._images.damaged(),
-        )
+        return await self._survey.census()
 
     # --- images, disks, ports -----------------------------------------------------------------------------------------
 
@@ -218,7 +185,7 @@ class LibvirtHypervisor:
             await self._disks.ensure(instance_id, disk)
 
     async def ensure_no_disks(self, instance_id: str) -> None:
-        await self._must_be_off(instance_id)
+        await self._power.must_be_off(instance_id)
         await self._disks.ensure_none(instance_id)
 
     async def ensure_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
@@ -230,48 +197,21 @@ class LibvirtHypervisor:
     # --- power --------------------------------------------------------------------------------------------------------
 
     async def ensure_running(self, guest: GuestDefinition) -> GuestState:
-        state = await self.observe(guest.instance_id)
-        if state.domain_id is None:
-            state = await self._start(guest)
-        return await self._until_running(guest.instance_id, state)
+        return await self._power.ensure_running(guest, self._facts)
 
     async def ensure_restarted(self, guest: GuestDefinition, *, was_domain_id: int | None) -> GuestState:
-        instance_id = guest.instance_id
-        state = await self.observe(instance_id)
-        if state.domain_id is not None and state.domain_id != was_domain_id:
-            return await self._until_running(instance_id, state)
-        await self._destroy(instance_id)
-        await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
-        await self._network.ensure_ports(instance_id, guest.ports)
-        for disk in guest.disks:
-            await self._restore_disk(instance_id, disk)
-        state = await self._start(guest)
-        if state.domain_id == was_domain_id:
-            # A daemon that was restarted counts its ids from one again. The caller must see another one.
-            await self._destroy(instance_id)
-            state = await self._start(guest)
-        return await self._until_running(instance_id, state)
+        return await self._power.ensure_restarted(guest, self._facts, was_domain_id=was_domain_id)
 
     async def ensure_stopped(self, instance_id: str, *, grace_s: float) -> GuestState:
-        state = await self.observe(instance_id)
-        # A paused guest cannot hear the button.
-        if state.domain_id is not None and state.power_state == PowerState.RUNNING and grace_s > 0:
-            state = await self._shut_down(instance_id, was_domain_id=state.domain_id, wait_s=grace_s)
-        if state.domain_id is None:
-            return state
-        return await self._destroy(instance_id)
+        return await self._power.ensure_stopped(instance_id, grace_s=grace_s)
 
     async def await_soft_reboot(self, instance_id: str, *, was_domain_id: int, wait_s: float) -> SoftRebootOutcome:
-        state = await self._shut_down(instance_id, was_domain_id=was_domain_id, wait_s=wait_s)
-        if state.domain_id is None:
-            return SoftRebootOutcome(outcome="shut_down", state=state)
-        outcome = "timed_out" if state.domain_id == was_domain_id else "restarted"
-        return SoftRebootOutcome(outcome=outcome, state=state)
+        return await self._power.await_soft_reboot(instance_id, was_domain_id=was_domain_id, wait_s=wait_s)
 
     async def ensure_absent(self, instance_id: str, *, keep_disks: bool) -> None:
         self._paths.instance(instance_id)
-        await self._destroy(instance_id)
-        await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+        await self._power.destroy(instance_id)
+        await self._power.undefine(instance_id)
         await self._network.ensure_no_ports(instance_id)
         self._take_back_offers(instance_id)
         await asyncio.to_thread(self._sockets.remove, instance_id)
@@ -290,7 +230,7 @@ class LibvirtHypervisor:
     # --- disks --------------------------------------------------------------------------------------------------------
 
     async def ensure_disk_size(self, instance_id: str, disk: DiskDefinition) -> None:
-        await self._must_be_off(instance_id)
+        await self._power.must_be_off(instance_id)
         await self.ensure_disk(instance_id, disk)
         await self._disks.ensure_size(instance_id, disk)
 
@@ -300,11 +240,11 @@ class LibvirtHypervisor:
         await self._disks.ensure_no_disk(instance_id, name)
 
     async def ensure_disk_kept(self, instance_id: str, name: str) -> None:
-        await self._must_be_off(instance_id)
+        await self._power.must_be_off(instance_id)
         await self._disks.ensure_kept(instance_id, name)
 
     async def ensure_disk_restored(self, instance_id: str, name: str) -> None:
-        await self._must_be_off(instance_id)
+        await self._power.must_be_off(instance_id)
         await self._disks.ensure_restored(instance_id, name)
 
     async def take_snapshot(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
@@ -318,8 +258,8 @@ class LibvirtHypervisor:
     async def ensure_set_aside(self, instance_id: str) -> None:
         if await asyncio.to_thread(set_aside.is_aside, self._paths, instance_id, self._host):
             return  # what is in its place by now is what was received since
-        await self._must_be_off(instance_id)
-        await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+        await self._power.must_be_off(instance_id)
+        await self._power.undefine(instance_id)
         await self._network.ensure_no_ports(instance_id)
         await asyncio.to_thread(set_aside.set_aside, self._paths, instance_id, self._host)
 
@@ -329,14 +269,14 @@ class LibvirtHypervisor:
         return await asyncio.to_thread(offer_aside, self._paths, instance_id, self._given_out(), to)
 
     async def receive_disks(self, instance_id: str, offer: DiskOffer, report: Report) -> None:
-        await self._must_be_off(instance_id)
+        await self._power.must_be_off(instance_id)
         await self._moves.receive(instance_id, offer, report)
 
     async def ensure_brought_back(self, instance_id: str) -> None:
         if not await asyncio.to_thread(set_aside.is_aside, self._paths, instance_id, self._host):
             return
-        await self._must_be_off(instance_id)
-        await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+        await self._power.must_be_off(instance_id)
+        await self._power.undefine(instance_id)
         self._take_back_offers(instance_id)
         await asyncio.to_thread(set_aside.bring_back, self._paths, instance_id, self._host)
 
@@ -353,8 +293,8 @@ class LibvirtHypervisor:
         instance_id = guest.instance_id
         is_here = (await self.observe(instance_id)).domain_id is not None
         if not is_here:  # what an attempt before this one has left would be in the way
-            await self._destroy(instance_id)
-            await self._connection.run(lambda connection: domains.undefine(connection, instance_id))
+            await self._power.destroy(instance_id)
+            await self._power.undefine(instance_id)
         if guest.ports:
             await self._network.ensure_ports(instance_id, guest.ports)
         return await self._targets.make_ready(guest, offer, self._given_out(), is_here=is_here)
@@ -415,124 +355,10 @@ class LibvirtHypervisor:
         )
 
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:
-        length = min(length_bytes, self._settings.console_read_max_bytes)
-        return await asyncio.to_thread(console.read_tail, self._paths.console_log(instance_id), length)
+        return await self._consoles.read(instance_id, length_bytes=length_bytes)
 
     async def offer_console(self, instance_id: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
-        if self._streams is None:
-            raise ConsoleUnavailable(kind=kind.value)
-        if (await self.observe(instance_id)).domain_id is None:
-            raise NoRunningGuest(id=instance_id)
-        if to is None:
-            return ConsoleOffer(self._streams.address, console_name(instance_id, kind))
-        path = await asyncio.to_thread(self._paths.socket, instance_id, CONSOLE_SOCKETS[kind])
-        return grant_console(self._streams, instance_id, kind, path, to)
-
-    # --- how ----------------------------------------------------------------------------------------------------------
-
-    async def _must_be_off(self, instance_id: str) -> None:
-        self._paths.instance(instance_id)
-        if (await self.observe(instance_id)).domain_id is not None:
-            raise HypervisorError(reason="the guest still runs, its disks are left alone")
-
-    async def _start(self, guest: GuestDefinition) -> GuestState:
-        """Define and start the guest, or let it go on from its saved memory. In the first case its config drive is
-        written anew, for what it says may have changed; a guest with a memory still knows the old one."""
-        saved = await self._connection.run(
-            lambda connection: memory.is_saved(domains.find(connection, guest.instance_id))
-        )
-        if guest.config_drive is not None and not saved:
-            await config_drive.write_config_drive(
-                guest.config_drive,
-                self._paths.config_drive(guest.instance_id),
-                settings=self._settings,
-                host=self._host,
-            )
-        files = await asyncio.to_thread(self._domain_files, guest)
-        await asyncio.to_thread(ownership.keep, self._paths.instance(guest.instance_id), self._host)
-        xml = domain_xml(guest, files, self._facts, settings=self._settings, bridge_name=self._network.bridge_name)
-        self._events.expect(guest.instance_id)
-        begin = memory.bring_back if saved else domains.start
-        limit_s = self._settings.memory_timeout_s if saved else self._settings.start_timeout_s
-        async with self._starts:
-            return await self._connection.run(
-                lambda connection: begin(connection, guest.instance_id, xml), timeout_s=limit_s
-            )
-
-    async def _until_running(self, instance_id: str, state: GuestState) -> GuestState:
-        """Resume a paused guest, and wait until it runs. Raises HypervisorError when it ended instead."""
-        if state.power_state == PowerState.RUNNING:
-            return state
-        with self._events.watch(instance_id) as changed:
-            try:
-                async with asyncio.timeout(self._settings.start_timeout_s):
-                    while True:
-                        changed.clear()
-                        state = await self._connection.run(lambda connection: domains.resume(connection, instance_id))
-                        if state.power_state == PowerState.RUNNING:
-                            return state
-                        if state.domain_id is None:
-                            raise HypervisorError(reason="the guest ended while it was started")
-                        await changed.wait()
-            except TimeoutError as error:
-                limit = self._settings.start_timeout_s
-                raise HypervisorError(reason=f"the guest did not run within {limit:g} seconds") from error
-
-    async def _shut_down(self, instance_id: str, *, was_domain_id: int, wait_s: float) -> GuestState:
-        """Press the power button until the guest no longer runs as `was_domain_id`, or the time is over."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
-        with self._events.watch(instance_id) as changed:
-            state = await self.observe(instance_id)
-            press_at = loop.time()
-            while state.domain_id == was_domain_id and loop.time() < deadline:
-                if loop.time() >= press_at:
-                    await self._connection.run(lambda connection: domains.press_power_button(connection, instance_id))
-                    press_at = loop.time() + self._settings.acpi_retry_s
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(deadline, press_at)):
-                        await changed.wait()
-                changed.clear()
-                state = await self.observe(instance_id)
-        return state
-
-    async def _destroy(self, instance_id: str) -> GuestState:
-        return await self._connection.run(
-            lambda connection: domains.destroy(connection, instance_id), timeout_s=self._settings.destroy_timeout_s
-        )
-
-    async def _restore_disk(self, instance_id: str, disk: DiskDefinition) -> None:
-        """A disk or a base image that somebody removed is made again; what exists is kept."""
-        if disk.image is not None:
-            await self._images.ensure(disk.image)
-        path = self._paths.disk(instance_id, disk.name)
-        if not await asyncio.to_thread(path.exists):
-            log.warning("disk.missing", instance=instance_id, disk=disk.name)
-            await self.ensure_disk(instance_id, disk)
-
-    def _domain_files(self, guest: GuestDefinition) -> DomainFiles:
-        """Blocking. Raises HypervisorError when a disk is missing."""
-        instance_id = guest.instance_id
-        files = tuple(self._paths.disk(instance_id, disk.name) for disk in guest.disks)
-        for disk, path in zip(guest.disks, files, strict=True):
-            if not path.exists():
-                raise HypervisorError(reason=f"disk {disk.name} of the instance does not exist")
-        self._paths.instance(instance_id).mkdir(mode=0o711, parents=True, exist_ok=True)
-        console_log = self._paths.console_log(instance_id)
-        console.bound(console_log, self._settings)
-        return DomainFiles(
-            disks=files,
-            console_log=console_log,
-            console_socket=self._paths.socket(instance_id, CONSOLE_SOCKETS[ConsoleKind.SERIAL]),
-            vnc_socket=self._paths.socket(instance_id, CONSOLE_SOCKETS[ConsoleKind.VNC]),
-            config_drive=self._paths.config_drive(instance_id) if guest.config_drive is not None else None,
-        )
-
-    def _owned_directories(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Instances with a directory of this host, and those with something aside. Blocking."""
-        paths, host = self._paths, self._host
-        owned = (name for name in paths.instance_ids() if ownership.is_owned_by(paths.instance(name), host))
-        return tuple(owned), tuple(name for name in paths.aside_ids() if set_aside.is_aside(paths, name, host))
+        return await self._consoles.offer(instance_id, kind, to)
 
     def _prepare_directories(self) -> bool:
         """Blocking. True when disks may bypass the host's page cache."""
@@ -551,7 +377,7 @@ class LibvirtHypervisor:
         self._events.received(instance_id, event, detail)
 
     async def _connected(self) -> None:
-        self._capabilities = None  # it may be another version that came back
+        self._survey.forget()
         dirs = frozenset(await asyncio.to_thread(self._paths.instance_ids))
         cloud_id = self._facts.cloud_id
         states = await self._connection.run(lambda connection: domains.list_ours(connection, cloud_id, dirs))
