@@ -179,7 +179,7 @@ async def test_console_can_be_read_while_a_soft_reboot_waits_for_the_guest(tmp_p
         await one.control.lifecycle.reboot(one.context(), instance, hard=False)
         await until_waiting(one, instance.id, "shut down guest")
         async with asyncio.timeout(AT_ONCE_S):
-            text = await one.control.lifecycle.console_output(one.context(), instance, None)
+            text = await one.control.lifecycle.guests.console_output(instance, None)
         assert "INSTAR-BOOT count=1" in text
 
 

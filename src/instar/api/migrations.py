@@ -17,7 +17,6 @@ from instar.api.servers.listing import visible_instance
 from instar.clock import iso_us
 from instar.errors import BadRequest, Conflict, NotFound, OperationError, Unavailable
 from instar.http.answer import Answer, empty_answer, json_answer
-from instar.http.context import RequestContext
 from instar.http.request import Request
 from instar.model.instance import Instance
 from instar.model.move import Migration, MoveStatus, MoveType
@@ -139,7 +138,7 @@ class Migrations:
         migration = await self._migration(request, instance)
         if instance.task_state is not None and migration.status is not MoveStatus.RUNNING:
             raise BadRequest(_not_running(migration, "force_complete"))
-        await self._tell(self._compute.lifecycle.force_migration, request.context, instance)
+        await self._tell(self._compute.lifecycle.guests.force_migration, instance)
         return empty_answer(202)
 
     async def abort(self, request: Request) -> Answer:
@@ -149,14 +148,12 @@ class Migrations:
             if migration.status in NOT_BEGUN and request.microversion >= ABORT_EARLY_SINCE:
                 raise Conflict(f"Migration {migration.id} is still {migration.status}: it can be aborted once it runs.")
             raise BadRequest(_not_running(migration, "abort"))
-        await self._tell(self._compute.lifecycle.abort_migration, request.context, instance)
+        await self._tell(self._compute.lifecycle.guests.abort_migration, instance)
         return empty_answer(202)
 
-    async def _tell(
-        self, call: Callable[[RequestContext, Instance], Awaitable[None]], context: RequestContext, instance: Instance
-    ) -> None:
+    async def _tell(self, call: Callable[[Instance], Awaitable[None]], instance: Instance) -> None:
         try:
-            await call(context, instance)
+            await call(instance)
         except OperationError as error:  # the host does not answer
             raise Unavailable(retry_after_s=RETRY_S) from error
 

@@ -10,45 +10,32 @@ import msgspec
 
 from instar.clock import now_us
 from instar.engine.run import Run
-from instar.errors import (
-    DiskFull,
-    HostUnreachable,
-    HypervisorError,
-    HypervisorUnavailable,
-    InstarError,
-    NoValidHost,
-    StepFailed,
-    StepTimeout,
-)
+from instar.errors import HypervisorError, InstarError
 from instar.lifecycle.build_volumes import volumes_of_build
+from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks_of, guest_of
 from instar.model.network import InstancePort
 from instar.model.states import PowerState, TaskState, VmState
-from instar.scheduling.scheduler import HostFull, SchedulingRequest
-
-# What may be better on another host. An image that is gone or a network without addresses is no better anywhere.
-WORTH_ANOTHER_HOST = (HostFull, HostUnreachable, HypervisorUnavailable, HypervisorError, DiskFull, StepTimeout, StepFailed)
+from instar.scheduling.scheduler import SchedulingRequest
 
 
 async def build(run: Run, cloud: Cloud) -> None:
     """Find a host for the instance and start its guest there. Raises NoValidHost, ImageGone, NoFreeAddress, PortInUse."""
     selection = await run.step("select hosts", cloud.scheduler.candidates, scheduling_request(run))
-    refusals: list[tuple[str, InstarError]] = []
+    refusals = Refusals()
     for host in selection.hosts:
         try:
             async with run.scope():
                 await _build_on(run, cloud, host)
             return
         except WORTH_ANOTHER_HOST as error:
-            refusals.append((host, error))
+            refusals.add(host, error)
             _note_nowhere(run)
         except InstarError:
             _note_nowhere(run)
             raise
-    tried = "; ".join(error.user_message for _, error in refusals)
-    lines = [f"{host}: {error.message}" for host, error in refusals]
-    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[*lines, *selection.details])
+    raise refusals.no_valid_host(selection.details)
 
 
 def _note_nowhere(run: Run) -> None:

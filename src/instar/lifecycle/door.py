@@ -14,13 +14,13 @@ import msgspec
 
 from instar.clock import now_us
 from instar.engine.conductor import tell_accepted, tell_to_cancel
-from instar.engine.hosts import HostClient
 from instar.errors import BadRequest, Conflict, Locked, QuotaExceeded, WrongState
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.consoles import Consoles
 from instar.lifecycle.definition import boots_from_volume, host_of
 from instar.lifecycle.devices import Devices
 from instar.lifecycle.evacuate import EvacuateArguments
+from instar.lifecycle.guest_calls import GuestCalls
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.move import MoveArguments, pending_move, root_is_smaller
 from instar.lifecycle.password import PasswordArguments
@@ -31,10 +31,9 @@ from instar.lifecycle.rescue import RescueArguments
 from instar.lifecycle.shelve import UnshelveArguments
 from instar.lifecycle.snapshot import SnapshotArguments, draft_of
 from instar.model.context import RequestContext
-from instar.model.guest import GuestDiagnostics
 from instar.model.instance import Flavor, Instance, InstanceFacts, InstanceSpec
 from instar.model.operation import Operation
-from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, TaskState, VmState, check
+from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, VmState, check
 from instar.store.contract import Statement, WriteConflict
 from instar.store.instances import (
     instance_fetch,
@@ -54,8 +53,6 @@ from instar.store.server_groups import server_group_room
 
 QuotaLimits = Callable[[str], Awaitable[dict[str, int]]]
 LOCK_ATTEMPTS_MAX = 5
-CONSOLE_DEADLINE_S = 15.0
-RUNNING_STATES = frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.RESCUED, VmState.RESIZED})
 
 
 class NewInstance(msgspec.Struct, frozen=True):
@@ -76,6 +73,7 @@ class Lifecycle:
         self._quota_limits = quota_limits
         self.consoles = Consoles(cloud.store, cloud.bus, cloud.settings.console)
         self.prefetch = ImagePrefetch(cloud)
+        self.guests = GuestCalls(cloud)
         self.devices = Devices(cloud, self._accept)
 
     # --- operations -------------------------------------------------------------------------------------------------
@@ -254,29 +252,6 @@ class Lifecycle:
             raise BadRequest(f"Instance {instance.id} cannot be evacuated to host {host}, where it is.")
         await self._accept(context, instance, Action.EVACUATE, Action.EVACUATE, wanted)
 
-    async def abort_migration(self, context: RequestContext, instance: Instance) -> None:
-        """A live migration in flight ends with the guest where it was. Raises WrongState where none is."""
-        await self._live(instance, "abort live migration").abort_live(host_of(instance))
-
-    async def force_migration(self, context: RequestContext, instance: Instance) -> None:
-        """A live migration in flight is finished soon, at the cost of a longer pause. Raises WrongState where none is."""
-        await self._live(instance, "force_complete").force_live(host_of(instance))
-
-    def _live(self, instance: Instance, action: str) -> HostClient:
-        if instance.task_state is not TaskState.MIGRATING:
-            state = instance.task_state.value if instance.task_state else "None"
-            raise WrongState(action=action, id=instance.id, attribute="task_state", state=state)
-        return HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
-
-    async def diagnostics(self, context: RequestContext, instance: Instance) -> GuestDiagnostics:
-        """What the hypervisor counts of the guest. Raises WrongState for one that does not run."""
-        if instance.vm_state not in RUNNING_STATES:
-            raise WrongState(
-                action="get_diagnostics", id=instance.id, attribute="vm_state", state=instance.vm_state.value
-            )
-        client = HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
-        return await client.diagnostics(host_of(instance))
-
     async def _accept(
         self,
         context: RequestContext,
@@ -338,14 +313,6 @@ class Lifecycle:
             operation_insert(operation),
         )
         await tell_to_cancel(self._cloud.bus, instance.id, operation.action)
-
-    async def console_output(self, context: RequestContext, instance: Instance, length_bytes: int | None) -> str:
-        """The end of the serial console's log. Raises Conflict where the instance is on no host, HostUnreachable."""
-        bound = self._cloud.settings.lifecycle.console_length_max_bytes
-        wanted = bound if length_bytes is None or length_bytes < 0 else min(length_bytes, bound)
-        hosts = HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=CONSOLE_DEADLINE_S)
-        output = await hosts.console_output(host_of(instance), wanted)
-        return output.decode("utf-8", errors="replace")
 
 
 def _check_lock(context: RequestContext, instance: Instance) -> None:

@@ -11,9 +11,10 @@ import msgspec
 from instar.clock import now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HypervisorError, InstarError, NoValidHost
+from instar.errors import HypervisorError
 from instar.lifecycle import volumes
-from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
+from instar.lifecycle.build import scheduling_request
+from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of, source_if_there
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
@@ -46,17 +47,16 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     run.when_failed(migration_status(migration, MoveStatus.ERROR))
     request = msgspec.structs.replace(scheduling_request(run), exclude_hosts=(dead,), requested_host=arguments.host)
     selection = await run.step("select hosts", cloud.scheduler.candidates, request)
-    refusals: list[tuple[str, InstarError]] = []
+    refusals = Refusals()
     for dest in selection.hosts:
         try:
             async with run.scope():
                 await _build_on(run, cloud, dead, dest, migration, stopped)
             return
         except WORTH_ANOTHER_HOST as error:
-            refusals.append((dest, error))
+            refusals.add(dest, error)
             run.note(host=dead, availability_zone=instance.availability_zone, facts={"ports": instance.facts.ports})
-    tried = "; ".join(error.user_message for _, error in refusals)
-    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[f"{host}: {e.message}" for host, e in refusals])
+    raise refusals.no_valid_host()
 
 
 async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str, stopped: bool) -> None:

@@ -21,11 +21,11 @@ from instar.errors import (
     InstarError,
     LeaseLost,
     MigrationAborted,
-    NoValidHost,
     TaskStateConflict,
 )
 from instar.lifecycle import volumes
-from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
+from instar.lifecycle.build import scheduling_request
+from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
 from instar.lifecycle.move import HOST_AWAY
@@ -71,7 +71,7 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
         scheduling_request(run), exclude_hosts=(source,), requested_host=arguments.host
     )
     selection = await run.step("select hosts", cloud.scheduler.candidates, request)
-    refusals: list[tuple[str, InstarError]] = []
+    refusals = Refusals()
     for dest in selection.hosts:
         try:
             async with run.scope():
@@ -81,12 +81,11 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
             run.when_failed(migration_status(migration, MoveStatus.CANCELLED))
             raise
         except WORTH_ANOTHER_HOST as error:
-            refusals.append((dest, error))
+            refusals.add(dest, error)
         else:
             run.also(migration_status(migration, MoveStatus.COMPLETED))
             return await _stay(run, cloud, source, dest, connected)
-    tried = "; ".join(error.user_message for _, error in refusals)
-    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[f"{host}: {e.message}" for host, e in refusals])
+    raise refusals.no_valid_host()
 
 
 async def _migrate_to(

@@ -16,9 +16,10 @@ import structlog
 from instar.clock import iso, now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HostUnreachable, HypervisorError, HypervisorUnavailable, InstarError, NoValidHost, StepTimeout
+from instar.errors import HostUnreachable, HypervisorError, HypervisorUnavailable, InstarError, StepTimeout
 from instar.lifecycle import volumes
-from instar.lifecycle.build import WORTH_ANOTHER_HOST, scheduling_request
+from instar.lifecycle.build import scheduling_request
+from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks_of, guest_of, host_of
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
@@ -118,18 +119,16 @@ async def _place_anew(run: Run, cloud: Cloud) -> None:
         scheduling_request(run), availability_zone=zone, requested_host=arguments.host, exclude_hosts=()
     )
     selection = await run.step("select hosts", cloud.scheduler.candidates, request)
-    refusals: list[tuple[str, InstarError]] = []
+    refusals = Refusals()
     for host in selection.hosts:
         try:
             async with run.scope():
                 await _place_on(run, cloud, host, source, arguments)
             return
         except WORTH_ANOTHER_HOST as error:
-            refusals.append((host, error))
+            refusals.add(host, error)
             run.note(host=None, availability_zone=instance.spec.availability_zone, facts={"ports": instance.facts.ports})
-    tried = "; ".join(error.user_message for _, error in refusals)
-    lines = [f"{host}: {error.message}" for host, error in refusals]
-    raise NoValidHost(reason=f"Tried {len(refusals)}: {tried}", details=[*lines, *selection.details])
+    raise refusals.no_valid_host(selection.details)
 
 
 async def _place_on(

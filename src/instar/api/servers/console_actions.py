@@ -55,7 +55,7 @@ class ConsoleActions:
         # The API counts in lines, the log in bytes: read as much as may be shown, and keep the last lines of it.
         lines = None if body.length is UNSET or body.length is None or body.length < 0 else body.length
         try:
-            output = await self._compute.lifecycle.console_output(request.context, instance, None)
+            output = await self._compute.lifecycle.guests.console_output(instance, None)
         except OperationError as error:  # names the host, which is not for users
             raise Unavailable(retry_after_s=CONSOLE_RETRY_S) from error
         if lines is not None:

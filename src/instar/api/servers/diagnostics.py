@@ -34,7 +34,7 @@ class Diagnostics:
     async def show(self, request: Request) -> Answer:
         instance = await visible_instance(self._compute, request.context, request.params["server_id"])
         try:
-            counted = await self._compute.lifecycle.diagnostics(request.context, instance)
+            counted = await self._compute.lifecycle.guests.diagnostics(instance)
         except OperationError as error:  # the host does not answer
             raise Unavailable(retry_after_s=RETRY_S) from error
         return json_answer(standard(counted) if request.microversion >= STANDARD_SINCE else by_device(counted))

@@ -16,13 +16,7 @@ import structlog
 
 from instar.errors import HypervisorError
 from instar.hypervisor.contract import HostNetwork, Report
-from instar.hypervisor.libvirt import (
-    acceleration,
-    domains,
-    memory,
-    questions,
-    set_aside,
-)
+from instar.hypervisor.libvirt import acceleration, domains, memory, questions, set_aside
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.console import GuestConsoles
 from instar.hypervisor.libvirt.devices import GuestDevices

@@ -1,0 +1,58 @@
+"""What goes straight to the host of a guest: questions, and a word to a live migration in flight. The API calls it.
+
+Nothing of these calls is recorded: there is no operation, and a lock does not stand in their way.
+"""
+
+from __future__ import annotations
+
+from instar.engine.hosts import HostClient
+from instar.errors import WrongState
+from instar.lifecycle.cloud import Cloud
+from instar.lifecycle.definition import host_of
+from instar.model.guest import GuestDiagnostics
+from instar.model.instance import Instance
+from instar.model.states import TaskState, VmState
+
+ANSWER_DEADLINE_S = 15.0
+RUNNING_STATES = frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.RESCUED, VmState.RESIZED})
+
+
+class GuestCalls:
+    """Each call raises Conflict for an instance that is on no host, HostUnreachable."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    async def abort_migration(self, instance: Instance) -> None:
+        """A live migration in flight ends with the guest where it was. Raises WrongState where none is."""
+        _while_migrating(instance, "abort live migration")
+        await self._client(instance).abort_live(host_of(instance))
+
+    async def force_migration(self, instance: Instance) -> None:
+        """A live migration in flight is finished soon, at the cost of a longer pause. Raises WrongState where none is."""
+        _while_migrating(instance, "force_complete")
+        await self._client(instance).force_live(host_of(instance))
+
+    async def diagnostics(self, instance: Instance) -> GuestDiagnostics:
+        """What the hypervisor counts of the guest. Raises WrongState for one that does not run."""
+        if instance.vm_state not in RUNNING_STATES:
+            raise WrongState(
+                action="get_diagnostics", id=instance.id, attribute="vm_state", state=instance.vm_state.value
+            )
+        return await self._client(instance).diagnostics(host_of(instance))
+
+    async def console_output(self, instance: Instance, length_bytes: int | None) -> str:
+        """The end of the serial console's log. Raises Conflict where the instance is on no host, HostUnreachable."""
+        bound = self._cloud.settings.lifecycle.console_length_max_bytes
+        wanted = bound if length_bytes is None or length_bytes < 0 else min(length_bytes, bound)
+        output = await self._client(instance).console_output(host_of(instance), wanted)
+        return output.decode("utf-8", errors="replace")
+
+    def _client(self, instance: Instance) -> HostClient:
+        return HostClient(self._cloud.bus, instance_id=instance.id, deadline_s=ANSWER_DEADLINE_S)
+
+
+def _while_migrating(instance: Instance, action: str) -> None:
+    if instance.task_state is not TaskState.MIGRATING:
+        state = instance.task_state.value if instance.task_state else "None"
+        raise WrongState(action=action, id=instance.id, attribute="task_state", state=state)
