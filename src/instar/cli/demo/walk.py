@@ -32,6 +32,7 @@ WHOLE_LIFE: Steps = (
     ("unpause", power.unpause),
     ("suspend", power.suspend),
     ("resume", power.resume),
+    ("change password", power.change_password),
     ("create image", disks.create_image),
     ("attach volume", disks.attach_volume),
     ("detach volume", disks.detach_volume),
