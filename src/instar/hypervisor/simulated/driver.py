@@ -5,7 +5,6 @@ Without latencies a call runs through without giving up the event loop: thousand
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -13,27 +12,22 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from instar.config import SimulatedSettings
-from instar.errors import ConsoleUnavailable, HypervisorError, HypervisorUnavailable, NoRunningGuest
+from instar.errors import ConsoleUnavailable, NoRunningGuest
 from instar.hypervisor.console_offer import OFFER_VALID_S, SocketGrants, console_name, grant_console
 from instar.hypervisor.contract import Report
 from instar.hypervisor.simulated.devices import Devices
-from instar.hypervisor.simulated.disks import Disks, check_id
+from instar.hypervisor.simulated.disks import Disks
 from instar.hypervisor.simulated.faults import HostFaults
 from instar.hypervisor.simulated.image_check import ImageCheck
 from instar.hypervisor.simulated.machine import Machine
 from instar.hypervisor.simulated.moves import FindMachine, Moves
+from instar.hypervisor.simulated.power import Power, simulated_guest
 from instar.hypervisor.simulated.records import (
-    DirectoryGone,
     GuestSet,
-    PortsSet,
-    SimulatedGuest,
-    simulated_port,
-    simulated_volume,
 )
 from instar.hypervisor.simulated.serial_console import SerialConsoles
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
-    ConfigDrive,
     DiskDefinition,
     DiskOffer,
     GuestDefinition,
@@ -50,22 +44,11 @@ from instar.model.guest import (
     SoftRebootOutcome,
 )
 from instar.model.network import PortDefinition
-from instar.model.states import PowerState
 from instar.model.stream import StreamAddress
 from instar.model.volume import VolumeDisk
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-AGENT_IS_THERE = frozenset({"yes", "true", "1", "on"})  # values of the image property hw_qemu_guest_agent
-
-
-class _MetaData(msgspec.Struct):
-    hostname: str = ""
-
-
-_decode_meta_data = msgspec.json.Decoder(_MetaData).decode
 
 
 def _call(
@@ -86,7 +69,7 @@ def _call(
 
 class SimulatedHypervisor:
     """One simulated host, as `hypervisor.contract.Hypervisor`. `faults` makes trouble on demand, and shows what guests
-    have in memory and on their disks. One file, since it is one interface: the work is in disks, moves and devices."""
+    have in memory and on their disks. The work is done in power, disks, moves and devices."""
 
     def __init__(
         self, machine: Machine, settings: SimulatedSettings, images: ImageCheck, find: FindMachine = lambda _name: None
@@ -100,6 +83,7 @@ class SimulatedHypervisor:
         self._disks = Disks(machine, settings, images, self.faults)
         self._moves = Moves(machine, settings, self._disks, self.faults, find)
         self._devices = Devices(machine, settings, self.faults)
+        self._power = Power(machine, settings, self._disks, self.faults)
 
     async def open(self, on_event: Callable[[GuestEvent], None]) -> None:
         self._machine.on_event = on_event
@@ -144,92 +128,42 @@ class SimulatedHypervisor:
 
     @_call
     async def ensure_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
-        self._set_ports(instance_id, ports)
+        self._machine.set_ports(instance_id, ports)
 
     @_call
     async def ensure_no_ports(self, instance_id: str) -> None:
-        self._set_ports(instance_id, ())
+        self._machine.set_ports(instance_id, ())
         guest = self._machine.guests.get(instance_id)
         if guest is not None and guest.ports:
             self._machine.change(GuestSet(self.name, msgspec.structs.replace(guest, ports=())))
 
     @_call
     async def ensure_running(self, guest: GuestDefinition) -> GuestState:
-        state = self._machine.state_of(guest.instance_id)
-        if state.power_state is PowerState.PAUSED:
-            return self._machine.set_paused(guest.instance_id, False)
-        if state.domain_id is not None:
-            return state
-        known = {port.id for port in self._machine.ports.get(guest.instance_id, ())}
-        if missing := [port.id for port in guest.ports if port.id not in known]:
-            raise HypervisorError(reason=f"port {missing[0]} is not known on the host")
-        defined = self._machine.guests.get(guest.instance_id)
-        if defined is not None and defined.saved:
-            return await self._go_on(defined)
-        return await self._start(guest)
+        return await self._power.ensure_running(guest)
 
     @_call
     async def ensure_restarted(self, guest: GuestDefinition, *, was_domain_id: int | None) -> GuestState:
-        state = self._machine.state_of(guest.instance_id)
-        if state.domain_id is not None:
-            if state.domain_id != was_domain_id:
-                return state
-            await self._destroy(guest.instance_id)
-        self._set_ports(guest.instance_id, guest.ports)
-        return await self._start(guest)
+        return await self._power.ensure_restarted(guest, was_domain_id=was_domain_id)
 
     @_call
     async def ensure_stopped(self, instance_id: str, *, grace_s: float) -> GuestState:
-        state = self._machine.state_of(instance_id)
-        # A paused guest cannot hear the power button: waiting for it would be in vain.
-        if grace_s > 0 and state.power_state is PowerState.RUNNING:
-            await self._power_button(instance_id, grace_s)
-        if self._machine.state_of(instance_id).domain_id is not None:
-            await self._destroy(instance_id)
-        self._machine.forget_saved(instance_id)
-        return self._machine.state_of(instance_id)
+        return await self._power.ensure_stopped(instance_id, grace_s=grace_s)
 
     @_call
     async def await_soft_reboot(self, instance_id: str, *, was_domain_id: int, wait_s: float) -> SoftRebootOutcome:
-        if self._machine.state_of(instance_id).domain_id == was_domain_id:
-            await self._power_button(instance_id, wait_s)
-        state = self._machine.state_of(instance_id)
-        if state.domain_id == was_domain_id:
-            return SoftRebootOutcome("timed_out", state)
-        return SoftRebootOutcome("shut_down" if state.domain_id is None else "restarted", state)
+        return await self._power.await_soft_reboot(instance_id, was_domain_id=was_domain_id, wait_s=wait_s)
 
     @_call
     async def ensure_absent(self, instance_id: str, *, keep_disks: bool) -> None:
-        check_id(instance_id)
-        if self._machine.state_of(instance_id).domain_id is not None:
-            await self._destroy(instance_id)
-        self._machine.remove(instance_id)
-        self._set_ports(instance_id, ())
-        if not keep_disks and instance_id in self._machine.directories:
-            self._machine.change(DirectoryGone(self.name, instance_id))
-
-    # --- memory ---------------------------------------------------------------------------------------------------
+        await self._power.ensure_absent(instance_id, keep_disks=keep_disks)
 
     @_call
     async def ensure_paused(self, instance_id: str) -> GuestState:
-        if self._machine.running(instance_id) is None:
-            raise HypervisorError(reason="the guest does not run")
-        return self._machine.set_paused(instance_id, True)
+        return self._power.ensure_paused(instance_id)
 
     @_call
     async def ensure_suspended(self, instance_id: str) -> GuestState:
-        guest = self._machine.guests.get(instance_id)
-        if guest is not None and guest.saved:
-            return guest.state()
-        running = self._machine.running(instance_id)
-        if running is not None:
-            self._disks.check_room()
-            if self._settings.suspend_s:
-                await asyncio.sleep(self._settings.suspend_s)
-                running = self._machine.running(instance_id)  # it may have ended by itself meanwhile
-        if running is None:
-            raise HypervisorError(reason="the guest does not run")
-        return self._machine.save(instance_id)
+        return await self._power.ensure_suspended(instance_id)
 
     # --- disks ----------------------------------------------------------------------------------------------------
 
@@ -282,7 +216,7 @@ class SimulatedHypervisor:
     @_call
     async def ensure_ready_for_live(self, guest: GuestDefinition, offer: DiskOffer) -> LiveTarget:
         target = self._moves.make_ready(guest.instance_id, offer)
-        self._set_ports(guest.instance_id, guest.ports)
+        self._machine.set_ports(guest.instance_id, guest.ports)
         return target
 
     @_call
@@ -293,7 +227,7 @@ class SimulatedHypervisor:
     async def migrate_live(
         self, guest: GuestDefinition, target: LiveTarget, options: LiveMigrationOptions, report: Report
     ) -> None:
-        await self._moves.migrate(_defined(guest), target, report)
+        await self._moves.migrate(simulated_guest(guest), target, report)
 
     @_call
     async def abort_live(self, instance_id: str) -> None:
@@ -364,90 +298,3 @@ class SimulatedHypervisor:
             set_aside=tuple(sorted(machine.aside)),
             with_ports=tuple(sorted(instance_id for instance_id, ports in machine.ports.items() if ports)),
         )
-
-    # --- work -----------------------------------------------------------------------------------------------------
-
-    def _set_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
-        plugged = tuple(simulated_port(port) for port in ports)
-        if plugged != self._machine.ports.get(instance_id, ()):
-            self._machine.change(PortsSet(self.name, instance_id, plugged))
-
-    async def _start(self, guest: GuestDefinition) -> GuestState:
-        check_id(guest.instance_id)
-        defined = _defined(guest)
-        self._check_disks(defined)
-        if self._settings.spawn_s:
-            self._machine.change(GuestSet(self.name, defined))
-            await asyncio.sleep(self._settings.spawn_s)
-        return self._machine.start(defined)
-
-    async def _go_on(self, guest: SimulatedGuest) -> GuestState:
-        """Its memory was saved."""
-        self._check_disks(guest)
-        if self._settings.suspend_s:
-            await asyncio.sleep(self._settings.suspend_s)
-        return self._machine.load(guest)
-
-    def _check_disks(self, guest: SimulatedGuest) -> None:
-        disks = self._machine.disks_of(guest.instance_id)
-        if missing := [name for name in guest.disks if name not in disks]:
-            raise HypervisorError(reason=f"disk {missing[0]} does not exist")
-
-    async def _destroy(self, instance_id: str) -> None:
-        if self._settings.destroy_s:
-            await asyncio.sleep(self._settings.destroy_s)
-        self._machine.stop(instance_id, "stopped")
-
-    async def _power_button(self, instance_id: str, wait_s: float) -> None:
-        """Press it, and wait until the guest that runs now does not run any more, or `wait_s`."""
-        domain_id = self._machine.state_of(instance_id).domain_id
-        if domain_id is None:
-            return
-        loop = asyncio.get_running_loop()
-        if not self.faults.ignores_acpi:
-            press = functools.partial(
-                self._machine.press_power_button, instance_id, domain_id, reboots=self.faults.reboots_on_acpi
-            )
-            if self._settings.shutdown_s:
-                loop.call_later(self._settings.shutdown_s, press)  # the guest goes on shutting down if we stop waiting
-            else:
-                press()
-        deadline = loop.time() + wait_s
-        while self._machine.state_of(instance_id).domain_id == domain_id:
-            changed = await self._machine.wait_for_change(instance_id, deadline - loop.time())
-            if self._machine.away:
-                raise HypervisorUnavailable(host=self.name)
-            if not changed:
-                return
-
-
-@functools.lru_cache(maxsize=256)
-def _names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Most guests have the same few disks: one tuple for all of them."""
-    return names
-
-
-def _defined(guest: GuestDefinition) -> SimulatedGuest:
-    return SimulatedGuest(
-        guest.instance_id,
-        guest.name,
-        guest.vcpus,
-        guest.memory_mib,
-        _hostname(guest.config_drive) or guest.name,
-        tuple(simulated_port(port) for port in guest.ports),
-        disks=_names(tuple(disk.name for disk in guest.disks)),
-        volumes=tuple(simulated_volume(volume) for volume in guest.volumes),
-        has_agent=guest.properties.get("hw_qemu_guest_agent", "").lower() in AGENT_IS_THERE,
-        has_config_drive=guest.config_drive is not None,
-    )
-
-
-def _hostname(config_drive: ConfigDrive | None) -> str:
-    """The name that the guest gives itself, as it reads it from its config drive."""
-    if config_drive is None:
-        return ""
-    try:
-        name = _decode_meta_data(config_drive.meta_data).hostname
-    except msgspec.MsgspecError:
-        return ""
-    return "".join(letter for letter in name if letter.isprintable() and not letter.isspace())

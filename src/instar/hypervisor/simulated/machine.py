@@ -34,8 +34,10 @@ from instar.hypervisor.simulated.records import (
     SimulatedGuest,
     SimulatedPort,
     VolumeWritten,
+    simulated_port,
 )
 from instar.model.guest import GuestEvent, GuestState
+from instar.model.network import PortDefinition
 from instar.model.states import PowerState
 
 CONSOLE_MAX_BYTES = 65_536  # of one instance; older output is dropped
@@ -111,6 +113,12 @@ class Machine:
         self._record(changes)
         for change in changes:
             (self if change.host == self.name else other).apply(change)
+
+    def set_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
+        """These are the ports of the instance that the host knows."""
+        plugged = tuple(simulated_port(port) for port in ports)
+        if plugged != self.ports.get(instance_id, ()):
+            self.change(PortsSet(self.name, instance_id, plugged))
 
     def apply(self, change: Change) -> None:  # one branch for each kind of change
         match change:
