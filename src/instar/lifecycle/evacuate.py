@@ -56,7 +56,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
         except WORTH_ANOTHER_HOST as error:
             refusals.add(dest, error)
             run.note(host=dead, availability_zone=instance.availability_zone, facts={"ports": instance.facts.ports})
-    raise refusals.no_valid_host()
+    raise refusals.no_valid_host(selection.details)
 
 
 async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str, stopped: bool) -> None:

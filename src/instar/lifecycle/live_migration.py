@@ -85,7 +85,7 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
         else:
             run.also(migration_status(migration, MoveStatus.COMPLETED))
             return await _stay(run, cloud, source, dest, connected)
-    raise refusals.no_valid_host()
+    raise refusals.no_valid_host(selection.details)
 
 
 async def _migrate_to(
