@@ -55,7 +55,8 @@ class Plane:
         self.world = SimulatedWorld(self.state.simulated_log, settings.simulated)
         self.hosts = [f"sim-{number}" for number in range(settings.simulated.hosts)]
         hypervisors = {host: self.world.host(host) for host in self.hosts}
-        self.control = ControlPlane(self.state, settings, hypervisors, boot_id=lambda: boot_id)
+        self.boot_id = boot_id
+        self.control = ControlPlane(self.state, settings, hypervisors, boot_id=lambda: self.boot_id)
         self._wrap_operations()
         self.around_step: Callable[[str, Callable[[], Awaitable[object]]], Awaitable[object]] | None = None
         self.undo_twice = False

@@ -206,6 +206,20 @@ async def test_guests_that_should_run_are_started_after_a_restart_of_their_host_
         assert await actions_of(one, running.id) == ["reboot", "create"], "rebooted again without a restart of its host"
 
 
+async def test_guests_are_started_when_their_host_answers_before_it_reports(tmp_path: Path, image_file: Path) -> None:
+    """A host that came back was looked at (it had leftovers of an evacuation) between its first answer and its first report:
+    the record still had the start of the machine before, and its guests were taken for stopped."""
+    async with plane(tmp_path, boot_id="boot-1") as one:
+        await one.prepare(image_file)
+        running, _ = await guests_of_all_kinds(one)
+        faults(one, running.host).host_restarts()
+        one.boot_id = "boot-2"
+        await one.control.reconciler.reconcile_host(running.host)
+        await one.settled()
+        assert (await until_state(one, running.id, _V.ACTIVE)).power_state is _P.RUNNING
+        assert await actions_of(one, running.id) == ["reboot", "create"]
+
+
 async def test_guest_that_is_off_without_a_restart_of_its_host_is_stopped(tmp_path: Path, image_file: Path) -> None:
     async with plane(tmp_path, boot_id="boot-1") as one:
         await one.prepare(image_file)

@@ -22,7 +22,7 @@ from instar.config import HostSettings
 from instar.errors import HypervisorUnavailable, InstarError, StaleEpoch, StepFailed
 from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
-from instar.model.guest import GuestEvent, WorkProgress
+from instar.model.guest import GuestEvent, HostCensus, WorkProgress
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 
 log = structlog.get_logger()
@@ -174,7 +174,7 @@ class Agent:
             case c.OpenConsole(kind=kind, to=to):
                 return hypervisor.offer_console(instance_id, kind, to)
             case c.TakeCensus():
-                return hypervisor.census()
+                return self._census(hypervisor)
             case c.EnsurePaused():
                 return hypervisor.ensure_paused(instance_id)
             case c.EnsureSuspended():
@@ -252,6 +252,9 @@ class Agent:
             task.add_done_callback(self._tasks.discard)
 
         return send
+
+    async def _census(self, hypervisor: Hypervisor) -> HostCensus:
+        return msgspec.structs.replace(await hypervisor.census(), boot_id=self._boot_id())
 
     async def _report_for_ever(self) -> None:
         """Each host once in a heartbeat, spread over its time so that thousands do not come at once."""

@@ -180,7 +180,8 @@ class Reconciler:
         census = await self._client().census(host)
         owners = await self._cloud.networks.port_owners()
         known = await audit_instances(self._cloud.store)
-        restarted = await self._was_restarted(host)
+        # By the census itself: a host that came back may answer before its first report is here.
+        restarted = await self._was_restarted(host, census.boot_id)
         for instance in instances:
             state = census.guests.get(instance.id, GuestState(exists=False))
             if restarted and _should_run(instance, state):
@@ -193,13 +194,12 @@ class Reconciler:
             except InstarError as error:  # the others are seen to all the same; this one by the next look
                 log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
         if restarted is not None:
-            await self._cloud.store.write(host_boot_save(host, self._seen[host][0]))
+            await self._cloud.store.write(host_boot_save(host, census.boot_id))
 
-    async def _was_restarted(self, host: str) -> bool | None:
+    async def _was_restarted(self, host: str, boot_id: str) -> bool | None:
         """None: the same start of the machine as last time."""
         before = await host_boot_fetch(self._cloud.store, host)
-        seen = self._seen.get(host)
-        if seen is None or before == seen[0]:
+        if not boot_id or before == boot_id:
             return None
         return before is not None and self._settings.resume_guests_on_boot
 

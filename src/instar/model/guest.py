@@ -102,6 +102,7 @@ class HostCensus(msgspec.Struct, frozen=True):
     damaged_images: tuple[str, ...] = ()  # those that disks stand on although their content is not what it was
     set_aside: tuple[str, ...] = ()  # instances whose disks are kept here while a resize waits to be confirmed
     with_ports: tuple[str, ...] = ()  # instances whose ports are set up here
+    boot_id: str = ""  # the start of the machine in which this was seen; the agent says it, hypervisors need not
 
 
 class GuestEvent(msgspec.Struct, frozen=True):
