@@ -15,6 +15,7 @@ UP_MAX_S = 120.0  # a boot on a machine with other things to do
 PING_EVERY_S = 0.05
 # Counts in the memory of a process alone: a guest that booted anew, or was copied, does not have it.
 COUNT = """
+[ ! -e /run/counter ] || exit 0
 counting='n=0; while :; do n=$((n + 1)); echo $n > /run/counter.new; mv /run/counter.new /run/counter; usleep 200000; done'
 setsid sh -c "$counting" < /dev/null > /dev/null 2>&1 &
 """

@@ -246,6 +246,9 @@ def test_guests_of_a_dead_host_live_on_elsewhere_and_only_there(life: Life) -> N
     """One that boots from a volume keeps what it wrote; of the other one there is what its image has."""
     story, neighbour = life.story, life.neighbour
     dead, left = neighbour.host, story.other_than(neighbour.host)
+    if life.guest.host == dead:  # it is not its turn
+        life.sdk.compute.live_migrate_server(life.guest.id, host=left, block_migration="auto")
+        story.done(life.guest, "live-migration", "ACTIVE")
     volume = story.volume(name="root", size=1, image_id=story.image.id)
     boot = {"boot_index": 0, "uuid": volume, "source_type": "volume", "destination_type": "volume"}
     booted = story.build("on-a-volume", dead, block_device_mapping_v2=[boot])

@@ -207,8 +207,8 @@ async def test_guests_that_should_run_are_started_after_a_restart_of_their_host_
 
 
 async def test_guests_are_started_when_their_host_answers_before_it_reports(tmp_path: Path, image_file: Path) -> None:
-    """A host that came back was looked at (it had leftovers of an evacuation) between its first answer and its first report:
-    the record still had the start of the machine before, and its guests were taken for stopped."""
+    """A host that came back was looked at (it had leftovers of an evacuation) between its first answer and its first
+    report: the record still had the start of the machine before, and its guests were taken for stopped."""
     async with plane(tmp_path, boot_id="boot-1") as one:
         await one.prepare(image_file)
         running, _ = await guests_of_all_kinds(one)
