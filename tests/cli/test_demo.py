@@ -1,4 +1,6 @@
-"""The demo on real guests: the whole life, the short walk, and ended half-way. Nothing is left behind, and it says so."""
+"""The demo on real guests: the short walk, and the whole life ended half-way. Nothing is left behind, and it says so.
+
+The whole life to its end is `make demo` itself; tests/endtoend walks the same way with more checks."""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.cli.demo.walk import ONE_HOST, WHOLE_LIFE
+from instar.cli.demo.walk import ONE_HOST
 from tests.cli.program import INSTAR
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
@@ -35,20 +37,13 @@ def walked(demo: subprocess.Popen[str], steps: int, within_s: float) -> str:
     return output
 
 
-@pytest.mark.timeout(900)
-def test_the_demo_walks_a_real_guest_through_its_whole_life_on_two_hosts() -> None:
-    output = walked(start(), len(WHOLE_LIFE), 880)
-    assert "The unshelve as it really happened" in output
-    assert "longest time without an answer to ping" in output
-
-
 @pytest.mark.timeout(400)
 def test_the_short_walk_needs_one_host() -> None:
     assert "The create as it really happened" in walked(start("--one-host"), len(ONE_HOST), 380)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("line", ["starting a cloud", "create …", "attach volume: ok"])
+@pytest.mark.parametrize("line", ["starting a cloud", "attach volume: ok"])
 def test_ctrl_c_leaves_nothing_behind(line: str) -> None:
     demo = start()
     assert demo.stdout is not None

@@ -223,7 +223,7 @@ async def test_live_migration_that_never_converges(one: Plane, end: str) -> None
         await one.settled()
         await check_no_trace(one)
         return
-    await ask(one, f"{end}_migration", instance)
+    await getattr(one.control.lifecycle.guests, f"{end}_migration")(await one.fetch(instance.id))
     await one.settled()
     ended = await one.fetch(instance.id)
     assert (ended.vm_state, ended.power_state) == (VmState.ACTIVE, PowerState.RUNNING)
@@ -332,7 +332,8 @@ async def test_deleted_server_can_be_restored_until_it_is_reclaimed(tmp_path: Pa
 
 
 async def test_password_is_nowhere_when_the_operation_has_ended(one: Plane, capsys: pytest.CaptureFixture[str]) -> None:
-    instance, secret = await one.created(), "correct-horse-battery-staple"
+    image = msgspec.structs.replace(await one.image(), properties={"hw_qemu_guest_agent": "yes"})
+    instance, secret = await one.created(image=image), "correct-horse-battery-staple"
     for broken in (False, True):
         if broken:
             faults(one, instance.host).fail_next("set_password", HypervisorError(reason="no"))

@@ -223,6 +223,8 @@ class Agent:
                 return hypervisor.swap_volume(instance_id, old_volume_id, new, report)
             case c.SetPassword(user=user, password=password):
                 return hypervisor.set_password(instance_id, user, password)
+            case c.AskGuestAgent():
+                return hypervisor.has_guest_agent(instance_id)
             case c.ReadDiagnostics():
                 return hypervisor.diagnostics(instance_id)
 

@@ -232,6 +232,9 @@ class HostClient:
     async def set_password(self, host: str, user: str, password: str) -> None:
         await self._call(host, c.SetPassword(user=user, password=password, **self._fence()), None)
 
+    async def has_guest_agent(self, host: str) -> bool:
+        return await self._call(host, c.AskGuestAgent(instance_id=self._instance_id), bool)
+
     async def diagnostics(self, host: str) -> GuestDiagnostics:
         return await self._call(host, c.ReadDiagnostics(instance_id=self._instance_id), GuestDiagnostics)
 

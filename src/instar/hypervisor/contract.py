@@ -222,6 +222,10 @@ class Hypervisor(Protocol):
         """The user of the guest has this password. Raises GuestAgentMissing where the guest runs no agent that does it."""
         ...
 
+    async def has_guest_agent(self, instance_id: str) -> bool:
+        """The guest runs, and an agent in it can be asked."""
+        ...
+
     async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
         """What the hypervisor counts of the running guest. Raises HypervisorError for one that does not run."""
         ...

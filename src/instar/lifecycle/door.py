@@ -234,6 +234,10 @@ class Lifecycle:
         await self._accept(context, instance, Action.UNRESCUE, Action.UNRESCUE)
 
     async def change_password(self, context: RequestContext, instance: Instance, password: str) -> None:
+        """Raises GuestAgentMissing: who waits for the answer hears at once that this guest cannot."""
+        _check_lock(context, instance)
+        check(Action.CHANGE_PASSWORD, instance.id, instance.vm_state, instance.task_state)
+        await self.guests.require_agent(instance, "set passwords")
         await self._accept(
             context, instance, Action.CHANGE_PASSWORD, Action.CHANGE_PASSWORD, PasswordArguments(password)
         )

@@ -6,7 +6,7 @@ Nothing of these calls is recorded: there is no operation, and a lock does not s
 from __future__ import annotations
 
 from instar.engine.hosts import HostClient
-from instar.errors import WrongState
+from instar.errors import GuestAgentMissing, OperationError, WrongState
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import host_of
 from instar.model.guest import GuestDiagnostics
@@ -32,6 +32,16 @@ class GuestCalls:
         """A live migration in flight is finished soon, at the cost of a longer pause. Raises WrongState where none is."""
         _while_migrating(instance, "force_complete")
         await self._client(instance).force_live(host_of(instance))
+
+    async def require_agent(self, instance: Instance, what: str) -> None:
+        """Raises GuestAgentMissing where the guest runs no agent that could do `what`. A host that gives no answer is no
+        reason to refuse: the operation will find out."""
+        try:
+            has_agent = await self._client(instance).has_guest_agent(host_of(instance))
+        except OperationError:
+            return
+        if not has_agent:
+            raise GuestAgentMissing(id=instance.id, what=what)
 
     async def diagnostics(self, instance: Instance) -> GuestDiagnostics:
         """What the hypervisor counts of the guest. Raises WrongState for one that does not run."""

@@ -185,6 +185,10 @@ class SetPassword(HostCommand, frozen=True, tag=True):
     password: str
 
 
+class AskGuestAgent(HostCommand, frozen=True, tag=True):
+    pass
+
+
 class ReadDiagnostics(HostCommand, frozen=True, tag=True):
     pass
 
@@ -240,10 +244,11 @@ AnyCommand = (
     | SwapVolume
     | SetPassword
     | ReadDiagnostics
+    | AskGuestAgent
 )
 
 # Questions and wishes that are answered at any time, also while another command for the instance works.
-UNFENCED = (ReadConsole, OpenConsole, ReadDiagnostics, AbortLive, ForceLive)
+UNFENCED = (ReadConsole, OpenConsole, ReadDiagnostics, AskGuestAgent, AbortLive, ForceLive)
 
 
 class HostProgress(msgspec.Struct, frozen=True, tag=True):

@@ -342,6 +342,9 @@ class LibvirtHypervisor:
             timeout_s=limit_s + self._settings.call_timeout_s,
         )
 
+    async def has_guest_agent(self, instance_id: str) -> bool:
+        return await self._connection.run(lambda connection: questions.has_guest_agent(connection, instance_id))
+
     async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
         virt_type = self._facts.virt_type
         return await self._connection.run(

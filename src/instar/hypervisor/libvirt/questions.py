@@ -60,6 +60,19 @@ def agent_connected(live: ET.Element) -> bool:
     return target is not None and target.get("state") == "connected"
 
 
+def has_guest_agent(connection: Any, instance_id: str) -> bool:
+    """The guest runs, and its agent has opened the channel. Blocking."""
+    domain = domains.find(connection, instance_id)
+    if domain is None or domains.state_of(domain).power_state != PowerState.RUNNING:
+        return False
+    try:
+        return agent_connected(live_xml(domain))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return False
+        raise
+
+
 def set_password(connection: Any, instance_id: str, user: str, password: str, *, agent_timeout_s: int) -> None:
     """The guest's agent gives the user this password. Blocking. Raises GuestAgentMissing; HypervisorError when the agent
     tried and failed."""

@@ -89,10 +89,15 @@ class Devices:
         )
         report(WorkProgress(instance_id, 100))
 
+    def has_agent(self, instance_id: str) -> bool:
+        """The guest runs, and its image says that it has an agent."""
+        guest = self._machine.running(instance_id)
+        return guest is not None and guest.power_state is PowerState.RUNNING and guest.has_agent
+
     def set_password(self, instance_id: str) -> None:
         """The password itself goes nowhere: only how often one was set is kept, on the disk that the guest boots from."""
         guest = self._machine.running(instance_id)
-        if guest is None or guest.power_state is not PowerState.RUNNING or not guest.has_agent:
+        if guest is None or not self.has_agent(instance_id):
             raise GuestAgentMissing(id=instance_id, what="set passwords")
         disk = boot_disk(guest)
         content = self._machine.content_of(guest, disk)

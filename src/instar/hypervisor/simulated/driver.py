@@ -266,6 +266,10 @@ class SimulatedHypervisor:
         self._devices.set_password(instance_id)
 
     @_call
+    async def has_guest_agent(self, instance_id: str) -> bool:
+        return self._devices.has_agent(instance_id)
+
+    @_call
     async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
         return self._devices.diagnostics(instance_id)
 
