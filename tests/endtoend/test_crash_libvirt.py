@@ -214,7 +214,7 @@ def test_libvirtd_away_for_a_while(cloud: RunningCloud, workload: Workload, daem
 
 def wait_for_host(cloud: RunningCloud) -> None:
     """The hypervisor answers, and the scheduler knows. The other way round would take an old report for a new one."""
-    wait_until(lambda: cloud.admin.findings() == [], 20)
+    wait_until(lambda: cloud.admin.findings() == [], 45)
     wait_until(lambda: host_state(cloud) == "up", 10)
 
 

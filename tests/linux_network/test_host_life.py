@@ -269,11 +269,11 @@ def zombies_of(parent: int) -> list[str]:
 
 
 async def test_removing_everything_finds_what_no_record_tells_of(make_cloud: MakeCloud, tmp_path: Path) -> None:
-    before = host_state()
     cloud_id = secrets.token_hex(3)
     await (await make_cloud(cloud_id)).ensure_ports(str(uuid.uuid4()), (new_port(new_network()),))
+    assert cloud_id in str(host_state())
     await LinuxNetwork(state_dir=tmp_path / "elsewhere", cloud_id=cloud_id).remove_everything()
-    assert host_state() == before
+    assert cloud_id not in str(host_state())  # others may change theirs meanwhile
 
 
 async def test_a_subnet_that_overlaps_a_route_of_the_host_gets_no_host_route(cloud: LinuxNetwork, plug: Plug) -> None:
