@@ -17,7 +17,7 @@ install: ## host packages, .venv and pinned packages; starts nothing
 install-dev: ## the same with what the tests need
 	@packaging/install.sh dev
 
-demo: install ## a real guest through its whole life on two hosts, then nothing is left (about 4 minutes) [ARGS=--one-host]
+demo: install ## a real guest through its whole life on two hosts, then nothing is left (2 to 4 minutes) [ARGS=--one-host]
 	@$(ROOT) $(BIN)/instar demo $(ARGS)
 
 up: install ## a cloud that stays up until Ctrl-C [DIR=…] [ARGS="--port 9000"]
