@@ -63,8 +63,9 @@ class At:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-@pytest.mark.parametrize("how", ["fail before", "fail after"])
-@pytest.mark.parametrize("undo_twice", [False, True], ids=["", "undo twice"])
+@pytest.mark.parametrize(
+    ("how", "undo_twice"), [("fail before", False), ("fail after", True)], ids=["before", "after, undo twice"]
+)
 async def test_a_failure_at_any_step_puts_everything_back(
     tmp_path: Path, image_file: Path, name: str, how: str, undo_twice: bool
 ) -> None:
