@@ -252,6 +252,12 @@ class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of a cloud. `hypervisor` is libvirt or simulated."""
 
+    database: Annotated[
+        str, _setting("postgresql://user@host:port/name; empty: SQLite in the cloud's directory", pattern=r"^(postgresql://\S+)?$")
+    ] = ""
+    bus: Annotated[
+        str, _setting("amqp:// or amqps://user@host:port/vhost; empty: in this process", pattern=r"^(amqps?://\S+)?$")
+    ] = ""
     region: Annotated[str, _setting("region name in the service catalog")] = "RegionOne"
     hypervisor: Annotated[str, _setting("libvirt or simulated", pattern="^(libvirt|simulated)$")] = "libvirt"
     log_level: Annotated[str, _setting("debug, info, warning or error", pattern="^(debug|info|warning|error)$")] = "info"
