@@ -3,15 +3,16 @@
 # .venv, the pinned Python packages, and Instar itself in it. Called by make; may be called again at any time, and is done
 # at once when nothing has changed. As root, or as a user who may use sudo for apt-get.
 #
-#   packaging/install.sh [run|dev]     run: what the program, the demo and the first session need; dev: the tests too
+#   packaging/install.sh [run|distributed|dev]
+#     run: what the program, the demo and the first session need; distributed: PostgreSQL and RabbitMQ too; dev: the tests too
 set -eu
 cd "$(dirname "$0")/.."
 profile=${1:-run}
 case $profile in
-run) lock=requirements-demo.txt ;;
+run | distributed) lock=requirements-demo.txt ;;
 dev) lock=requirements-dev.txt ;;
 *)
-    echo "usage: packaging/install.sh [run|dev]" >&2
+    echo "usage: packaging/install.sh [run|distributed|dev]" >&2
     exit 2
     ;;
 esac
@@ -25,6 +26,7 @@ wanted_packages() {
         case $name in
         '' | '#'* | files:*) ;;
         systemd:*) [ ! -d /run/systemd/system ] || echo "${name#systemd:}" ;;
+        distributed:*) [ "$profile" = run ] || echo "$name" ;;
         *) echo "$name" ;;
         esac
     done <packaging/host-packages.txt
@@ -43,17 +45,24 @@ as_root() {
 
 if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
     missing=
-    for package in $(wanted_packages); do
+    missing_quiet=
+    for wanted in $(wanted_packages); do
+        package=${wanted#distributed:}
         status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || :)
-        [ "$status" = installed ] || missing="$missing $package"
+        [ "$status" != installed ] || continue
+        if [ "$package" = "$wanted" ]; then missing="$missing $package"; else missing_quiet="$missing_quiet $package"; fi
     done
-    if [ -n "$missing" ]; then
-        say "installing Debian packages:$missing"
+    if [ -n "$missing$missing_quiet" ]; then
+        say "installing Debian packages:$missing$missing_quiet"
         as_root apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null
-        # shellcheck disable=SC2086 - a list of names
+    fi
+    # shellcheck disable=SC2086 - lists of names
+    if [ -n "$missing" ]; then
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
             install --no-install-recommends $missing </dev/null
     fi
+    # shellcheck disable=SC2086
+    [ -z "$missing_quiet" ] || as_root packaging/install-quietly.sh $missing_quiet
 else
     say "this is no Debian: see packaging/host-packages.txt for what the machine must have"
 fi
@@ -115,6 +124,7 @@ fingerprint() {
     { .venv/bin/python --version && pwd && cat "$1" pyproject.toml; } | sha256sum | cut -d' ' -f1
 }
 stamp=.venv/.installed
+[ "$profile" = dev ] || profile=run # of Python packages, one process and many need the same
 if grep -qsx "dev $(fingerprint requirements-dev.txt)" $stamp || grep -qsx "$profile $(fingerprint $lock)" $stamp; then
     exit 0
 fi
