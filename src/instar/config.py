@@ -24,6 +24,13 @@ def _setting(description: str, unit: str = "", **limits: Any) -> Meta:
 class ApiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: Annotated[str, _setting("address to listen on; loopback unless you know who can reach it")] = "127.0.0.1"
     port: Annotated[int, _setting("port of every API", "TCP port", ge=0, le=65535)] = 8774
+    port_shared: Annotated[
+        bool, _setting("several API processes of this machine listen on the port; the kernel deals connections out")
+    ] = False
+    public_url: Annotated[
+        str,
+        _setting("where clients reach the cloud; empty: at the address and port it listens on", pattern=r"^(https?://[^\s?#]+[^\s?#/])?$"),
+    ] = ""
     body_max_bytes: Annotated[int, _setting("largest JSON body accepted", "bytes", ge=1024)] = 1_048_576
     console_base_url: Annotated[
         str,

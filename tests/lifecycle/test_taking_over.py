@@ -228,7 +228,7 @@ async def test_packet_filters_are_not_brought_back_to_the_host_of_a_server_that_
     held = one.around_step = Held("remove guest")
     await one.control.lifecycle.delete(one.context(), instance)
     await held.wait()
-    during = asyncio.create_task(one.control.reconciler.refresh_ports({instance.id}))
+    during = asyncio.create_task(one.control.ports.refresh({instance.id}))
     await read.wait()
     held.go.set()
     await one.settled()
@@ -252,7 +252,7 @@ async def test_packet_filters_of_a_busy_server_are_refreshed_when_it_is_idle(
     held = one.around_step = Held("stop guest")
     await one.control.lifecycle.stop(one.context(), instance)
     await held.wait()
-    await one.control.reconciler.refresh_ports({instance.id})
+    await one.control.ports.refresh({instance.id})
     assert set_up == []
     held.go.set()
 

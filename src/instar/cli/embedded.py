@@ -12,35 +12,20 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
-from instar.api.service import compute_service
 from instar.bus.contract import Bus
-from instar.cli.clouds_yaml import Passwords, read_passwords, write_clouds
+from instar.cli.api_part import ApiPart
+from instar.cli.clouds_yaml import write_clouds
 from instar.cli.control_plane import ControlPlane
-from instar.cli.guest_image import ensure_tiny
+from instar.cli.first_start import ensure_first_resources, ensure_first_users
 from instar.cli.hosts.local_hosts import LocalHosts
-from instar.cli.libvirt_host import STREAMS, libvirt_host, linux_network, open_streams
+from instar.cli.libvirt_host import libvirt_host, linux_network, open_streams
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
-from instar.consoles.proxy import ConsoleProxy
-from instar.consoles.service import console_service, console_websockets
 from instar.errors import InstarError
-from instar.http.app import build_app
-from instar.http.server import HttpServer
 from instar.hypervisor.contract import Hypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
-from instar.hypervisor.linux_network.links import host_routes
 from instar.hypervisor.simulated.world import SimulatedWorld
-from instar.identity.api import identity_service
-from instar.identity.bootstrap import bootstrap, is_bootstrapped, new_password
-from instar.identity.local import LocalIdentity
-from instar.images.api import image_api
-from instar.networks.addresses import pick_free_cidr
-from instar.networks.api import network_service
-from instar.operator.service import operator_service
 from instar.scheduling.host_table import HostTable
-from instar.streams.client import StreamClient
-from instar.streams.identity import StreamIdentity
-from instar.volumes.api import volume_service
 
 
 class Embedded:
@@ -79,55 +64,16 @@ class Embedded:
         await control.open()
         self._stack.push_async_callback(control.close)
         self._stack.push_async_callback(self._look_for_guests, hypervisors)
-        identity = LocalIdentity(control.store, settings, state.path)
-        await identity.start()
-        self._stack.push_async_callback(identity.close)
-        await control.networks.bootstrap(await self._free_cidr())
-        await ensure_tiny(control.store, control.images, self._progress)
-        passwords = await self._first_users(identity)
-        services = [
-            identity_service(identity),
-            image_api(control.images, list_limit_max=settings.api.list_limit_max),
-            network_service(control.networks, settings),
-            volume_service(control.volumes, list_limit_max=settings.api.list_limit_max),
-            compute_service(control.cloud, control.lifecycle, control.hosts, identity),
-            operator_service(control.cloud, control.hosts),
-            await asyncio.to_thread(console_service, settings.console),
-        ]
-        websockets = console_websockets(await self._console_proxy(control))
-        app = build_app(services, identity, body_max_bytes=settings.api.body_max_bytes, websockets=websockets)
-        server = HttpServer(app, settings.api.host, settings.api.port)
-        url = f"http://{settings.api.host}:{await server.start()}"
-        self._stack.push_async_callback(server.stop)
-        identity.base_url = url
+        await ensure_first_resources(control.services, state, self._progress)
+        api = ApiPart(control.services, state)
+        self._stack.push_async_callback(api.close)
+        await api.prepare()
+        passwords = await ensure_first_users(api.identity, state, settings, self._progress)
+        await api.open()
         if passwords is not None:
+            url = settings.api.public_url or api.url
             await asyncio.to_thread(write_clouds, state.clouds_yaml, url, settings.region, passwords)
-        return url
-
-    async def _console_proxy(self, control: ControlPlane) -> ConsoleProxy:
-        """Hosts let this process in by the same key that the host in this process has, if there is one."""
-        identity = await asyncio.to_thread(StreamIdentity.open, self._state.path / STREAMS)
-        streams = StreamClient(identity, host=socket.gethostname())
-        self._stack.push_async_callback(streams.close)
-        settings = self._settings
-        return ConsoleProxy(
-            control.lifecycle.consoles, streams, settings.console, base_url=settings.api.console_base_url
-        )
-
-    async def _first_users(self, identity: LocalIdentity) -> Passwords | None:
-        """Passwords are written down before they are in force: a crash between the two costs nobody the cloud."""
-        passwords = await asyncio.to_thread(read_passwords, self._state.clouds_yaml)
-        if passwords is None:
-            if await is_bootstrapped(identity):
-                self._progress(f"{self._state.clouds_yaml} is gone: put it back, nobody else knows its passwords")
-                return None
-            passwords = Passwords(new_password(), new_password())
-            provisional = f"http://{self._settings.api.host}:{self._settings.api.port}"
-            await asyncio.to_thread(
-                write_clouds, self._state.clouds_yaml, provisional, self._settings.region, passwords
-            )
-        await bootstrap(identity, admin_password=passwords.admin, demo_password=passwords.demo)
-        return passwords
+        return api.url
 
     def _hosts_apart(self) -> Callable[[Bus, HostTable], LocalHosts] | None:
         """Several hosts with libvirt are processes of their own; one, and simulated ones, are in this process."""
@@ -158,11 +104,6 @@ class Embedded:
             self._state.path, self._state.cloud_id, self._settings, name=host, uri=uri, streams=streams
         )
         return {host: driver}
-
-    async def _free_cidr(self) -> str:
-        """A /24 for the first network; where it is real, one that no route of this machine has."""
-        routes = await host_routes() if self._settings.hypervisor == "libvirt" else []
-        return pick_free_cidr([str(route.destination) for route in routes], seed=self._state.cloud_id)
 
     async def _look_for_guests(self, hypervisors: Mapping[str, Hypervisor]) -> None:
         """While the hosts can still be asked: a private libvirtd without guests has nothing to stay for."""

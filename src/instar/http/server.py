@@ -29,11 +29,13 @@ START_DEADLINE_S = 10.0
 
 
 class HttpServer:
-    """One listening port. `port` 0 takes a free one: `start` says which."""
+    """One listening port. `port` 0 takes a free one: `start` says which. `shared`: other processes may have it too; each
+    connection comes to one that listens."""
 
-    def __init__(self, app: App, host: str, port: int) -> None:
+    def __init__(self, app: App, host: str, port: int, *, shared: bool = False) -> None:
         self._host = host
         self._port = port
+        self._shared = shared
         config = uvicorn.Config(
             app, http=_BoundedProtocol, lifespan="off", interface="asgi3", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
@@ -46,7 +48,7 @@ class HttpServer:
 
     async def start(self) -> int:
         """Listens; returns the port once it answers. Raises StartupError when the address cannot be taken."""
-        listening = _listen(self._host, self._port)
+        listening = _listen(self._host, self._port, shared=self._shared)
         port: int = listening.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve([listening]), name="http-server")
         async with asyncio.timeout(START_DEADLINE_S):
@@ -136,7 +138,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.loop.call_later(REFUSED_LINGER_S, self.transport.close)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, *, shared: bool) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -144,6 +146,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise StartupError(f"Cannot listen on {host}: {error.strerror or error}.") from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
         listening.setblocking(False)

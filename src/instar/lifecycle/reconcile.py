@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
 
 import msgspec
 import structlog
@@ -26,10 +25,9 @@ from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC
 from instar.model.guest import GuestState
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
-from instar.model.network import InstancePort
 from instar.model.states import PowerState, VmState
 from instar.store.audit import audit_instances, host_boot_fetch, host_boot_save, host_totals_recount, usage_recount
-from instar.store.instances import instance_fetch, instance_places, instances_of_host
+from instar.store.instances import instance_fetch, instances_of_host
 from instar.store.operations import operations_prune
 
 log = structlog.get_logger()
@@ -40,8 +38,6 @@ HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 4
 GUESTS_WAITING_MAX = 10_000
 PRUNE_EVERY_S = 3600.0
-REFRESH_AT_ONCE = 16  # instances; a host that does not answer must not hold up the others
-REFRESH_BATCH = 500  # instances whose packet filters are refreshed from one read
 DAY_US = 86_400_000_000
 KEPT_RUNNING = frozenset({VmState.ACTIVE, VmState.PAUSED})
 
@@ -64,7 +60,6 @@ class Reconciler:
         self._waiting: set[_Guest] = set()
         self._uploads_seen: set[str] = set()  # unfinished images without operation that the last look found
         self._taken_seen: set[str] = set()  # volumes and ports taken for no operation that the last look found
-        self._ports_due: set[str] = set()  # instances that were busy when their ports changed
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
 
@@ -78,7 +73,6 @@ class Reconciler:
         self._tasks = [asyncio.create_task(self._work(), name="reconcile hosts") for _ in range(HOSTS_AT_ONCE)]
         self._tasks.append(asyncio.create_task(self._follow_events(), name="power sync"))
         self._tasks.append(asyncio.create_task(self._on_timer(), name="reconcile timer"))
-        self._tasks.append(asyncio.create_task(self._refresh_busy(), name="refresh ports"))
 
     async def close(self) -> None:
         for subscription in self._subscriptions:
@@ -277,52 +271,8 @@ class Reconciler:
             self._pruned = time.monotonic()
             await self._cloud.store.write(*operations_prune(now_us() - keep_us))
 
-    async def refresh_ports(self, instance_ids: set[str]) -> None:
-        """Rules, addresses or members of these instances' ports changed: their hosts get the new definitions.
-
-        Many at once: members of one group come together, and what they share is read and resolved once."""
-        for some in batched(sorted(instance_ids), REFRESH_BATCH):
-            places = await instance_places(self._cloud.store, some)
-            ports = await self._cloud.networks.ports_of_instances(some)
-            turns = asyncio.Semaphore(REFRESH_AT_ONCE)
-            refreshed = []
-            for instance_id, (host, epoch, busy) in places.items():
-                # Under the epoch of an operation in flight this could come after its last command, and bring back to the
-                # host what it had removed. Under that of the one before, the host refuses what comes late.
-                if busy:
-                    self._ports_due.add(instance_id)
-                elif instance_id in ports:
-                    refreshed.append(self._refresh_one(turns, instance_id, host, epoch, ports[instance_id]))
-            await asyncio.gather(*refreshed)
-
-    async def _refresh_busy(self) -> None:
-        while True:
-            await asyncio.sleep(BUSY_RETRY_S)
-            due, self._ports_due = self._ports_due, set()
-            try:
-                await self.refresh_ports(due)
-            except Exception:
-                log.exception("reconcile.ports_not_refreshed")
-                self._ports_due |= due
-
-    async def _refresh_one(
-        self, turns: asyncio.Semaphore, instance_id: str, host: str, epoch: int, ports: tuple[InstancePort, ...]
-    ) -> None:
-        client = HostClient(self._cloud.bus, instance_id=instance_id, epoch=epoch, deadline_s=HOST_DEADLINE_S)
-        try:
-            async with turns:
-                await client.ensure_ports(host, tuple(port.definition for port in ports))
-        except InstarError as error:  # the host gets them with the next operation, or when it comes back
-            log.warning("reconcile.ports_not_refreshed", instance=instance_id, reason=error.message)
-
     def _client(self) -> HostClient:
         return HostClient(self._cloud.bus, deadline_s=HOST_DEADLINE_S)
-
-
-def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Parts of at most `size`."""
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
 
 
 def _should_run(instance: Instance, state: GuestState) -> bool:

@@ -1,0 +1,26 @@
+"""A conductor's part of a process: what runs operations, and what sees to everything that no operation does."""
+
+from __future__ import annotations
+
+from instar.cli.services import Services, Together
+from instar.engine.conductor import Conductor
+from instar.lifecycle.operations import operations, taken
+from instar.lifecycle.progress import ProgressKeeper
+from instar.lifecycle.reconcile import Reconciler
+from instar.lifecycle.timers import Timers
+
+
+class ConductorPart:
+    """`alone`: nobody else uses this database. Open `kept` and `conductor` when `services` are open."""
+
+    def __init__(self, services: Services, *, alone: bool) -> None:
+        cloud = services.cloud
+        self.conductor = Conductor(
+            services.store, services.bus, operations(cloud), services.settings.engine, alone=alone, taken=taken(cloud),
+            fell_silent=services.hosts.fell_silent,
+        )  # fmt: skip
+        self.reconciler = Reconciler(cloud, services.lifecycle)
+        self.progress = ProgressKeeper(services.store, services.bus)
+        self.timers = Timers(cloud, services.lifecycle)
+        # What one process does for all: it hears what hosts say, compares, and asks for what is due.
+        self.kept = Together(self.reconciler, self.progress, self.timers)
