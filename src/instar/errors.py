@@ -188,6 +188,10 @@ class HypervisorUnavailable(OperationError):
     template = "The hypervisor of host {host} is not available."
 
 
+# What says that a host does not answer now: whatever is left to do there is done when it does again.
+HOST_AWAY = (HostUnreachable, HypervisorUnavailable, StepTimeout)
+
+
 class HypervisorError(OperationError):
     """The hypervisor refused: `reason` is safe to show to users (no paths)."""
 

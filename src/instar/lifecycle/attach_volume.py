@@ -15,6 +15,7 @@ from instar.engine.run import Run
 from instar.errors import InstarError
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import disks_of, guest_of, volume_disk
+from instar.lifecycle.volumes import with_volumes
 from instar.model.guest import GuestDefinition
 from instar.model.instance import Instance, InstanceVolume
 from instar.model.volume import VolumeConnection
@@ -116,7 +117,7 @@ def without(volumes: Sequence[InstanceVolume], gone: InstanceVolume) -> tuple[In
 
 def _guest_with(instance: Instance, volumes: tuple[InstanceVolume, ...]) -> GuestDefinition:
     """The guest as its host defines it, with these volumes."""
-    changed = msgspec.structs.replace(instance, facts=msgspec.structs.replace(instance.facts, volumes=volumes))
+    changed = with_volumes(instance, volumes)
     return guest_of(changed, disks_of(changed, None), instance.facts.ports)
 
 

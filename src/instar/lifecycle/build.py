@@ -6,17 +6,17 @@ in error, and its fault says why each host said no. A failure never leaks an add
 
 from __future__ import annotations
 
-import msgspec
-
 from instar.clock import now_us
 from instar.engine.run import Run
-from instar.errors import HypervisorError, InstarError
+from instar.errors import InstarError
 from instar.lifecycle.build_volumes import volumes_of_build
 from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks_of, guest_of
+from instar.lifecycle.start_guest import start_guest
+from instar.lifecycle.volumes import with_volumes
 from instar.model.network import InstancePort
-from instar.model.states import PowerState, TaskState, VmState
+from instar.model.states import TaskState, VmState
 from instar.scheduling.scheduler import SchedulingRequest
 
 
@@ -53,7 +53,7 @@ async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
     volumes = await volumes_of_build(run, cloud, host)
     if volumes:
         run.note(facts={"volumes": volumes})
-        instance = msgspec.structs.replace(instance, facts=msgspec.structs.replace(instance.facts, volumes=volumes))
+        instance = with_volumes(instance, volumes)
     source = None
     if not boots_from_volume(instance):
         source = await run.step(
@@ -64,17 +64,12 @@ async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
     for disk in disks:
         await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk,
                        undo=hosts.ensure_no_disks, task=TaskState.SPAWNING)  # fmt: skip
-    plugged = tuple(port.definition for port in ports)
-    if plugged:
-        await run.step("set up ports", hosts.ensure_ports, host, plugged,
-                       undo=hosts.ensure_no_ports, task=TaskState.SPAWNING)  # fmt: skip
-    guest = guest_of(instance, disks, ports)
-    state = await run.step("start guest", hosts.ensure_running, host, guest,
-                           undo=hosts.undo_of_running(disks), task=TaskState.SPAWNING)  # fmt: skip
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
+    state = await start_guest(
+        run, host, guest_of(instance, disks, ports), undo=hosts.undo_of_running(disks), undo_ports=hosts.ensure_no_ports,
+        task=TaskState.SPAWNING,
+    )  # fmt: skip
     run.note(launched_at=now_us())
-    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+    await run.settle(VmState.ACTIVE, power_state=state)
 
 
 def scheduling_request(run: Run) -> SchedulingRequest:

@@ -6,20 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instar.errors import (
-    DiskFull,
-    HostUnreachable,
-    HypervisorError,
-    HypervisorUnavailable,
-    InstarError,
-    NoValidHost,
-    StepFailed,
-    StepTimeout,
-)
+from instar.errors import HOST_AWAY, DiskFull, HypervisorError, InstarError, NoValidHost, StepFailed
 from instar.scheduling.scheduler import HostFull
 
 # What may be better on another host. An image that is gone or a network without addresses is no better anywhere.
-WORTH_ANOTHER_HOST = (HostFull, HostUnreachable, HypervisorUnavailable, HypervisorError, DiskFull, StepTimeout, StepFailed)
+WORTH_ANOTHER_HOST = (HostFull, *HOST_AWAY, HypervisorError, DiskFull, StepFailed)
 
 
 class Refusals:

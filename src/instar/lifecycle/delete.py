@@ -12,7 +12,7 @@ import structlog
 from instar.clock import now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import Conflict, HostUnreachable, HypervisorUnavailable, StepTimeout
+from instar.errors import HOST_AWAY, Conflict
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.volumes import ends_with_instance
 from instar.model.instance import SHELVED_IMAGE, InstanceVolume
@@ -53,7 +53,7 @@ async def _or_later(
 ) -> None:
     try:
         await run.step(name, call, host)
-    except (HostUnreachable, HypervisorUnavailable, StepTimeout) as error:
+    except HOST_AWAY as error:
         log.warning("delete.host_away", instance=run.instance.id, host=host, reason=error.message)
         await tell_leftovers(cloud.bus, host)
 

@@ -11,14 +11,14 @@ import msgspec
 from instar.clock import now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HypervisorError
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of, source_if_there
+from instar.lifecycle.ids import new_id
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
-from instar.lifecycle.shelve import new_id
+from instar.lifecycle.start_guest import start_guest
 from instar.model.move import MoveStatus, MoveType
 from instar.model.states import PowerState, TaskState, VmState
 from instar.store.moves import migration_insert, migration_status
@@ -55,7 +55,6 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.add(dest, error)
-            run.note(host=dead, availability_zone=instance.availability_zone, facts={"ports": instance.facts.ports})
     raise refusals.no_valid_host(selection.details)
 
 
@@ -67,7 +66,7 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
     ports = await run.step("bind ports", bind_ports_to, cloud, instance, dest, dead,
                            undo=bind_ports_back, on="network")  # fmt: skip
     connected = await volumes.connect_all(run, cloud, dest)
-    moved = msgspec.structs.replace(instance, facts=msgspec.structs.replace(run.facts, volumes=connected))
+    moved = volumes.with_volumes(instance, connected)
     source = await run.step("find image", source_if_there, cloud.images, instance, on="image",
                             task=TaskState.REBUILD_BLOCK_DEVICE_MAPPING)  # fmt: skip
     if source is not None:
@@ -75,17 +74,12 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
     disks = disks_of(moved, source)
     for disk in disks:
         await run.step(f"create {disk.name} disk", hosts.ensure_disk, dest, disk, undo=hosts.ensure_no_disks)
-    plugged = tuple(port.definition for port in ports)
     power_state = PowerState.SHUTDOWN
     if not stopped:
-        if plugged:
-            await run.step("set up ports", hosts.ensure_ports, dest, plugged, undo=hosts.ensure_no_ports,
-                           task=TaskState.REBUILD_SPAWNING)  # fmt: skip
-        guest = guest_of(moved, disks, ports)
-        state = await run.step("start guest", hosts.ensure_running, dest, guest, undo=hosts.undo_of_running(disks))
-        if state.power_state is not PowerState.RUNNING:
-            raise HypervisorError(reason="the guest is not running")
-        power_state = state.power_state
+        power_state = await start_guest(
+            run, dest, guest_of(moved, disks, ports), undo=hosts.undo_of_running(disks), undo_ports=hosts.ensure_no_ports,
+            task=TaskState.REBUILD_SPAWNING,
+        )  # fmt: skip
     await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
     run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), launched_at=now_us(),
              facts={"ports": ports, "volumes": connected})  # fmt: skip

@@ -16,6 +16,7 @@ import structlog
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
 from instar.errors import (
+    HOST_AWAY,
     Cancelled,
     HypervisorError,
     InstarError,
@@ -28,9 +29,8 @@ from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
-from instar.lifecycle.move import HOST_AWAY
+from instar.lifecycle.ids import new_id
 from instar.lifecycle.ports import bind_ports_to
-from instar.lifecycle.shelve import new_id
 from instar.model.guest import GuestDefinition, GuestState, LiveMigrationOptions, LiveTarget
 from instar.model.instance import Instance, InstanceVolume
 from instar.model.move import MoveStatus, MoveType
@@ -97,7 +97,7 @@ async def _migrate_to(
                    undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("announce ports", announce_ports, cloud, instance, dest,
                            undo=withdraw_ports, on="network")  # fmt: skip
-    connected = await _connect_volumes(run, cloud, dest, source)
+    connected = await volumes.connect_from(run, cloud, source, dest)
     guest = _guest_on_dest(run, ports, connected)
     target = await run.step("prepare destination", prepare, dest, source, run, guest,
                             undo=clear_destination, on="compute")  # fmt: skip
@@ -156,22 +156,10 @@ async def _insist(
     return None
 
 
-async def _connect_volumes(run: Run, cloud: Cloud, dest: str, source: str) -> tuple[InstanceVolume, ...]:
-    """Reached from both hosts, until it is clear where the guest stays."""
-    connected = []
-    for volume in run.facts.volumes:
-        connection = await run.step(
-            f"connect volume {volume.device}", volumes.connect, cloud, volume, dest,
-            undo=lambda cloud, volume, _dest: volumes.connect(cloud, volume, source), on="volume",
-        )  # fmt: skip
-        connected.append(msgspec.structs.replace(volume, connection=connection))
-    return tuple(connected)
-
-
 def _guest_on_dest(
     run: Run, ports: tuple[InstancePort, ...], connected: tuple[InstanceVolume, ...]
 ) -> GuestDefinition:
-    moved = msgspec.structs.replace(run.instance, facts=msgspec.structs.replace(run.facts, volumes=connected))
+    moved = volumes.with_volumes(run.instance, connected)
     return guest_of(moved, disks_of(moved, None), ports)
 
 

@@ -12,16 +12,17 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from instar.clock import now_us
+from instar.clock import MICROS_PER_S, now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import Conflict, HostUnreachable, HypervisorError, HypervisorUnavailable, NoValidHost, StepTimeout
+from instar.errors import HOST_AWAY, Conflict, NoValidHost
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
+from instar.lifecycle.ids import new_id
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
-from instar.lifecycle.shelve import new_id
+from instar.lifecycle.start_guest import start_guest
 from instar.model.instance import Flavor, Instance, InstanceSpec, InstanceVolume, PendingMove
 from instar.model.move import MoveStatus, MoveType
 from instar.model.network import InstancePort
@@ -30,9 +31,6 @@ from instar.scheduling.scheduler import HostFull
 from instar.store.moves import migration_insert, migration_status
 
 log = structlog.get_logger()
-
-HOST_AWAY = (HostUnreachable, HypervisorUnavailable, StepTimeout)
-MICROS = 1_000_000
 
 
 class MoveArguments(msgspec.Struct, frozen=True):
@@ -76,7 +74,7 @@ async def move(run: Run, cloud: Cloud) -> None:
     window_s = cloud.settings.lifecycle.resize_confirm_window_s
     pending = PendingMove(
         migration=migration, source=source, dest=dest, old_flavor=old, new_flavor=new, claim_id=claim_id,
-        was=instance.vm_state, ends_at=now_us() + round(window_s * MICROS) if window_s else None,
+        was=instance.vm_state, ends_at=now_us() + round(window_s * MICROS_PER_S) if window_s else None,
     )  # fmt: skip
     run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest),
              facts={"move": pending, "ports": ports, "volumes": connected})  # fmt: skip
@@ -131,16 +129,7 @@ async def _arrive(
                    undo=drop_disks, on="compute", deadline_s=limit_s + 60)  # fmt: skip
     ports = await run.step("bind ports", bind_ports_to, cloud, run.instance, dest, source,
                            undo=bind_ports_back, task=TaskState.RESIZE_MIGRATED, on="network")  # fmt: skip
-    connected = tuple([await _connect(run, cloud, volume, dest, source) for volume in run.facts.volumes])
-    return ports, connected
-
-
-async def _connect(run: Run, cloud: Cloud, volume: InstanceVolume, dest: str, source: str) -> InstanceVolume:
-    connection = await run.step(
-        f"connect volume {volume.device}", volumes.connect, cloud, volume, dest,
-        undo=lambda cloud, volume, _dest: volumes.connect(cloud, volume, source), on="volume",
-    )  # fmt: skip
-    return msgspec.structs.replace(volume, connection=connection)
+    return ports, await volumes.connect_from(run, cloud, source, dest)
 
 
 async def fetch_disks(dest: str, source: str, run: Run, limit_s: float) -> None:
@@ -170,21 +159,13 @@ async def _finish_on(
         await run.step(f"grow {disk.name} disk", hosts.ensure_disk_size, dest, disk, task=TaskState.RESIZE_FINISH)
     if run.instance.vm_state is not VmState.ACTIVE:
         return PowerState.SHUTDOWN
-    plugged = tuple(port.definition for port in ports)
-    if plugged:
-        await run.step("set up ports", hosts.ensure_ports, dest, plugged, undo=hosts.ensure_no_ports)
     guest = guest_of(moved, disks, ports)
-    state = await run.step("start guest", hosts.ensure_running, dest, guest, undo=hosts.ensure_no_guest)
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
-    return state.power_state
+    return await start_guest(run, dest, guest, undo=hosts.ensure_no_guest, undo_ports=hosts.ensure_no_ports)
 
 
 def _resized(instance: Instance, flavor: Flavor, connected: tuple[InstanceVolume, ...]) -> Instance:
     return msgspec.structs.replace(
-        instance,
-        spec=_with_flavor(instance.spec, flavor),
-        facts=msgspec.structs.replace(instance.facts, volumes=connected),
+        volumes.with_volumes(instance, connected), spec=_with_flavor(instance.spec, flavor)
     )
 
 
@@ -241,7 +222,7 @@ async def revert(run: Run, cloud: Cloud) -> None:
         await tell_leftovers(cloud.bus, dest)
     await run.step("bring disks back", hosts.ensure_brought_back, source)
     ports = await run.step("bind ports", bind_ports_to, cloud, instance, source, dest, on="network")
-    connected = tuple([await _connect(run, cloud, volume, source, dest) for volume in run.facts.volumes])
+    connected = await volumes.connect_from(run, cloud, dest, source)
     await run.step("take old flavor", run.change_spec, lambda spec: _with_flavor(spec, pending.old_flavor), on="database")
     await run.step("release new claim", cloud.scheduler.release, pending.claim_id)
     before = _resized(instance, pending.old_flavor, connected)
@@ -249,14 +230,7 @@ async def revert(run: Run, cloud: Cloud) -> None:
              facts={"ports": ports, "volumes": connected})  # fmt: skip
     power_state = PowerState.SHUTDOWN
     if pending.was is not VmState.STOPPED:
-        plugged = tuple(port.definition for port in ports)
-        if plugged:
-            await run.step("set up ports", hosts.ensure_ports, source, plugged)
-        guest = guest_of(before, disks_of(before, None), ports)
-        state = await run.step("start guest", hosts.ensure_running, source, guest)
-        if state.power_state is not PowerState.RUNNING:
-            raise HypervisorError(reason="the guest is not running")
-        power_state = state.power_state
+        power_state = await start_guest(run, source, guest_of(before, disks_of(before, None), ports), undo=None)
     run.note(facts={"move": None})
     run.also(migration_status(pending.migration, MoveStatus.REVERTED))
     await run.settle(VmState.STOPPED if pending.was is VmState.STOPPED else VmState.ACTIVE, power_state=power_state)

@@ -10,22 +10,18 @@ from instar.errors import HypervisorError
 from instar.lifecycle import volumes
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import disks_of, guest_of, host_of
+from instar.lifecycle.start_guest import start_guest
 from instar.model.states import PowerState, VmState
 
 
 async def start(run: Run, cloud: Cloud) -> None:
     instance, host = run.instance, host_of(run.instance)
     ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
-    plugged = tuple(port.definition for port in ports)
-    if plugged:
-        await run.step("set up ports", run.hosts.ensure_ports, host, plugged)
     connected = await volumes.connected_anew(run, cloud, host)
     guest = guest_of(connected, disks_of(connected, None), ports)
-    state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
+    state = await start_guest(run, host, guest, undo=run.hosts.ensure_not_running)
     run.note(facts={"volumes": connected.facts.volumes})
-    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+    await run.settle(VmState.ACTIVE, power_state=state)
 
 
 async def stop(run: Run, cloud: Cloud) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from instar.engine.run import Run
-from instar.errors import HypervisorError
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import EPHEMERAL, ROOT, SWAP, disks_of, guest_of, host_of
+from instar.lifecycle.start_guest import start_guest
 from instar.model.guest import DiskDefinition
 from instar.model.instance import Instance, InstanceSpec, SpecImage
 from instar.model.network import InstancePort
@@ -55,7 +55,7 @@ async def rebuild(run: Run, cloud: Cloud) -> None:
                    task=TaskState.REBUILD_SPAWNING, on="database")  # fmt: skip
     power_state = PowerState.SHUTDOWN
     if instance.vm_state is not VmState.STOPPED:
-        power_state = await _start(run, rebuilt, host, disks, ports)
+        power_state = await start_guest(run, host, guest_of(rebuilt, disks, ports), undo=hosts.ensure_not_running)
     run.keep()
     for disk in replaced:
         await run.step(f"remove old {disk.name} disk", hosts.ensure_no_disk, host, disk.name + KEPT)
@@ -69,18 +69,6 @@ async def _stop(run: Run, host: str, ports: tuple[InstancePort, ...]) -> None:
     guest = guest_of(run.instance, disks_of(run.instance, None), ports)
     undo = run.hosts.start_again if run.instance.vm_state is VmState.ACTIVE else None
     await run.step("stop guest", run.hosts.ensure_stopped, host, 0.0, guest, undo=undo)
-
-
-async def _start(
-    run: Run, rebuilt: Instance, host: str, disks: tuple[DiskDefinition, ...], ports: tuple[InstancePort, ...]
-) -> PowerState:
-    guest = guest_of(rebuilt, disks, ports)
-    if guest.ports:
-        await run.step("set up ports", run.hosts.ensure_ports, host, guest.ports)
-    state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
-    return state.power_state
 
 
 def _is_replaced(disk: DiskDefinition, arguments: RebuildArguments) -> bool:

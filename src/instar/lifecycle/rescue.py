@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from instar.engine.run import Run
-from instar.errors import HypervisorError
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import RESCUE, disks_of, guest_of, host_of
+from instar.lifecycle.start_guest import start_guest
 from instar.model.guest import DiskDefinition
 from instar.model.instance import Instance, RescueDisk
 from instar.model.network import InstancePort
@@ -59,12 +59,7 @@ async def _stop(run: Run, cloud: Cloud, host: str, ports: tuple[InstancePort, ..
 
 async def _start(run: Run, instance: Instance, host: str, ports: tuple[InstancePort, ...]) -> PowerState:
     guest = guest_of(instance, disks_of(instance, None), ports)
-    if guest.ports:
-        await run.step("set up ports", run.hosts.ensure_ports, host, guest.ports)
-    state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
-    return state.power_state
+    return await start_guest(run, host, guest, undo=run.hosts.ensure_not_running)
 
 
 def _with(instance: Instance, rescued: RescueDisk | None) -> Instance:

@@ -8,29 +8,27 @@ whichever host has room, with the same id, addresses and volumes.
 
 from __future__ import annotations
 
-import uuid
-
 import msgspec
 import structlog
 
 from instar.clock import iso, now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HostUnreachable, HypervisorError, HypervisorUnavailable, InstarError, StepTimeout
+from instar.errors import HOST_AWAY, InstarError
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks_of, guest_of, host_of
+from instar.lifecycle.ids import new_id
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
 from instar.lifecycle.snapshot import SnapshotArguments, draft_of, upload_root
+from instar.lifecycle.start_guest import start_guest
 from instar.model.guest import ImageSource
 from instar.model.instance import SHELVED_AT, SHELVED_HOST, SHELVED_IMAGE
 from instar.model.states import PowerState, TaskState, VmState
 
 log = structlog.get_logger()
-
-HOST_AWAY = (HostUnreachable, HypervisorUnavailable, StepTimeout)
 
 
 class UnshelveArguments(msgspec.Struct, frozen=True):
@@ -96,15 +94,10 @@ async def unshelve(run: Run, cloud: Cloud) -> None:
 async def _start_where_it_is(run: Run, cloud: Cloud) -> None:
     instance, host = run.instance, host_of(run.instance)
     ports = await run.step("read ports", cloud.networks.ports_of, instance.id, task=TaskState.POWERING_ON)
-    plugged = tuple(port.definition for port in ports)
-    if plugged:
-        await run.step("set up ports", run.hosts.ensure_ports, host, plugged)
     guest = guest_of(instance, disks_of(instance, None), ports)
-    state = await run.step("start guest", run.hosts.ensure_running, host, guest, undo=run.hosts.ensure_not_running)
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
+    state = await start_guest(run, host, guest, undo=run.hosts.ensure_not_running)
     await _forget_shelving(run, cloud)
-    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+    await run.settle(VmState.ACTIVE, power_state=state)
 
 
 async def _place_anew(run: Run, cloud: Cloud) -> None:
@@ -127,7 +120,6 @@ async def _place_anew(run: Run, cloud: Cloud) -> None:
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.add(host, error)
-            run.note(host=None, availability_zone=instance.spec.availability_zone, facts={"ports": instance.facts.ports})
     raise refusals.no_valid_host(selection.details)
 
 
@@ -139,20 +131,15 @@ async def _place_on(
                    claimed_flavor(instance), undo=cloud.scheduler.release)  # fmt: skip
     ports = await run.step("bind ports", bind_ports_to, cloud, instance, host, "",
                            undo=bind_ports_back, task=TaskState.SPAWNING, on="network")  # fmt: skip
-    plugged = tuple(port.definition for port in ports)
     connected = await volumes.connect_all(run, cloud, host)
-    moved = msgspec.structs.replace(instance, facts=msgspec.structs.replace(run.facts, volumes=connected))
+    moved = volumes.with_volumes(instance, connected)
     disks = disks_of(moved, source)
     if source is not None:
         await run.step("fetch image", hosts.ensure_image, host, source)
     for disk in disks:
         await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk, undo=hosts.ensure_no_disks)
-    if plugged:
-        await run.step("set up ports", hosts.ensure_ports, host, plugged, undo=hosts.ensure_no_ports)
     guest = guest_of(moved, disks, ports)
-    state = await run.step("start guest", hosts.ensure_running, host, guest, undo=hosts.undo_of_running(disks))
-    if state.power_state is not PowerState.RUNNING:
-        raise HypervisorError(reason="the guest is not running")
+    state = await start_guest(run, host, guest, undo=hosts.undo_of_running(disks), undo_ports=hosts.ensure_no_ports)
     if arguments.availability_zone is not None:
         zone = arguments.availability_zone or None
         await run.step("pin zone", run.change_spec, lambda spec: msgspec.structs.replace(spec, availability_zone=zone))
@@ -160,7 +147,7 @@ async def _place_on(
     run.note(host=host, availability_zone=cloud.scheduler.zone_of(host), launched_at=now_us(),
              facts={"ports": ports, "volumes": connected})  # fmt: skip
     await _forget_shelving(run, cloud)
-    await run.settle(VmState.ACTIVE, power_state=state.power_state)
+    await run.settle(VmState.ACTIVE, power_state=state)
 
 
 async def _forget_shelving(run: Run, cloud: Cloud) -> None:
@@ -175,7 +162,3 @@ async def _forget_shelving(run: Run, cloud: Cloud) -> None:
         except InstarError as error:
             log.warning("unshelve.image_left", instance=run.instance.id, image=image_id, reason=error.message)
     run.note(facts={"system_metadata": metadata})
-
-
-async def new_id() -> str:
-    return str(uuid.uuid4())

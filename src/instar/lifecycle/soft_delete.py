@@ -9,10 +9,11 @@ import structlog
 
 from instar.clock import now_us
 from instar.engine.run import Run
-from instar.errors import HostUnreachable, HypervisorError, HypervisorUnavailable, StepTimeout
+from instar.errors import HOST_AWAY
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import disks_of, guest_of
 from instar.lifecycle.delete import delete
+from instar.lifecycle.start_guest import start_guest
 from instar.model.states import PowerState, VmState
 
 log = structlog.get_logger()
@@ -30,7 +31,7 @@ async def soft_delete(run: Run, cloud: Cloud) -> None:
     grace_s = cloud.settings.lifecycle.shutdown_grace_s
     try:
         await run.step("stop guest", run.hosts.ensure_stopped, instance.host, grace_s, deadline_s=grace_s + 60)
-    except (HostUnreachable, HypervisorUnavailable, StepTimeout) as error:
+    except HOST_AWAY as error:
         log.warning("soft_delete.host_away", instance=instance.id, host=instance.host, reason=error.message)
     marks = {WAS: instance.vm_state.value, SINCE: str(now_us())}
     run.note(facts={"system_metadata": {**instance.facts.system_metadata, **marks}})
@@ -47,13 +48,7 @@ async def restore(run: Run, cloud: Cloud) -> None:
     if was not in OFF and instance.host is not None:
         ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
         guest = guest_of(instance, disks_of(instance, None), ports)
-        if guest.ports:
-            await run.step("set up ports", run.hosts.ensure_ports, instance.host, guest.ports)
-        state = await run.step("start guest", run.hosts.ensure_running, instance.host, guest,
-                               undo=run.hosts.ensure_not_running)  # fmt: skip
-        if state.power_state is not PowerState.RUNNING:
-            raise HypervisorError(reason="the guest is not running")
-        power_state = state.power_state
+        power_state = await start_guest(run, instance.host, guest, undo=run.hosts.ensure_not_running)
         was = VmState.ACTIVE
     run.note(facts={"system_metadata": metadata})
     await run.settle(was, power_state=power_state)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from instar.clock import iso, now_us
+from instar.clock import MICROS_PER_S, iso, now_us
 from instar.errors import Conflict, InstarError
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
@@ -24,7 +24,6 @@ from instar.store.instances import instances_in_state
 
 log = structlog.get_logger()
 
-MICROS = 1_000_000
 ONE_LOOK_MAX = 200  # instances of a state that one look takes, the oldest first
 
 
@@ -69,7 +68,7 @@ class Timers:
                 log.warning("timers.not_done", instance=instance.id, reason=error.message)
 
     async def _offload(self, instance: Instance) -> None:
-        due = iso(now_us() - round(self._settings.shelved_offload_s * MICROS))
+        due = iso(now_us() - round(self._settings.shelved_offload_s * MICROS_PER_S))
         if instance.facts.system_metadata.get(SHELVED_AT, "") <= due:
             await self._lifecycle.shelve_offload(system_context(instance), instance)
 
@@ -80,7 +79,7 @@ class Timers:
 
     async def _reclaim(self, instance: Instance) -> None:
         since = int(instance.facts.system_metadata.get(SINCE, "0"))
-        if now_us() - since >= self._settings.reclaim_instance_interval_s * MICROS:
+        if now_us() - since >= self._settings.reclaim_instance_interval_s * MICROS_PER_S:
             await self._lifecycle.delete(system_context(instance), instance, force=True)
 
 

@@ -27,10 +27,22 @@ async def connect_all(run: Run, cloud: Cloud, host: str) -> tuple[InstanceVolume
     return tuple(connected)
 
 
+async def connect_from(run: Run, cloud: Cloud, source: str, dest: str) -> tuple[InstanceVolume, ...]:
+    """Every volume, reached from the new host as well: one step for each. Undone: as it was reached from the old one."""
+    connected = []
+    for volume in run.facts.volumes:
+        connection = await run.step(
+            f"connect volume {volume.device}", connect, cloud, volume, dest,
+            undo=lambda cloud, volume, _dest: connect(cloud, volume, source), on="volume",
+        )  # fmt: skip
+        connected.append(msgspec.structs.replace(volume, connection=connection))
+    return tuple(connected)
+
+
 async def connected_anew(run: Run, cloud: Cloud, host: str) -> Instance:
     """The instance with fresh connections to its volumes, on the host where it is: one step for each."""
     volumes = tuple([await _anew(run, cloud, volume, host) for volume in run.instance.facts.volumes])
-    return _with(run.instance, volumes)
+    return with_volumes(run.instance, volumes)
 
 
 async def connected_where_possible(
@@ -52,7 +64,7 @@ async def connected_where_possible(
             reason = VolumeFailed(
                 volume_id=volume.volume_id, reason=f"it could not be connected again and was detached: {error.user_message}"
             )
-    return _with(run.instance, tuple(found)), tuple(lost), reason
+    return with_volumes(run.instance, tuple(found)), tuple(lost), reason
 
 
 async def _anew(run: Run, cloud: Cloud, volume: InstanceVolume, host: str) -> InstanceVolume:
@@ -60,7 +72,8 @@ async def _anew(run: Run, cloud: Cloud, volume: InstanceVolume, host: str) -> In
     return msgspec.structs.replace(volume, connection=connection)
 
 
-def _with(instance: Instance, volumes: tuple[InstanceVolume, ...]) -> Instance:
+def with_volumes(instance: Instance, volumes: tuple[InstanceVolume, ...]) -> Instance:
+    """The instance as a guest with these volumes is defined from it."""
     return msgspec.structs.replace(instance, facts=msgspec.structs.replace(instance.facts, volumes=volumes))
 
 
