@@ -140,6 +140,10 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    directory: Annotated[
+        str, _setting("where image data is; all API, conductor and storage processes share it (NFSv4). Empty: in --dir")
+    ] = ""
+    sweep_s: Annotated[float, _setting("how often what dead processes left of uploads is removed", "seconds", gt=0)] = 300
     size_max_bytes: Annotated[int, _setting("largest image file", "bytes", ge=1)] = 1 << 40
     virtual_size_max_bytes: Annotated[int, _setting("largest virtual disk of an image", "bytes", ge=1)] = 16 << 40
     inspect_deadline_s: Annotated[float, _setting("qemu-img may take so long to inspect an image", "seconds", gt=0)] = 30

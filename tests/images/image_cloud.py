@@ -117,7 +117,8 @@ class ImageCloud:
     def files(self) -> list[str]:
         """Names of all stored and incoming data."""
         root = self.directory / "images"
-        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        files = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+        return sorted(str(path) for path in files if path.parts[0] != "locks")
 
 
 async def _serve(directory: Path) -> None:

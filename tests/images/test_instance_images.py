@@ -297,7 +297,7 @@ async def test_killed_at_any_point_the_image_can_be_finished_or_discarded(tmp_pa
         assert set(await cloud.images.unfinished()) == ({kept, lost} if point != "finished" else set())
         if point in ("written", "hashed", "placed"):
             assert kept in [Path(name).name for name in cloud.files()], "the data of a snapshot in flight was swept"
-        assert not any(name.endswith(".part") for name in cloud.files())
+        assert any(name.endswith(".part") for name in cloud.files()) == (point == "writing"), "a host may be writing it"
         await cloud.images.queue(kept, draft(instance_uuid="i-1"))
         if point in ("queued", "writing"):
             shutil.copyfile(data, host_path(await cloud.images.upload_target(kept)))

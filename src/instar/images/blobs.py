@@ -1,8 +1,9 @@
 """The data of images as files: `<sha256>` for what is stored, `incoming/<uuid>` for what is on its way.
 
 Called by this room alone. A file gets its final name only when it is whole, synced, hashed and inspected; it is read-only
-from then on. Which files are in use is the database's matter: `prepare` is told. One process owns the directory; hosts
-on the same machine write into `incoming/` what they were given a name for.
+from then on. Which files are in use is the database's matter. Many processes may share the directory, also over NFSv4: who
+writes to `incoming/` holds a lock on the file, which ends with the process, and names are given and taken under the locks
+of `file_locks.py`. Hosts write into `incoming/` what they were given a name for; those files belong to an operation.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from instar.errors import HypervisorError, TooLarge
+from instar.images.file_locks import FileLocks, is_held
 
 _T = TypeVar("_T")
 
@@ -50,9 +54,7 @@ class Blobs:
         self._incoming = self._directory / "incoming"
         self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="image-file")
         self._patient = ThreadPoolExecutor(1, thread_name_prefix="image-checksum", initializer=_give_way)
-        # Held while a file gets or loses its final name together with the row that uses it, so that the end of the last
-        # image with some content does not take the file from an upload of the same content that has just found it.
-        self.names = asyncio.Lock()
+        self.locks = FileLocks(self._directory / "locks")
 
     def path(self, sha256: str) -> Path:
         return self._directory / sha256
@@ -60,33 +62,44 @@ class Blobs:
     def incoming(self, name: str) -> Path:
         return self._incoming / name
 
-    async def prepare(self, keep: set[str], keep_incoming: set[str]) -> int:
-        """At start: make the directory; remove unfinished uploads and stored data, but what is named. Returns how many."""
-        return await self._run(self._prepare, keep, keep_incoming)
+    async def prepare(self) -> None:
+        """At start: make the directory."""
+        await self._run(self._prepare)
+
+    async def listing(self) -> tuple[set[str], set[str]]:
+        """Names of what is stored, and of what is incoming."""
+        return await self._run(self._listing)
+
+    async def is_written(self, name: str) -> bool:
+        """Whether a process that lives is writing incoming/<name>."""
+        return await self._run(is_held, self._incoming / name)
+
+    async def remove_unwritten(self, names: set[str]) -> int:
+        """Remove those of these incoming files that no living process writes. Returns how many."""
+        return await self._run(self._remove_unwritten, names)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._patient.shutdown)
 
-    async def receive(self, name: str, chunks: AsyncIterator[bytes], *, size_max_bytes: int) -> Received:
-        """Write what arrives to incoming/<name>, hashing on the way. On any error the file is removed again.
+    @contextlib.asynccontextmanager
+    async def writing(self, name: str) -> AsyncIterator[Incoming]:
+        """A new file incoming/<name>, which is this process's as long as the block, or the process, lasts; gone after it.
 
-        `chunks` sees to it that a silent sender is given up. Raises TooLarge: more than `size_max_bytes`, or disk full."""
-        file = await self._run(_Incoming, self._incoming / name)
+        Raises TooLarge: the disk is full."""
         try:
-            try:
-                async for buffer in _buffered(chunks):
-                    if file.size_bytes + len(buffer) > size_max_bytes:
-                        raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
-                    await self._run(file.write, buffer)
-                return await self._run(file.finish)
-            except OSError as error:
-                if error.errno in _NO_SPACE:
-                    raise TooLarge("There is not enough space left to store the image.") from error
-                raise
-        except BaseException:
-            await asyncio.shield(self._run(file.discard))
+            file = await self._run(_Incoming, self._incoming / name)
+        except OSError as error:
+            _refuse_when_full(error)
             raise
+        try:
+            yield Incoming(file, self._threads)
+        finally:
+            await asyncio.shield(self._run(file.discard))
+
+    async def rename_incoming(self, name: str, new: str) -> None:
+        """What was written whole gets the name under which it is waited for."""
+        await self._run(os.replace, self._incoming / name, self._incoming / new)
 
     async def adopt(self, name: str, *, size_max_bytes: int) -> Received:
         """The SHA-256 of incoming/<name>, which somebody else has written; it is read-only and synced from then on.
@@ -129,17 +142,13 @@ class Blobs:
         await self._run(self._discard_incoming, name)
 
     async def place(self, received: Received) -> Path:
-        """Give the file its final name. Call with `names` held. The same content again: the one that is there stays.
+        """Give the file its final name. Call with its content's lock held. The same again: the one that is there stays.
 
-        The incoming name stays until `discard`: what is killed before the row is written can begin anew from there."""
+        The incoming name stays: what is killed before the row is written can begin anew from there."""
         return await self._run(self._place, received)
 
-    async def discard(self, received: Received) -> None:
-        """Remove data that was received but will not be stored."""
-        await self._run(_unlink, received.path)
-
     async def remove(self, sha256: str) -> None:
-        """Remove stored data that no image uses. Call with `names` held."""
+        """Remove stored data that no image uses. Call with its lock held."""
         await self._run(_unlink, self.path(sha256))
 
     async def open_data(self, sha256: str) -> BinaryIO:
@@ -173,16 +182,24 @@ class Blobs:
             await asyncio.wait([work])
             raise
 
-    def _prepare(self, keep: set[str], keep_incoming: set[str]) -> int:
+    def _prepare(self) -> None:
         # Other users of this machine may open a file whose hash they know, as QEMU does, and not look around.
         self._directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         self._directory.chmod(_DIRECTORY_MODE)
         self._incoming.mkdir(mode=0o700, exist_ok=True)
-        leftovers = [path for path in self._incoming.iterdir() if path.name not in keep_incoming]
-        leftovers += [path for path in self._directory.iterdir() if path.is_file() and path.name not in keep]
-        for path in leftovers:
-            _unlink(path)
-        return len(leftovers)
+        (self._directory / "locks").mkdir(mode=0o700, exist_ok=True)
+
+    def _listing(self) -> tuple[set[str], set[str]]:
+        stored = {path.name for path in self._directory.iterdir() if path.is_file()}
+        return stored, {path.name for path in self._incoming.iterdir()}
+
+    def _remove_unwritten(self, names: set[str]) -> int:
+        removed = 0
+        for path in (self._incoming / name for name in names):
+            if not is_held(path):
+                _unlink(path)
+                removed += 1
+        return removed
 
     def _place(self, received: Received) -> Path:
         path = self.path(received.sha256)
@@ -197,7 +214,6 @@ class Blobs:
         finally:
             os.close(directory)
         return path
-
 
     def _discard_incoming(self, name: str) -> None:
         for path in self._incoming.iterdir():
@@ -233,12 +249,34 @@ class FileStream:
         self._file.close()
 
 
+class Incoming:
+    """A file that arrives: `receive` it, once."""
+
+    def __init__(self, file: _Incoming, threads: ThreadPoolExecutor) -> None:
+        self._file, self._threads = file, threads
+
+    async def receive(self, chunks: AsyncIterator[bytes], *, size_max_bytes: int) -> Received:
+        """Write what arrives, hashing on the way; whole, synced and read-only when this returns.
+
+        `chunks` sees to it that a silent sender is given up. Raises TooLarge: more than `size_max_bytes`, or disk full."""
+        loop, file = asyncio.get_running_loop(), self._file
+        try:
+            async for buffer in _buffered(chunks):
+                if file.size_bytes + len(buffer) > size_max_bytes:
+                    raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
+                await loop.run_in_executor(self._threads, file.write, buffer)
+            return await loop.run_in_executor(self._threads, file.finish)
+        except OSError as error:
+            _refuse_when_full(error)
+            raise
+
+
 class _Incoming:
-    """One file being written. Blocks of zeros become holes."""
+    """One file being written, and the lock on it. Blocks of zeros become holes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("xb", buffering=0)
+        self._file = _create_locked(path)
         self._hashes = (hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha512())
         self.size_bytes = 0
 
@@ -254,16 +292,31 @@ class _Incoming:
         self.size_bytes += len(buffer)
 
     def finish(self) -> Received:
+        """It stays open, and locked: until the row that uses the data is written, it is not for others to remove."""
         self._file.truncate(self.size_bytes)
         os.fchmod(self._file.fileno(), _FILE_MODE)
         os.fsync(self._file.fileno())
-        self._file.close()
         md5, sha256, sha512 = (running.hexdigest() for running in self._hashes)
         return Received(self._path, self.size_bytes, md5, sha256, sha512)
 
     def discard(self) -> None:
-        self._file.close()
         _unlink(self._path)
+        self._file.close()
+
+
+def _create_locked(path: Path) -> FileIO:
+    """A new file with a lock of ours. Whoever sweeps may have found it before it was locked: then once more."""
+    while True:
+        file = FileIO(path, "xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+
+
+def _refuse_when_full(error: OSError) -> None:
+    if error.errno in _NO_SPACE:
+        raise TooLarge("There is not enough space left to store the image.") from error
 
 
 async def _buffered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,7 +1,8 @@
 """The hashes that clients of the Image API ask for, of data that a host has written: computed after the image is active.
 
 An image needs its SHA-256 to be used: hosts verify it. MD5 and SHA-512 take five times as long and are there for clients
-alone, so a server does not stay in its task for them. Until they are known the API shows null. Called by `local.py`.
+alone, so a server does not stay in its task for them. Until they are known the API shows null. Of the processes that share
+the image directory one computes at a time; the others look again later. Called by `local.py`.
 """
 
 from __future__ import annotations
@@ -50,12 +51,20 @@ class Checksums:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                for sha256 in await image_checksums_missing(self._store):
-                    await self._compute(sha256)
+                await self._compute_missing()
             except (InstarError, OSError) as error:
                 log.warning("images.checksums_later", error=type(error).__name__, retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
                 self._wanted.set()
+
+    async def _compute_missing(self) -> None:
+        while missing := await image_checksums_missing(self._store):
+            async with self._blobs.locks.hold_if_free("checksums") as is_ours:
+                if is_ours:
+                    for sha256 in missing:
+                        await self._compute(sha256)
+                    return
+            await asyncio.sleep(RETRY_S)  # another process is at it, and may die
 
     async def _compute(self, sha256: str) -> None:
         try:

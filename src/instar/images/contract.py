@@ -65,7 +65,7 @@ class ImageService(Protocol):
 
         file: is a path on this machine, the same at every call, where nothing stands yet or what an earlier attempt
         left. The host writes to `<path>.<something>` beside it and renames it when it is whole: such files are removed
-        with the image, and at the next start. Raises ImageGone, Conflict (it has data, or a client sends some)."""
+        when the image is finished or discarded. Raises ImageGone, Conflict (it has data, or a client sends some)."""
         ...
 
     async def finish_upload(self, image_id: str) -> Image:

@@ -1,15 +1,18 @@
 """The embedded image service: rows in the store, data in files below the state directory.
 
-Called by the Image API (`api.py`) and, through `contract.py`, by the lifecycle. One process owns the directory.
+Called by the Image API (`api.py`) and, through `contract.py`, by the lifecycle. Several processes, on several machines too,
+may share one database and one directory (setting image.directory).
 
-An upload: the row says `saving` (whoever comes second gets a Conflict), the data goes to a file of its own, is hashed,
-synced and inspected, gets its final name, and one transaction makes the image active. Killed anywhere in between, the
-next `open` removes the file and puts the row back to `queued`. Files without a row that uses them are swept there, too.
-What hosts write for snapshots and the like is `instance_images.py`.
+An upload: a file of its own is locked by whoever writes it, the row says `saving` (whoever comes second gets a Conflict),
+the data is hashed, synced and inspected, gets its final name, and one transaction makes the image active. A process that
+is killed in between loses the lock: the next sweep of any process (at its start, and on a timer) removes the file and puts
+the row back to `queued`. Files without a row that uses them are swept, too. What hosts write for snapshots and the like
+belongs to operations, not to processes: `instance_images.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,8 +23,8 @@ import structlog
 
 from instar.clock import now_us
 from instar.config import ImageSettings
-from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, NotFound, TooLarge
-from instar.images.blobs import Blobs, Received
+from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, InstarError, NotFound, TooLarge
+from instar.images.blobs import Blobs, Incoming, Received
 from instar.images.checksums import Checksums
 from instar.images.contract import Image, ImageDraft
 from instar.images.fields import TAGS_MAX, Caller, new_image, tag_of, with_field
@@ -43,8 +46,8 @@ from instar.store.images import (
     image_switch,
     image_update,
     image_upload_abort,
-    image_upload_abort_all,
     image_upload_begin,
+    image_uploads_open,
 )
 from instar.store.instance_images import (
     instance_image_all_saving,
@@ -77,9 +80,10 @@ class LocalImages:
         self._settings = settings
         self._clock = clock
         self._system = Caller("", is_admin=True)
-        self.blobs = Blobs(state_dir / "images")
+        self.blobs = Blobs(Path(settings.directory) if settings.directory else state_dir / "images")
         self.members = ImageMembers(store, clock)
         self._checksums = Checksums(store, self.blobs)
+        self._sweeper: asyncio.Task[None] | None = None
         self._storing = Storing(store, self.blobs, settings, clock)
         self._made = InstanceImages(
             store, self.blobs, self._storing, size_max_bytes=settings.size_max_bytes, clock=clock
@@ -91,17 +95,44 @@ class LocalImages:
         return self._settings.size_max_bytes
 
     async def open(self) -> None:
-        """Take the directory over: what a killed process left behind is removed."""
-        keep, keep_incoming = await image_data_names(self._store), await instance_image_all_saving(self._store)
-        removed = await self.blobs.prepare(keep, keep_incoming)
-        aborted = await image_upload_abort_all(self._store, now=self._clock())
-        if removed or aborted:
-            log.info("images.cleaned", files=removed, uploads=aborted)
+        """Make the directory, and remove what killed processes have left in it."""
+        await self.blobs.prepare()
+        await self.sweep()
         self._checksums.open()
+        self._sweeper = asyncio.create_task(self._sweep_on_timer(), name="image-sweep")
 
     async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
         await self._checksums.close()
         await self.blobs.close()
+
+    async def sweep(self) -> None:
+        """Uploads whose writer is dead are queued again; files that no row and no living process needs are removed; and
+        checksums that a dead process did not get to are looked for."""
+        uploads = await image_uploads_open(self._store)
+        dead = [upload_id for upload_id in uploads if not await self.blobs.is_written(upload_id)]
+        for upload_id in dead:  # one that has come to its end since is no longer saving, and stays as it is
+            await image_upload_abort(self._store, upload_id, now=self._clock())
+        # Files are looked at before the rows: what is begun after that has its row first, or is locked.
+        stored, incoming = await self.blobs.listing()
+        used, saving = await image_data_names(self._store), await instance_image_all_saving(self._store)
+        unused = {name for name in incoming if name.partition(".")[0] not in saving}
+        removed = await self.blobs.remove_unwritten(unused)
+        for sha256 in stored - used:
+            removed += await self._storing.remove_unused(sha256)
+        if removed or dead:
+            log.info("images.cleaned", files=removed, uploads=len(dead))
+        self._checksums.want()
+
+    async def _sweep_on_timer(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_s)
+            try:
+                await self.sweep()
+            except (InstarError, OSError) as error:
+                log.warning("images.sweep_later", error=type(error).__name__)
 
     # --- what the lifecycle needs -------------------------------------------------------------------------------------
 
@@ -158,8 +189,8 @@ class LocalImages:
 
         Raises what `upload` raises, and BadRequest for the properties."""
         upload_id = str(uuid.uuid4())
-        received = await self._receive(self.blobs.read_file(path), upload_id)
-        try:
+        async with self.blobs.locks.hold("register"), self.blobs.writing(upload_id) as incoming:
+            received = await self._receive(incoming, self.blobs.read_file(path))
             for record in await image_fetch_registered(self._store, name):
                 if (record.sha256, record.status) == (received.sha256, "active"):
                     return record
@@ -175,8 +206,6 @@ class LocalImages:
             except BaseException:
                 await image_delete(self._store, record.id, now=self._clock())
                 raise
-        finally:
-            await self.blobs.discard(received)
         return await self.fetch(record.id, self._system)
 
     # --- images -------------------------------------------------------------------------------------------------------
@@ -290,21 +319,19 @@ class LocalImages:
         if size_bytes is not None and size_bytes > self._settings.size_max_bytes:
             raise TooLarge(f"The image is larger than the {self._settings.size_max_bytes} bytes allowed.")
         upload_id = str(uuid.uuid4())
-        await image_upload_begin(self._store, image_id, upload_id, revision=record.revision, now=self._clock())
-        try:
-            received = await self._receive(chunks, upload_id)
+        async with self.blobs.writing(upload_id) as incoming:
+            await image_upload_begin(self._store, image_id, upload_id, revision=record.revision, now=self._clock())
             try:
+                received = await self._receive(incoming, chunks)
                 if size_bytes is not None and received.size_bytes != size_bytes:
                     raise BadRequest(f"{size_bytes} bytes were announced, but {received.size_bytes} arrived.")
                 await self._storing.keep(record, upload_id, received)
-            finally:
-                await self.blobs.discard(received)
-        except BaseException:
-            await image_upload_abort(self._store, upload_id, now=self._clock())
-            raise
+            except BaseException:
+                await image_upload_abort(self._store, upload_id, now=self._clock())
+                raise
 
-    async def _receive(self, chunks: AsyncIterator[bytes], upload_id: str) -> Received:
-        return await self.blobs.receive(upload_id, chunks, size_max_bytes=self._settings.size_max_bytes)
+    async def _receive(self, incoming: Incoming, chunks: AsyncIterator[bytes]) -> Received:
+        return await incoming.receive(chunks, size_max_bytes=self._settings.size_max_bytes)
 
     async def open_data(self, image_id: str, caller: Caller) -> Download | None:
         """The image's data, None where it has none yet. Raises NotFound, Forbidden (deactivated, and no admin)."""

@@ -1,7 +1,7 @@
 """Data and its row, brought together and taken apart: what client uploads and host uploads have in common.
 
-Called by `local.py` and `instance_images.py`. Both directions hold `Blobs.names`, so that a file never goes while another
-image with the same content has just found it, and a delete never misses data that has just arrived.
+Called by `local.py` and `instance_images.py`. Both directions hold the lock of the content, which all processes that share
+the directory respect: a file never goes while another image with the same content has just found it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Storing:
         log.info("image.stored", image_id=record.id, size_bytes=data.size_bytes, sha256=data.sha256)
 
     async def _place(self, image_id: str, upload_id: str, received: Received, data: StoredData) -> None:
-        async with self._blobs.names:
+        async with self._blobs.locks.content(received.sha256):
             await self._blobs.place(received)
             try:
                 await image_upload_finish(self._store, image_id, upload_id, data, now=self._clock())
@@ -62,11 +62,18 @@ class Storing:
         """The image is gone; its data, too, when no other image has the same, and what a host was writing for it.
 
         Raises Conflict where the image is gone already, or protected."""
-        async with self._blobs.names:
-            sha256 = await image_delete(self._store, image_id, now=self._clock(), even_protected=even_protected)
-            if sha256 is not None and not await image_data_used(self._store, sha256):
-                await self._blobs.remove(sha256)
+        sha256 = await image_delete(self._store, image_id, now=self._clock(), even_protected=even_protected)
+        if sha256 is not None:
+            await self.remove_unused(sha256)
         await self._blobs.discard_incoming(image_id)
+
+    async def remove_unused(self, sha256: str) -> bool:
+        """The data is gone if no image has it. Killed before it came to this, `LocalImages.sweep` does it."""
+        async with self._blobs.locks.content(sha256):
+            if await image_data_used(self._store, sha256):
+                return False
+            await self._blobs.remove(sha256)
+            return True
 
     async def ensure_removed(self, image_id: str) -> None:
         """The same for an image that may be gone, or protected."""

@@ -204,11 +204,11 @@ async def image_switch(store: Store, image_id: str, *, now: int, before: str, af
 
 async def image_delete(store: Store, image_id: str, *, now: int, even_protected: bool = False) -> str | None:
     """The image is gone for good; returns the sha256 of its data. Raises Conflict where it is gone or protected."""
-    rows = await store.read("SELECT sha256 FROM images WHERE id = :id AND deleted_at IS NULL", {"id": image_id})
-    await store.write(
+    [deleted, *_] = await store.write(
         Statement(
             "UPDATE images SET status = 'deleted', deleted_at = :now, updated_at = :now, upload_id = NULL, "
-            "revision = revision + 1 WHERE id = :id AND deleted_at IS NULL AND (protected = 0 OR :even_protected = 1)",
+            "revision = revision + 1 WHERE id = :id AND deleted_at IS NULL AND (protected = 0 OR :even_protected = 1) "
+            "RETURNING sha256",
             {"id": image_id, "now": now, "even_protected": int(even_protected)},
             rows=1,
             error=Conflict(f"Image {image_id} was deleted or protected by someone else in the meantime."),
@@ -216,7 +216,7 @@ async def image_delete(store: Store, image_id: str, *, now: int, even_protected:
         *_without_labels(image_id),
         Statement("DELETE FROM image_members WHERE image_id = :id", {"id": image_id}),
     )
-    sha256: str | None = rows[0]["sha256"] if rows else None
+    sha256: str | None = deleted.rows[0]["sha256"]
     return sha256
 
 
@@ -262,18 +262,12 @@ async def image_upload_abort(store: Store, upload_id: str, *, now: int) -> None:
     )
 
 
-async def image_upload_abort_all(store: Store, *, now: int) -> int:
-    """At start, before anybody can upload: whatever a client was sending is queued again. Returns how many.
+async def image_uploads_open(store: Store) -> list[str]:
+    """Ids of the uploads that clients are sending, as far as the rows know: the process may be dead.
 
-    What a host writes (see instance_images.py) stays as it is: the operation that waits for it goes on, or ends it."""
-    [result] = await store.write(
-        Statement(
-            "UPDATE images SET status = 'queued', upload_id = NULL, updated_at = :now, revision = revision + 1 "
-            "WHERE status = 'saving' AND upload_id <> id",
-            {"now": now},
-        )
-    )
-    return result.rowcount
+    What a host writes (see instance_images.py) is not among them: the operation that waits for it goes on, or ends it."""
+    rows = await store.read("SELECT upload_id FROM images WHERE status = 'saving' AND upload_id <> id")
+    return [row["upload_id"] for row in rows]
 
 
 async def image_data_names(store: Store) -> set[str]:
