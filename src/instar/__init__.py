@@ -1,3 +1,3 @@
 """Instar: a compute cloud in one Python package."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -182,6 +182,12 @@ class HostUnreachable(OperationError):
     template = "Host {host} cannot be reached."
 
 
+class CommandUnknown(OperationError):
+    """The agent of the host is older or newer than whoever told it this: nothing was done."""
+
+    template = "The agent of host {host} (version {version}) does not understand {command}."
+
+
 class HypervisorUnavailable(OperationError):
     """The agent is there but its hypervisor is not (libvirtd down)."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from instar import __version__
 from instar.agent.agent import Agent
 from instar.agent.fence import Fence
 from instar.agent.locks import Locks
@@ -18,7 +19,15 @@ from instar.bus.contract import Message
 from instar.bus.memory import MemoryBus
 from instar.config import HostSettings, SimulatedSettings
 from instar.engine.hosts import HostClient
-from instar.errors import HostUnreachable, HypervisorUnavailable, StaleEpoch, StepFailed, StepTimeout
+from instar.errors import (
+    CommandUnknown,
+    HostUnreachable,
+    HypervisorUnavailable,
+    StaleEpoch,
+    StepFailed,
+    StepTimeout,
+    revive,
+)
 from instar.hypervisor.simulated.driver import SimulatedHypervisor
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.model.guest import DiskDefinition, GuestDefinition
@@ -231,9 +240,13 @@ async def test_defect_in_a_driver_is_a_clear_failure_and_the_agent_goes_on(bench
     assert not (await bench.client(1).observe(HOST)).exists
 
 
-async def test_unknown_command_is_refused(bench: Bench) -> None:
-    reply = await bench.bus.call(f"host.{HOST}", Message("EnsureWorldPeace", b"\x80", 1.0))
-    assert reply.error is not None
+async def test_command_of_another_version_is_refused_clearly(bench: Bench) -> None:
+    for kind, body in (("EnsureWorldPeace", b"\x80"), ("EnsureDisk", b"\x80"), ("Observe", b"\xc1")):
+        reply = await bench.bus.call(f"host.{HOST}", Message(kind, body, 1.0))
+        assert reply.error is not None
+        error = revive(*reply.error)
+        assert isinstance(error, CommandUnknown)
+        assert error.message == f"The agent of host sim-0 (version {__version__}) does not understand {kind}."
 
 
 async def test_locks_exist_only_while_somebody_wants_them() -> None:

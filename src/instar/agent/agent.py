@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 import structlog
 
+from instar import __version__
 from instar.agent.fence import Fence
 from instar.agent.locks import Locks
 from instar.bus.contract import Bus, Message, Reply, Subscription
 from instar.config import HostSettings
-from instar.errors import HypervisorUnavailable, InstarError, StaleEpoch, StepFailed
+from instar.errors import CommandUnknown, HypervisorUnavailable, InstarError, StaleEpoch, StepFailed
 from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
 from instar.model.guest import GuestEvent, HostCensus, WorkProgress
@@ -27,12 +28,13 @@ from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 
 log = structlog.get_logger()
 
-_decoders = {
+_decoders: dict[str, msgspec.msgpack.Decoder[c.AnyCommand]] = {
     command.__name__: msgspec.msgpack.Decoder(command) for command in c.AnyCommand.__args__
 }
 _encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 INVENTORY_DEADLINE_S = 10.0
 PROGRESS_EVERY_S = 0.5
+KIND_SHOWN_MAX = 60
 DATA_MOVES_MAX_S = 7 * 86_400.0
 
 
@@ -95,7 +97,7 @@ class Agent:
         async def handle(message: Message) -> Reply:
             started = time.perf_counter_ns()
             try:
-                command: c.AnyCommand = _decoders[message.kind].decode(message.body)
+                command = _decoded(host, message)
                 body = await self._fenced(host, hypervisor, command)
             except InstarError as error:
                 return Reply(error=(type(error).__name__, error.message, _plain(error.facts)), took_us=_since(started))
@@ -293,6 +295,18 @@ class _Wait:
         self.until = until
         self.task = task
         self.superseded = False
+
+
+def _decoded(host: str, message: Message) -> c.AnyCommand:
+    """Raises CommandUnknown for one that this version does not know, or that has what it needs in another form."""
+    decoder = _decoders.get(message.kind)
+    if decoder is None:
+        raise CommandUnknown(host=host, version=__version__, command=message.kind[:KIND_SHOWN_MAX])
+    try:
+        return decoder.decode(message.body)
+    except msgspec.MsgspecError as error:
+        log.warning("agent.command_not_understood", host=host, command=message.kind, reason=str(error))
+        raise CommandUnknown(host=host, version=__version__, command=message.kind) from error
 
 
 def _wait_s(command: c.AnyCommand) -> float:

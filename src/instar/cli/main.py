@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 
 import click
 
+from instar import __version__
 from instar.cli.agent import agent
 from instar.cli.build_image import image
 from instar.cli.demo.command import demo
@@ -18,7 +18,7 @@ from instar.errors import InstarError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("instar"), prog_name="instar")
+@click.version_option(__version__, prog_name="instar")
 def instar() -> None:
     """A compute cloud in one program: the OpenStack Compute API on libvirt/QEMU guests, crash-safe.
 
