@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.api.compute_cloud import Cloud
+from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
 
 DEADLINE_S = 60.0
 
 
-async def openstack(cloud: Cloud, *words: str, admin: bool = False, status: int = 0) -> Any:
-    """The JSON that a command prints (None where it prints nothing)."""
+async def openstack(
+    cloud: Cloud, *words: str, admin: bool = False, status: int = 0, runs: Runs = run_openstack
+) -> Any:
+    """The JSON that a command prints; words where it prints no JSON."""
     who = "admin" if admin else "demo"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("OS_")} | {
+    environ = {
+        "PATH": os.environ["PATH"], "HOME": "/nonexistent",
         "OS_AUTH_URL": f"{cloud.url}/identity/v3", "OS_USERNAME": who, "OS_PROJECT_NAME": who,
         "OS_PASSWORD": cloud.first.admin_password if admin else cloud.first.demo_password,
         "OS_USER_DOMAIN_NAME": "Default", "OS_PROJECT_DOMAIN_NAME": "Default", "OS_IDENTITY_API_VERSION": "3",
         "OS_COMPUTE_API_VERSION": "2.96",
     }  # fmt: skip
-    program = Path(sys.executable).parent / "openstack"
-    process = await asyncio.create_subprocess_exec(
-        str(program), *words, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        output, errors = await asyncio.wait_for(process.communicate(), DEADLINE_S)
-    except TimeoutError:
-        process.kill()
-        raise
-    assert process.returncode == status, (words, errors.decode(), output.decode())
-    return json.loads(output) if output.strip().startswith((b"{", b"[")) else output.decode()
+    said = await runs(environ, *words)
+    assert said.status == status, (words, said)
+    return said.json() if said.out.strip().startswith(("{", "[")) else said.out
 
 
 @pytest.mark.slow
@@ -44,7 +37,7 @@ async def test_openstackclient_reads_and_makes_what_admins_need(cloud: Cloud) ->
     as_json = ("-f", "json")
     flavors, servers, shown, events, keypair, services, hypervisors, zones, limits, quota = await asyncio.gather(
         openstack(cloud, "flavor", "list", *as_json),
-        openstack(cloud, "server", "list", *as_json),
+        openstack(cloud, "server", "list", *as_json, runs=run_apart),
         openstack(cloud, "server", "show", "first", *as_json),
         openstack(cloud, "server", "event", "list", server_id, *as_json),
         openstack(cloud, "keypair", "create", "mine", *as_json),

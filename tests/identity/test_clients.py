@@ -1,12 +1,10 @@
-"""The field's own clients, unmodified, as users run them: openstackclient as a subprocess, keystoneauth and the SDK."""
+"""The field's own clients, unmodified, as users run them: openstackclient, keystoneauth and the SDK."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import openstack
@@ -14,17 +12,14 @@ import pytest
 from keystoneauth1 import session
 from keystoneauth1.identity import v3
 
+from tests.fixtures.openstack_client import Said, run_apart, run_openstack
 from tests.identity.identity_cloud import Cloud
 
-# Each command of the client takes a second to start.
 pytestmark = pytest.mark.slow
 
-OPENSTACK = Path(sys.executable).with_name("openstack")
-COMMAND_DEADLINE_S = 60
 
-
-async def run(cloud: Cloud, *command: str, **more: str) -> tuple[int, str, str]:
-    environ = {
+def environ(cloud: Cloud, **more: str) -> dict[str, str]:
+    variables = {
         "PATH": os.environ["PATH"],
         "HOME": "/nonexistent",
         "OS_AUTH_URL": f"{cloud.url}/identity",
@@ -36,28 +31,20 @@ async def run(cloud: Cloud, *command: str, **more: str) -> tuple[int, str, str]:
         "OS_IDENTITY_API_VERSION": "3",
         **more,
     }
-    process = await asyncio.create_subprocess_exec(
-        OPENSTACK, *command, env={key: value for key, value in environ.items() if value},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(COMMAND_DEADLINE_S):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return {name: value for name, value in variables.items() if value}
+
+
+async def run(cloud: Cloud, *command: str, **more: str) -> Said:
+    return await run_openstack(environ(cloud, **more), *command)
 
 
 async def script(cloud: Cloud, *commands: str, **more: str) -> str:
     """Several commands, one after the other. All must succeed."""
     outputs = []
     for command in commands:
-        code, out, err = await run(cloud, *command.split(), **more)
-        assert code == 0, f"{command}: {err}"
-        outputs.append(out)
+        said = await run(cloud, *command.split(), **more)
+        assert said.status == 0, f"{command}: {said.err}"
+        outputs.append(said.out)
     return "\n".join(outputs)
 
 
@@ -66,7 +53,9 @@ async def shown(cloud: Cloud, command: str, **more: str) -> Any:
 
 
 async def test_openstack_token_issue_and_catalog(cloud: Cloud) -> None:
-    token = await shown(cloud, "token issue")
+    apart = await run_apart(environ(cloud), "token", "issue", "-f", "json")
+    assert apart.status == 0, apart.err
+    token = apart.json()
     assert token["project_id"] == cloud.first.admin_project_id
     catalog = await shown(cloud, "catalog list")
     types = {"identity", "compute", "image", "network", "block-storage", "volumev3"}
@@ -125,11 +114,10 @@ async def test_openstack_logs_in_with_an_application_credential_that_it_made(clo
         "OS_USER_DOMAIN_NAME": "", "OS_PROJECT_DOMAIN_NAME": "",
     }  # fmt: skip
     assert (await shown(cloud, "token issue", **robot))["project_id"] == cloud.first.demo_project_id
-    code, _, error = await run(cloud, "application", "credential", "create", "another", **robot)
-    assert code == 1 and "403" in error
+    refused = await run(cloud, "application", "credential", "create", "another", **robot)
+    assert refused.status == 1 and "403" in refused.err
     await script(cloud, "application credential delete robot", **demo)
-    code, _, _ = await run(cloud, "token", "issue", **robot)
-    assert code == 1
+    assert (await run(cloud, "token", "issue", **robot)).status == 1
 
 
 async def test_keystoneauth_discovers_and_the_sdk_lists(cloud: Cloud) -> None:

@@ -1,4 +1,4 @@
-"""Unmodified clients of the field, as subprocesses, against the running Image API."""
+"""Unmodified clients of the field against the running Image API."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
+
 pytestmark = pytest.mark.slow
 
-CLIENT = Path(sys.executable).with_name("openstack")
 CLIENT_DEADLINE_S = 60
 
 SDK_SESSION = """
@@ -71,7 +71,7 @@ print("done")
 """
 
 
-async def run(*command: str, fails: bool = False, **environment: str) -> str:
+async def run(*command: str, **environment: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "HOME": environment.pop("HOME"), **environment},
@@ -83,8 +83,8 @@ async def run(*command: str, fails: bool = False, **environment: str) -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert bool(process.returncode) == fails, (command, output.decode(), trouble.decode())
-    return output.decode() + (trouble.decode() if fails else "")
+    assert process.returncode == 0, (command, output.decode(), trouble.decode())
+    return output.decode()
 
 
 async def test_openstackclient_first_session(cloud, tmp_path, qemu_img):
@@ -94,8 +94,12 @@ async def test_openstackclient_first_session(cloud, tmp_path, qemu_img):
         "--os-project-name", "p1", "--os-user-domain-id", "default", "--os-project-domain-id", "default",
     ]  # fmt: skip
 
-    async def openstack(*words: str, fails: bool = False) -> str:
-        return await run(str(CLIENT), *base, "image", *words, fails=fails, HOME=str(tmp_path))
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    async def openstack(*words: str, fails: bool = False, runs: Runs = run_openstack) -> str:
+        said = await runs(environ, *base, "image", *words)
+        assert bool(said.status) == fails, (words, said)
+        return said.out + (said.err if fails else "")
 
     created = json.loads(await openstack(
         "create", "--file", str(path), "--disk-format", "qcow2", "--container-format", "bare", "--min-disk", "1",
@@ -106,7 +110,7 @@ async def test_openstackclient_first_session(cloud, tmp_path, qemu_img):
     shown = json.loads(await openstack("show", "-f", "json", "cirros"))
     assert shown["checksum"] == hashlib.md5(path.read_bytes()).hexdigest()
     assert (shown["status"], shown["size"], shown["min_disk"]) == ("active", path.stat().st_size, 1)
-    [listed] = json.loads(await openstack("list", "--long", "-f", "json"))
+    [listed] = json.loads(await openstack("list", "--long", "-f", "json", runs=run_apart))
     assert (listed["Name"], listed["Status"], listed["Visibility"]) == ("cirros", "active", "shared")
 
     await openstack("save", "--file", str(tmp_path / "saved"), "cirros")

@@ -1,11 +1,10 @@
-"""The field's own clients, unmodified: openstackclient as a subprocess, and the SDK."""
+"""The field's own clients, unmodified: openstackclient, and the SDK."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import openstack
 import pytest
 
+from tests.fixtures.openstack_client import Runs, Said, run_apart, run_openstack
 from tests.networks.network_cloud import Cloud, running_cloud
 
-pytestmark = pytest.mark.slow  # each command of the client takes a second to start
-
-OPENSTACK = Path(sys.executable).with_name("openstack")
-COMMAND_DEADLINE_S = 40
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -27,45 +24,33 @@ async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
         yield running
 
 
-async def run(cloud: Cloud, command: str) -> tuple[int, str, str]:
+async def run(cloud: Cloud, command: str, runs: Runs = run_openstack) -> Said:
     environ = {
         "PATH": os.environ["PATH"], "HOME": "/nonexistent", "OS_AUTH_URL": f"{cloud.url}/identity",
         "OS_USERNAME": "admin", "OS_PASSWORD": cloud.first.admin_password, "OS_PROJECT_NAME": "admin",
         "OS_USER_DOMAIN_NAME": "Default", "OS_PROJECT_DOMAIN_NAME": "Default", "OS_IDENTITY_API_VERSION": "3",
     }  # fmt: skip
-    process = await asyncio.create_subprocess_exec(
-        OPENSTACK, *command.split(), env=environ,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(COMMAND_DEADLINE_S):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return await runs(environ, *command.split())
 
 
-async def ok(cloud: Cloud, command: str) -> str:
-    code, out, err = await run(cloud, command)
-    assert code == 0, f"{command}: {err}"
-    return out
+async def ok(cloud: Cloud, command: str, runs: Runs = run_openstack) -> str:
+    said = await run(cloud, command, runs)
+    assert said.status == 0, f"{command}: {said.err}"
+    return said.out
 
 
-async def shown(cloud: Cloud, command: str) -> Any:
-    return json.loads(await ok(cloud, f"{command} -f json"))
+async def shown(cloud: Cloud, command: str, runs: Runs = run_openstack) -> Any:
+    return json.loads(await ok(cloud, f"{command} -f json", runs))
 
 
 async def failed(cloud: Cloud, command: str, words: str) -> None:
-    code, _, err = await run(cloud, command)
-    assert code != 0, command
-    assert words in err
+    said = await run(cloud, command)
+    assert said.status != 0, command
+    assert words in said.err
 
 
 async def test_openstack_network_and_subnet(cloud: Cloud) -> None:
-    network = await shown(cloud, "network create --description d --mtu 1400 --share lan")
+    network = await shown(cloud, "network create --description d --mtu 1400 --share lan", run_apart)
     assert (network["name"], network["mtu"], network["shared"]) == ("lan", 1400, True)
     assert {row["Name"] for row in await shown(cloud, "network list")} == {"private", "lan"}
     assert [row["Name"] for row in await shown(cloud, "network list --name lan --share")] == ["lan"]

@@ -1,4 +1,4 @@
-"""Unmodified clients of the field, as subprocesses, against the running Block Storage API."""
+"""Unmodified clients of the field against the running Block Storage API."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from instar.store import volumes as sql
+from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
 from tests.volumes.volume_cloud import VolumeCloud
 
 pytestmark = pytest.mark.slow
 
-CLIENT = Path(sys.executable).with_name("openstack")
 DEADLINE_S = 60
 
 SDK_SESSION = """
@@ -59,35 +59,39 @@ print("done")
 """
 
 
-async def run(*command: str, fails: bool = False, home: Path) -> str:
+async def run(*command: str, home: Path) -> str:
     ended = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
     )  # fmt: skip
-    assert bool(ended.returncode) == fails, (command, ended.stdout, ended.stderr)
-    return ended.stdout + (ended.stderr if fails else "")
+    assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
+    return ended.stdout
 
 
 async def test_openstackclient_first_session(cloud: VolumeCloud, tmp_path: Path) -> None:
-    async def openstack(*words: str, role: str = "member", fails: bool = False) -> str:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    async def openstack(*words: str, role: str = "member", fails: bool = False, runs: Runs = run_openstack) -> str:
         base = [
             "--os-auth-url", f"{cloud.url}/identity/v3", "--os-username", role, "--os-password", "x",
             "--os-project-name", "p1", "--os-user-domain-id", "default", "--os-project-domain-id", "default",
         ]  # fmt: skip
-        return await run(str(CLIENT), *base, *words, fails=fails, home=tmp_path)
+        said = await runs(environ, *base, *words)
+        assert bool(said.status) == fails, (words, said)
+        return said.out + (said.err if fails else "")
 
-    async def told(*words: str, role: str = "member") -> Any:
-        return json.loads(await openstack(*words, "-f", "json", role=role))
+    async def told(*words: str, role: str = "member", runs: Runs = run_openstack) -> Any:
+        return json.loads(await openstack(*words, "-f", "json", role=role, runs=runs))
 
     async def settled() -> None:
-        """What was begun has ended: asked of the service, because a client takes a second to start."""
+        """What was begun has ended: asked of the service."""
         for record in [*await sql.volumes_with_work(cloud.store), *await sql.snapshots_with_work(cloud.store)]:
             await cloud.volumes.jobs.wait(record.id)
 
     created = await told("volume", "create", "--size", "1", "--description", "d", "--property", "a=b", "data")
     assert (created["name"], created["size"], created["properties"]) == ("data", 1, {"a": "b"})
     await settled()
-    [listed] = await told("volume", "list")
+    [listed] = await told("volume", "list", runs=run_apart)
     assert (listed["Name"], listed["Status"], listed["Size"]) == ("data", "available", 1)
     await openstack("volume", "set", "--name", "renamed", "--size", "2", "--property", "c=d", "--bootable", "data")
     await settled()
