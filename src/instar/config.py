@@ -133,6 +133,12 @@ class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_lifetime_s: Annotated[int, _setting("a token is good for", "seconds", ge=60)] = 14_400
+    token_key_file: Annotated[
+        str, _setting("key that signs tokens, the same file for every API; empty: in --dir, or in a postgresql:// database")
+    ] = ""
+    token_cache_s: Annotated[
+        float, _setting("a token is looked up again after; changes of any API are told to all at once", "seconds", ge=0)
+    ] = 1.0
     argon2_time_cost: Annotated[int, _setting("passes of the password hash", "passes", ge=1)] = 2
     argon2_memory_kib: Annotated[int, _setting("memory of the password hash", "KiB", ge=8)] = 19_456
     password_max_length: Annotated[int, _setting("longest password", "characters", ge=8)] = 4096

@@ -10,7 +10,7 @@ import pytest
 
 from instar.errors import StartupError, Unauthorized
 from instar.identity.local import LocalIdentity
-from instar.identity.token_cache import TOKENS_MAX, TTL_S, TokenCache
+from instar.identity.token_cache import TOKENS_MAX, TokenCache
 from instar.identity.tokens import load_key
 from tests.identity.identity_cloud import CHEAP, Cloud, by_password
 
@@ -223,7 +223,7 @@ async def test_guessing_is_slowed_down_for_the_guesser_alone(cloud: Cloud) -> No
 
 async def test_the_cache_stores_nothing_that_was_looked_up_before_a_change(cloud: Cloud) -> None:
     now = 1000.0
-    cache = TokenCache(lambda: now)
+    cache = TokenCache(5.0, lambda: now)
     who = await cloud.identity.authenticate_token(await cloud.demo())
     before = cache.generation
     cache.forget()
@@ -231,7 +231,7 @@ async def test_the_cache_stores_nothing_that_was_looked_up_before_a_change(cloud
     assert cache.get("t") is None
     cache.put("t", who, cache.generation)
     assert cache.get("t") == who
-    now += TTL_S
+    now += 5.0
     assert cache.get("t") is None
     for number in range(TOKENS_MAX + 10):
         cache.put(str(number), who, cache.generation)

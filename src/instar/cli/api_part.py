@@ -28,7 +28,7 @@ class ApiPart:
     """`services` must be open before `open`; `url` is where it answers afterwards, on this machine."""
 
     def __init__(self, services: Services, state: StateDir) -> None:
-        self.identity = LocalIdentity(services.store, services.settings, state.path)
+        self.identity = LocalIdentity(services.store, services.settings, state.path, bus=services.bus)
         self.url = ""
         self._services = services
         self._state = state

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import msgspec
 
+from instar.errors import Conflict
 from instar.identity.local import LocalIdentity
 from instar.identity.roles import BUILT_IN
 from instar.store.identity import (
@@ -51,7 +52,8 @@ async def bootstrap(
     identity: LocalIdentity, *, admin_password: str | None = None, demo_password: str | None = None
 ) -> FirstCredentials | None:
     """Makes domain `default`, projects admin, demo and service, the roles, users admin (admin on project admin and on
-    the system) and demo (member of project demo), all in one transaction. Does nothing and returns None when done before.
+    the system) and demo (member of project demo), all in one transaction. Does nothing and returns None when done before,
+    also by another process at the same moment.
 
     Give the passwords to have written them down before this commits; those that are not given are made."""
     if await is_bootstrapped(identity):
@@ -86,13 +88,19 @@ async def bootstrap(
         Assignment("user", first.admin_user_id, "system", "all", roles["admin"].id),
         Assignment("user", first.demo_user_id, "project", first.demo_project_id, roles["member"].id),
     )
-    await identity.records.write(
+    statements = (
         insert_statement(DOMAINS, Domain(DEFAULT_DOMAIN, "Default", "The first domain")),
         *(insert_statement(ROLES, role) for role in roles.values()),
         *(insert_statement(PROJECTS, project) for project in projects),
         *(insert_statement(USERS, user) for user in users),
         *(assignment_statement(assignment) for assignment in assignments),
     )
+    try:
+        await identity.records.write(*statements)
+    except Conflict:
+        if await is_bootstrapped(identity):
+            return None
+        raise
     return first
 
 

@@ -1,7 +1,13 @@
 """Identity in this process: the contract that the HTTP room asks for every request, on the records of the store.
 
 A token says who and where; whether that still holds (enabled, roles, not revoked) is looked up, and remembered for a
-moment by `token_cache`. So a role that is taken away is gone with the next request.
+moment by `token_cache`. A change is told to every API process over the bus before it is answered, and they forget: so a
+role that is taken away is gone with the next request, whichever process it comes to. Where the word is lost (the bus is
+away) that takes until the setting identity.token_cache_s is over.
+
+All API processes must sign and verify with one key. A cloud in one directory has it in a file there; a distributed one has
+it in the database (`store/cloud_keys.py` says why so), or in the file of the setting identity.token_key_file, which the
+operator puts on every machine.
 """
 
 from __future__ import annotations
@@ -12,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import structlog
 
+from instar.bus.contract import Bus, Message, Subscription
 from instar.config import Settings
 from instar.errors import NotFound, Unauthorized
 from instar.identity.contract import Authenticated
@@ -20,6 +28,7 @@ from instar.identity.passwords import GuessLimiter, PasswordHasher
 from instar.identity.roles import with_implied
 from instar.identity.token_cache import TokenCache
 from instar.identity.tokens import Claims, TokenSigner, load_key
+from instar.store.cloud_keys import cloud_key
 from instar.store.contract import Store
 from instar.store.identity import (
     APPLICATION_CREDENTIALS,
@@ -35,7 +44,12 @@ from instar.store.identity import (
     User,
 )
 
+log = structlog.get_logger()
+
 TOKEN_KEY_FILE = "token.key"  # noqa: S105 - a file name
+TOKEN_KEY = "tokens"  # noqa: S105 - the name of a row
+CHANGED_TOPIC = "identity.changed"
+TELL_MAX_S = 1.0
 ROLES_MAX = 1000
 
 
@@ -53,7 +67,8 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class LocalIdentity:
-    """`state_dir` holds the token key. `base_url` is the cloud's address in the catalog; empty: as the client used it."""
+    """`state_dir` holds the token key, unless the settings say otherwise. `bus` reaches the other API processes; None:
+    there are none. `base_url` is the cloud's address in the catalog; empty: as the client used it."""
 
     def __init__(
         self,
@@ -61,26 +76,56 @@ class LocalIdentity:
         settings: Settings,
         state_dir: Path,
         *,
+        bus: Bus | None = None,
         base_url: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
+        self._store = store
+        self._bus = bus
+        self._hearing: Subscription | None = None
         self.base_url = base_url
         self.clock = clock
         self.passwords = PasswordHasher(settings.identity)
         self.guesses = GuessLimiter()
-        self._cache = TokenCache(clock)
-        self.records = IdentityRecords(store, self._cache.forget)
-        self._key_path = state_dir / TOKEN_KEY_FILE
+        self._cache = TokenCache(settings.identity.token_cache_s, clock)
+        self.records = IdentityRecords(store, self._changed)
+        named = settings.identity.token_key_file
+        self._key_path = Path(named) if named else state_dir / TOKEN_KEY_FILE
+        self._key_in_database = bool(settings.database) and not named
         self._signer: TokenSigner | None = None
 
     async def start(self) -> None:
-        """Loads or makes the token key. Raises StartupError. The store must be open."""
-        self._signer = TokenSigner(await asyncio.to_thread(load_key, self._key_path))
+        """Loads or makes the token key. Raises StartupError. The store and the bus must be open."""
+        if self._key_in_database:
+            key = await cloud_key(self._store, TOKEN_KEY)
+        else:
+            key = await asyncio.to_thread(load_key, self._key_path)
+        self._signer = TokenSigner(key)
+        if self._bus is not None:
+            self._hearing = await self._bus.subscribe(CHANGED_TOPIC, self._on_changed)
         await self.passwords.warm()
 
     async def close(self) -> None:
+        if self._hearing is not None:
+            await self._hearing.cancel()
         self.passwords.close()
+
+    # --- changes ----------------------------------------------------------------------------------------------------
+
+    async def _changed(self) -> None:
+        """Records were written here: this process and all others look up every token again."""
+        self._cache.forget()
+        if self._bus is None:
+            return
+        try:
+            async with asyncio.timeout(TELL_MAX_S):
+                await self._bus.publish(CHANGED_TOPIC, Message("IdentityChanged", b""))
+        except Exception as error:  # the change stands: it must not fail for a bus that is away
+            log.warning("identity.change_not_told", error=repr(error), seen_within_s=self.settings.identity.token_cache_s)
+
+    async def _on_changed(self, _message: Message) -> None:
+        self._cache.forget()
 
     # --- the contract -----------------------------------------------------------------------------------------------
 

@@ -89,7 +89,9 @@ class _Failures(NamedTuple):
 class GuessLimiter:
     """Wrong passwords are counted for a user from an address, and for an address in all. Bounded in memory.
 
-    By user and address together: nobody locks another one out by guessing at his name from elsewhere."""
+    By user and address together: nobody locks another one out by guessing at his name from elsewhere. Each API process
+    counts for itself: with several behind one port somebody has so many guesses at each of them, which is still nothing
+    against a password of any strength, and costs no write in the database for each wrong one."""
 
     WINDOW_S = 60.0
     PER_USER_MAX = 20

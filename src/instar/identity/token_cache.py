@@ -9,13 +9,15 @@ from collections.abc import Callable
 from instar.identity.contract import Authenticated
 
 TOKENS_MAX = 4096
-TTL_S = 5.0  # how long a change made by another process may go unseen; changes of this one show at once
 
 
 class TokenCache:
-    """token → Authenticated, the least recently used dropped first."""
+    """token → Authenticated, the least recently used dropped first.
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    `ttl_s`: how long a change of another process may go unseen whose word of it was lost; others show at once."""
+
+    def __init__(self, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._ttl_s = ttl_s
         self._clock = clock
         self._entries: OrderedDict[str, tuple[float, Authenticated]] = OrderedDict()
         self._generation = 0
@@ -27,7 +29,7 @@ class TokenCache:
         now = self._clock()
         stored_at, who = entry
         # A clock that was set back must not keep anything alive.
-        if not stored_at <= now < stored_at + TTL_S or now >= who.expires_at:
+        if not stored_at <= now < stored_at + self._ttl_s or now >= who.expires_at:
             del self._entries[token]
             return None
         self._entries.move_to_end(token)

@@ -6,7 +6,7 @@ here and every value is a parameter (hence the silenced S608).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -119,10 +119,14 @@ def _values(record: msgspec.Struct) -> dict[str, Value]:
     }
 
 
-class IdentityRecords:
-    """Every statement of the identity room. `changed` is called after each write, before the writer goes on."""
+async def _tell_nobody() -> None:
+    return
 
-    def __init__(self, store: Store, changed: Callable[[], None] = lambda: None) -> None:
+
+class IdentityRecords:
+    """Every statement of the identity room. `changed` is awaited after each write, before the writer goes on."""
+
+    def __init__(self, store: Store, changed: Callable[[], Awaitable[None]] = _tell_nobody) -> None:
         self._store = store
         self._changed = changed
 
@@ -345,7 +349,7 @@ class IdentityRecords:
         try:
             await self._store.write(*statements)
         finally:
-            self._changed()  # also when it failed: forgetting too much does no harm
+            await self._changed()  # also when it failed: forgetting too much does no harm
 
 
 def insert_statement(kind: Kind[R], record: R) -> Statement:
