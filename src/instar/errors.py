@@ -155,6 +155,12 @@ class Unavailable(InstarError):
     template = "The service is not available at this moment, try again in {retry_after_s} seconds."
 
 
+class StorageAway(Unavailable):
+    """The process that has the volumes' data does not answer: nothing is lost, what was asked is done when it is back."""
+
+    template = "The volumes cannot be reached at this moment, try again in {retry_after_s} seconds."
+
+
 # --- an operation fails ---------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from instar.errors import NotFound, TooLarge
 from instar.volumes.local import volumes_runtime
+from instar.volumes.storage import volume_subject
 from tests.volumes.export_client import qemu_io
 from tests.volumes.volume_client import Client
 from tests.volumes.volume_cloud import VolumeCloud
@@ -91,7 +92,7 @@ async def test_an_upload_that_fails_leaves_no_image(
     volume_id = (await member.create())["id"]
     told = await member.action(volume_id, "os-volume_upload_image", {"image_name": "back", "disk_format": "raw"})
     await member.until(f"/volumes/{volume_id}", "volume", "available")
-    await cloud.volumes.jobs.wait(volume_id)
+    await cloud.volumes.owner.jobs.ended(volume_subject(volume_id))
     with pytest.raises(NotFound):
         await cloud.images.image_fetch(told["os-volume_upload_image"]["image_id"], project_id="p1", is_admin=True)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from instar.store import volumes as sql
+from instar.volumes.storage import snapshot_subject, volume_subject
 from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
 from tests.volumes.volume_cloud import VolumeCloud
 
@@ -85,8 +86,9 @@ async def test_openstackclient_first_session(cloud: VolumeCloud, tmp_path: Path)
 
     async def settled() -> None:
         """What was begun has ended: asked of the service."""
-        for record in [*await sql.volumes_with_work(cloud.store), *await sql.snapshots_with_work(cloud.store)]:
-            await cloud.volumes.jobs.wait(record.id)
+        volumes = [volume_subject(one.id) for one in await sql.volumes_with_work(cloud.store)]
+        for subject in [*volumes, *(snapshot_subject(one.id) for one in await sql.snapshots_with_work(cloud.store))]:
+            await cloud.volumes.owner.jobs.ended(subject)
 
     created = await told("volume", "create", "--size", "1", "--description", "d", "--property", "a=b", "data")
     assert (created["name"], created["size"], created["properties"]) == ("data", 1, {"a": "b"})

@@ -92,7 +92,7 @@ async def test_what_a_killed_cloud_was_making_is_made_by_the_next(directory: Pat
         await member.until(f"/volumes/{volume_id}", "volume", "available")
         assert cloud.files() == [f"{volume_id}.qcow2"]
         checked = await asyncio.to_thread(
-            subprocess.run, ["qemu-img", "check", str(cloud.volumes.files.volume(volume_id))], capture_output=True
+            subprocess.run, ["qemu-img", "check", str(cloud.volumes.owner.files.volume(volume_id))], capture_output=True
         )
         assert checked.returncode == 0
     finally:
@@ -148,7 +148,7 @@ async def test_records_and_files_that_do_not_fit_are_put_right_at_the_start(dire
     try:
         await member.gone(f"/volumes/{deleting}")
         assert (await member.until(f"/volumes/{extending}", "volume", "available"))["size"] == 2
-        assert await again.volumes.files.size_bytes(again.volumes.files.volume(extending)) == 2 << 30
+        assert await again.volumes.owner.files.size_bytes(again.volumes.owner.files.volume(extending)) == 2 << 30
         assert (await member.show(kept))["status"] == "available"
         assert (await member.show(lost))["status"] == "error"
         assert again.files() == sorted([f"{kept}.qcow2", f"{extending}.qcow2"])

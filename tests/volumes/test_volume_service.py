@@ -147,7 +147,7 @@ async def test_an_export_comes_back_after_a_restart_of_the_machine_and_strays_en
     runtime = volumes_runtime(cloud.directory)
     ExportProcess(runtime, volume_id).end()
     stray = ExportProcess(runtime, free)
-    stray.ensure_running(cloud.volumes.files.volume(free))
+    stray.ensure_running(cloud.volumes.owner.files.volume(free))
     again = VolumeCloud(cloud.directory)
     await again.start()
     try:
@@ -164,7 +164,7 @@ async def killed(cloud: VolumeCloud, volume_id: str) -> None:
 
 
 async def extended(cloud: VolumeCloud, volume_id: str) -> None:
-    await cloud.volumes.exports.resize(volume_id, 2 << 30)
+    await cloud.volumes.owner.exports.resize(volume_id, 2 << 30)
 
 
 @pytest.mark.parametrize("trouble", [killed, extended])

@@ -164,6 +164,12 @@ async def volumes_with_work(store: Store) -> list[VolumeRecord]:
     return [volume_from_row(row) for row in rows]
 
 
+async def has_work(store: Store, kind: str, record_id: str) -> bool:
+    """Whether something is to be done yet with this `volume` or `snapshot`."""
+    table = {"volume": "volumes", "snapshot": "volume_snapshots"}[kind]
+    return bool(await store.read(f"SELECT 1 FROM {table} WHERE id = :id AND work IS NOT NULL", {"id": record_id}))  # noqa: S608
+
+
 async def volume_statuses(store: Store) -> dict[str, str]:
     """Every volume's status."""
     return {row["id"]: row["status"] for row in await store.read("SELECT id, status FROM volumes")}
@@ -174,12 +180,26 @@ async def volume_has_snapshots(store: Store, volume_id: str) -> bool:
     return bool(rows)
 
 
+def volume_hold(volume_id: str) -> Statement:
+    """The volume's row is ours until the commit, so that what comes after sees what others have committed before. Stands
+    first wherever rows that hang on a volume are looked at."""
+    return Statement("UPDATE volumes SET updated_at = updated_at WHERE id = :id", {"id": volume_id})
+
+
 def volume_status(
-    volume_id: str, *, before: tuple[str, ...], after: str, work: Work | None, error: InstarError, alone: bool = False
+    volume_id: str,
+    *,
+    before: tuple[str, ...],
+    after: str,
+    work: Work | None,
+    error: InstarError,
+    alone: bool = False,
+    size_gib: int | None = None,
 ) -> Statement:
     """status → `after` with `work`, where it is one of `before`; what it was is kept in status_before.
 
-    `alone`: only where nothing hangs on the volume, neither attachment nor snapshot."""
+    `alone`: only where nothing hangs on the volume, neither attachment nor snapshot. `size_gib`: only where it still has
+    this size."""
     marks = ", ".join(f":b{number}" for number in range(len(before)))
     free = (
         " AND NOT EXISTS (SELECT 1 FROM volume_attachments WHERE volume_id = :id)"
@@ -189,9 +209,10 @@ def volume_status(
     )
     return Statement(
         "UPDATE volumes SET status_before = status, status = :after, work = :work, updated_at = :now "  # noqa: S608
-        f"WHERE id = :id AND status IN ({marks}){free}",
+        f"WHERE id = :id AND status IN ({marks}) AND (:size < 0 OR size_gib = :size){free}",
         {
             "id": volume_id, "after": after, "work": work_value(work), "now": now_us(),
+            "size": -1 if size_gib is None else size_gib,
             **{f"b{number}": one for number, one in enumerate(before)},
         },
         rows=1,
@@ -199,13 +220,14 @@ def volume_status(
     )  # fmt: skip
 
 
-def volume_work_done(volume_id: str, status: str | None, **columns: Value) -> Statement:
-    """The work has ended: the volume has this status (None: that of before) and these columns. No row: it was deleted."""
+def volume_work_done(volume_id: str, work: Work, status: str | None, **columns: Value) -> Statement:
+    """This work has ended: the volume has this status (None: that of before) and these columns. Nothing where the volume is
+    gone, or where something else is to be done with it by now."""
     return Statement(
         f"""UPDATE volumes SET status = COALESCE(:status, status_before), work = NULL, updated_at = :now
               {"".join(f", {name} = :{name}" for name in columns)}
-            WHERE id = :id AND work IS NOT NULL""",  # noqa: S608 - names of columns
-        {"id": volume_id, "status": status, "now": now_us(), **columns},
+            WHERE id = :id AND work = :work""",  # noqa: S608 - names of columns
+        {"id": volume_id, "work": work_value(work), "status": status, "now": now_us(), **columns},
     )
 
 
@@ -216,6 +238,18 @@ def volume_columns(volume_id: str, **columns: Value) -> Statement:
         {"id": volume_id, "now": now_us(), **columns},
         rows=1,
         error=NotFound(kind="Volume", id=volume_id),
+    )
+
+
+def volume_columns_if(volume_id: str, statuses: tuple[str, ...], error: InstarError, **columns: Value) -> Statement:
+    """As `volume_columns`, of a volume that has one of these statuses. Raises `error`."""
+    marks = ", ".join(f":b{number}" for number in range(len(statuses)))
+    return Statement(
+        f"UPDATE volumes SET {', '.join(f'{name} = :{name}' for name in columns)}, updated_at = :now "  # noqa: S608
+        f"WHERE id = :id AND status IN ({marks})",
+        {"id": volume_id, "now": now_us(), **columns, **{f"b{number}": one for number, one in enumerate(statuses)}},
+        rows=1,
+        error=error,
     )
 
 
@@ -230,6 +264,17 @@ def volume_document(record: VolumeRecord, document: VolumeDocument, error: Insta
         rows=1,
         error=error,
     )  # fmt: skip
+
+
+def source_stands(record: VolumeRecord, error: InstarError) -> tuple[Statement, ...]:
+    """What the volume is made of is still there, and as it must be, when the volume's row is inserted. Raises `error`."""
+    if record.snapshot_id is not None:
+        sql = "UPDATE volume_snapshots SET updated_at = updated_at WHERE id = :id AND status = 'available'"
+        return (Statement(sql, {"id": record.snapshot_id}, rows=1, error=error),)
+    if record.source_volume_id is not None:
+        sql = f"UPDATE volumes SET updated_at = updated_at WHERE id = :id AND status IN ({_ATTACHABLE_SQL})"  # noqa: S608
+        return (Statement(sql, {"id": record.source_volume_id}, rows=1, error=error),)
+    return ()
 
 
 def volume_delete(volume_id: str) -> Statement:
@@ -270,6 +315,7 @@ async def attachments_connected(store: Store) -> list[AttachmentRecord]:
 def attachment_reserve(record: AttachmentRecord, error: InstarError) -> tuple[Statement, ...]:
     """Attach a volume that is available, or shared, or has this very instance already. Raises `error`."""
     return (
+        volume_hold(record.volume_id),
         Statement(
             f"""UPDATE volumes SET updated_at = :now WHERE id = :volume_id AND status IN ({_ATTACHABLE_SQL})
                   AND (multiattach = 1 OR NOT EXISTS (SELECT 1 FROM volume_attachments a
@@ -283,21 +329,66 @@ def attachment_reserve(record: AttachmentRecord, error: InstarError) -> tuple[St
     )
 
 
-def attachment_update(attachment: AttachmentRecord, **columns: Value) -> tuple[Statement, ...]:
-    """These columns get these values, and the volume its status. Raises NotFound where the attachment is gone."""
+def _attachment_write(
+    attachment: AttachmentRecord,
+    assignments: str,
+    params: dict[str, Value],
+    *,
+    condition: str = "",
+    error: InstarError | None,
+) -> tuple[Statement, ...]:
+    """A change of one attachment, and the volume's status with it; `error` where no row is changed (None: no matter)."""
+    sql = f"UPDATE volume_attachments SET {assignments} WHERE id = :id{condition}"  # noqa: S608 - constants
+    rows = None if error is None else 1
     return (
-        Statement(
-            f"UPDATE volume_attachments SET {', '.join(f'{name} = :{name}' for name in columns)} WHERE id = :id",  # noqa: S608
-            {"id": attachment.id, **columns},
-            rows=1,
-            error=NotFound(kind="Volume attachment", id=attachment.id),
-        ),
+        volume_hold(attachment.volume_id),
+        Statement(sql, {"id": attachment.id, **params}, rows=rows, error=error),
         status_follow(attachment.volume_id),
     )
 
 
+def _gone(attachment: AttachmentRecord) -> NotFound:
+    return NotFound(kind="Volume attachment", id=attachment.id)
+
+
+def attachment_update(attachment: AttachmentRecord, **columns: Value) -> tuple[Statement, ...]:
+    """These columns get these values, and the volume its status. Raises NotFound where the attachment is gone."""
+    assignments = ", ".join(f"{name} = :{name}" for name in columns)
+    return _attachment_write(attachment, assignments, columns, error=_gone(attachment))
+
+
+def attachment_connect(attachment: AttachmentRecord, *, host: str, device: str) -> tuple[Statement, ...]:
+    """It has this host; one that was only reserved is attaching. Raises NotFound."""
+    assignments = (
+        "host = :host, device = :device, status = CASE WHEN status = 'reserved' THEN 'attaching' ELSE status END"
+    )
+    return _attachment_write(attachment, assignments, {"host": host, "device": device}, error=_gone(attachment))
+
+
+def attachment_complete(attachment: AttachmentRecord) -> tuple[Statement, ...]:
+    """It is attached, since the first time that this was said. Raises NotFound."""
+    assignments = (
+        "attached_at = CASE WHEN status = 'attached' THEN attached_at ELSE CAST(:now AS BIGINT) END, status = 'attached'"
+    )
+    return _attachment_write(attachment, assignments, {"now": now_us()}, error=_gone(attachment))
+
+
+def attachment_mark(
+    attachment: AttachmentRecord, *, before: str, after: str, error: InstarError
+) -> tuple[Statement, ...]:
+    """status `before` → `after`. Raises `error` where it is another one."""
+    params: dict[str, Value] = {"before": before, "after": after}
+    return _attachment_write(attachment, "status = :after", params, condition=" AND status = :before", error=error)
+
+
+def attachment_release(attachment: AttachmentRecord) -> tuple[Statement, ...]:
+    """It is reserved, and of no host; nothing where it is gone."""
+    return _attachment_write(attachment, "host = '', status = 'reserved', attached_at = NULL", {}, error=None)
+
+
 def attachment_delete(attachment: AttachmentRecord) -> tuple[Statement, ...]:
     return (
+        volume_hold(attachment.volume_id),
         Statement("DELETE FROM volume_attachments WHERE id = :id", {"id": attachment.id}),
         status_follow(attachment.volume_id),
     )
@@ -323,13 +414,13 @@ def status_follow(volume_id: str) -> Statement:
 
 
 def snapshot_insert(record: SnapshotRecord, allowed: tuple[str, ...], error: InstarError) -> tuple[Statement, ...]:
-    """A snapshot of a volume that has one of the allowed statuses, else `error` is raised."""
+    """A snapshot of a volume that has one of the allowed statuses and the snapshot's size, else `error` is raised."""
     marks = ", ".join(f":b{number}" for number in range(len(allowed)))
     return (
         Statement(
-            f"UPDATE volumes SET updated_at = :now WHERE id = :id AND status IN ({marks})",  # noqa: S608 - placeholders
+            f"UPDATE volumes SET updated_at = :now WHERE id = :id AND status IN ({marks}) AND size_gib = :size",  # noqa: S608
             {
-                "id": record.volume_id, "now": record.created_at,
+                "id": record.volume_id, "now": record.created_at, "size": record.size_gib,
                 **{f"b{number}": one for number, one in enumerate(allowed)},
             },
             rows=1,
@@ -370,10 +461,11 @@ def snapshot_status(
     )  # fmt: skip
 
 
-def snapshot_work_done(snapshot_id: str, status: str) -> Statement:
+def snapshot_work_done(snapshot_id: str, work: Work, status: str) -> Statement:
+    """As `volume_work_done`."""
     return Statement(
-        "UPDATE volume_snapshots SET status = :status, work = NULL, updated_at = :now WHERE id = :id AND work IS NOT NULL",
-        {"id": snapshot_id, "status": status, "now": now_us()},
+        "UPDATE volume_snapshots SET status = :status, work = NULL, updated_at = :now WHERE id = :id AND work = :work",
+        {"id": snapshot_id, "work": work_value(work), "status": status, "now": now_us()},
     )
 
 

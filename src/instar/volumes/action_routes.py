@@ -19,8 +19,9 @@ from instar.store.volume_quotas import quota_take, type_list, volume_usage
 from instar.store.volumes import AttachmentRecord, VolumeRecord, Work
 from instar.volumes import microversion as since
 from instar.volumes import schemas
-from instar.volumes.local import FAILED, LocalVolumes
 from instar.volumes.resource import edit, merged, own_volume
+from instar.volumes.service import FAILED, Volumes
+from instar.volumes.storage import volume_subject
 from instar.volumes.types import type_find
 from instar.volumes.views import connection_info, timestamp
 
@@ -45,7 +46,7 @@ class _Action(NamedTuple):
 
 
 class VolumeActions:
-    def __init__(self, volumes: LocalVolumes, policy: Policy) -> None:
+    def __init__(self, volumes: Volumes, policy: Policy) -> None:
         self._volumes = volumes
         self._store = volumes.store
         self._policy = policy
@@ -106,11 +107,11 @@ class VolumeActions:
             *quota_take(record.project_id, more, limits, used),
             sql.volume_status(
                 record.id, before=allowed, after="extending", work=Work("extend", size_gib=record.size_gib),
-                error=_refused(record, allowed),
+                error=_refused(record, allowed), size_gib=record.size_gib,
             ),
             sql.volume_columns(record.id, size_gib=wanted.new_size),
         )  # fmt: skip
-        self._volumes.jobs.start_volume(record.id)
+        await self._volumes.storage.wake(volume_subject(record.id))
 
     async def _upload(self, request: Request, record: VolumeRecord, wanted: schemas.Upload) -> Answer:
         if wanted.disk_format not in _DISK_FORMATS:
@@ -141,7 +142,7 @@ class VolumeActions:
         except VolumeUnusable:
             await self._volumes.images.image_drop(image_id)
             raise
-        self._volumes.jobs.start_volume(record.id)
+        await self._volumes.storage.wake(volume_subject(record.id))
         kind = next((one for one in await type_list(self._store) if one.id == record.type_id), None)
         told = {
             "id": record.id, "image_id": image_id, "image_name": wanted.image_name, "status": "uploading",
@@ -168,7 +169,7 @@ class VolumeActions:
                 error=_refused(record, ("available",)),
             )
         )  # fmt: skip
-        self._volumes.jobs.start_volume(record.id)
+        await self._volumes.storage.wake(volume_subject(record.id))
 
     # --- attachments, as those do who know no attachments API -----------------------------------------------------------
 
@@ -254,7 +255,6 @@ class VolumeActions:
                 f"Invalid input for field/attribute attach_status. Value: {str(wanted.attach_status)[:60]}. "
                 "It must be attached or detached."
             )
-        await self._volumes.jobs.cancel(record.id)
         if wanted.attach_status == "detached":
             for attachment in await sql.attachments_of_volume(self._store, record.id):
                 await self._volumes.detach(attachment.id)
@@ -262,12 +262,12 @@ class VolumeActions:
             await self._store.write(
                 sql.volume_columns(record.id, status=wanted.status, status_before="available", work=None)
             )
+            await self._volumes.storage.wake(volume_subject(record.id))  # what it works at is not wanted any more
 
     async def _force_delete(self, request: Request, record: VolumeRecord, wanted: None) -> None:
         """Whatever its status, attachments too; a volume with snapshots stays."""
         if await sql.volume_has_snapshots(self._store, record.id):
             raise VolumeUnusable(volume_id=record.id, reason="it has snapshots.")
-        await self._volumes.jobs.cancel(record.id)
         for attachment in await sql.attachments_of_volume(self._store, record.id):
             await self._volumes.detach(attachment.id)
         await self._volumes.delete_begin(record, tuple({*_STATUSES, *FAILED}))
@@ -277,7 +277,10 @@ class VolumeActions:
     async def _read_only(self, request: Request, record: VolumeRecord, wanted: schemas.Readonly) -> None:
         if record.status != "available":
             raise _refused(record, ("available",))
-        await self._store.write(sql.volume_columns(record.id, read_only=int(wanted.readonly)))
+        refused = _refused(record, ("available",))
+        await self._store.write(
+            sql.volume_columns_if(record.id, ("available",), refused, read_only=int(wanted.readonly))
+        )
 
     async def _bootable(self, request: Request, record: VolumeRecord, wanted: schemas.Bootable) -> Answer:
         await self._store.write(sql.volume_columns(record.id, bootable=int(wanted.bootable)))
@@ -322,7 +325,12 @@ class VolumeActions:
             raise BadRequest(
                 f"Invalid input for field/attribute new_type. Value: {wanted.new_type}. There is no such volume type."
             ) from error
-        await self._store.write(sql.volume_columns(record.id, type_id=kind.id, multiattach=int(kind.multiattach)))
+        await self._store.write(
+            sql.volume_columns_if(
+                record.id, ("available",), _refused(record, ("available",)),
+                type_id=kind.id, multiattach=int(kind.multiattach),
+            )
+        )  # fmt: skip
 
 
 def _refused(record: VolumeRecord, allowed: tuple[str, ...]) -> VolumeUnusable:

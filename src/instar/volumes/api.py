@@ -15,9 +15,9 @@ from instar.http.routing import Route
 from instar.volumes import microversion
 from instar.volumes.action_routes import VolumeActions
 from instar.volumes.attachment_routes import AttachmentRoutes
-from instar.volumes.local import LocalVolumes
 from instar.volumes.quota_routes import QuotaRoutes
 from instar.volumes.resource import both_paths
+from instar.volumes.service import Volumes
 from instar.volumes.snapshot_routes import SnapshotRoutes
 from instar.volumes.type_routes import TypeRoutes
 from instar.volumes.volume_routes import VolumeRoutes
@@ -68,7 +68,7 @@ POLICY = Policy(
 _STATUSES = {"VolumeUnusable": (400, "badRequest"), "QuotaExceeded": (413, "overLimit")}
 
 
-def volume_service(volumes: LocalVolumes, *, list_limit_max: int) -> Service:
+def volume_service(volumes: Volumes, *, list_limit_max: int) -> Service:
     """The service to hand to `build_app`."""
     routes = [
         *VolumeRoutes(volumes, list_limit_max).routes(),

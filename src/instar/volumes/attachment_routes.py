@@ -15,13 +15,13 @@ from instar.store.volumes import AttachmentRecord
 from instar.volumes import microversion as since
 from instar.volumes import schemas
 from instar.volumes.listing import list_query, page
-from instar.volumes.local import LocalVolumes
 from instar.volumes.resource import asked_since, own_volume
+from instar.volumes.service import Volumes
 from instar.volumes.views import attachment_brief, attachment_view
 
 
 class AttachmentRoutes:
-    def __init__(self, volumes: LocalVolumes, limit_max: int) -> None:
+    def __init__(self, volumes: Volumes, limit_max: int) -> None:
         self._volumes = volumes
         self._store = volumes.store
         self._limit_max = limit_max

@@ -1,4 +1,4 @@
-"""What a new volume will be: its source looked at, its size, type and metadata settled. Called by `local.py`.
+"""What a new volume will be: its source looked at, its size, type and metadata settled. Called by `service.py`.
 
 Nothing is written here: what is returned goes, with its quota, into one transaction.
 """

@@ -1,4 +1,4 @@
-"""Which volumes are served, and by which process: started, adopted, watched, restarted, ended. Called by `local.py`.
+"""Which volumes are served, and by which process: started, adopted, watched, restarted, ended. Called by `owner.py`.
 
 A process runs while its volume is wanted (it has attachments that are connected) or is being copied. It is watched, and
 started again under the same names when it dies by itself: a guest's QEMU connects again and goes on.

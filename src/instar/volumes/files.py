@@ -1,4 +1,4 @@
-"""The data of volumes and snapshots as qcow2 files, and the qemu-img runs that make them. Called by `jobs.py`, `local.py`.
+"""The data of volumes and snapshots as qcow2 files, and the qemu-img runs that make them. Called by `jobs.py`, `owner.py`.
 
     STATE_DIR/volumes/<id>.qcow2             a volume
     STATE_DIR/volumes/snapshots/<id>.qcow2   a snapshot: a whole copy, of nothing else
@@ -45,10 +45,10 @@ class VolumeFiles:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="volume-file")
 
     def volume(self, volume_id: str) -> Path:
-        return self._volumes / f"{_checked(volume_id, 'Volume')}.qcow2"
+        return self._volumes / f"{checked_id(volume_id, 'Volume')}.qcow2"
 
     def snapshot(self, snapshot_id: str) -> Path:
-        return self._snapshots / f"{_checked(snapshot_id, 'Snapshot')}.qcow2"
+        return self._snapshots / f"{checked_id(snapshot_id, 'Snapshot')}.qcow2"
 
     def new(self) -> Path:
         """Where something can be made."""
@@ -169,8 +169,8 @@ class _Program:
         ended.exception()  # told nobody: whoever waited has given up
 
 
-def _checked(record_id: str, kind: str) -> str:
-    """Only a UUID, as we write them, may name a file."""
+def checked_id(record_id: str, kind: str) -> str:
+    """Only a UUID, as we write them, may name a file. Raises NotFound."""
     try:
         if str(uuid.UUID(record_id)) == record_id:
             return record_id

@@ -1,32 +1,42 @@
-"""The slow work: data that is made, copied, grown, sent to the image service, deleted. Called by `local.py` and the API.
+"""The slow work: data that is made, copied, grown, sent to the image service, deleted. Called by `owner.py`.
 
 What is to be done stands in the record (`work`) before it begins, and goes from it in the same transaction as the status
 that says how it ended: after a crash at any point the work is simply done again, from the start. Each kind makes its data
-beside what is there and then puts it into place, so it can be.
+beside what is there and then puts it into place, so it can be. Where the record says something else by now (a delete of
+what is being made), the work at hand ends and the other begins.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import structlog
 
 from instar.config import VolumeSettings
 from instar.errors import InstarError, VolumeFailed
+from instar.model.storage import StorageSubject
 from instar.store import volumes as sql
 from instar.store.contract import Statement, Store
 from instar.store.volumes import SnapshotRecord, VolumeRecord, Work
 from instar.volumes.exports import Exports
 from instar.volumes.files import GIB, VolumeFiles
 from instar.volumes.images import VolumeImages
+from instar.volumes.storage import snapshot_subject, volume_subject
 
 log = structlog.get_logger()
 
 _QUICK = frozenset({"delete", "extend"})
+
+
+class _Runner(NamedTuple):
+    """`again`: the record is to be looked at once more."""
+
+    task: asyncio.Task[None]
+    again: asyncio.Event
 
 
 class Jobs:
@@ -41,79 +51,116 @@ class Jobs:
         self._images = images
         self._deadline_s = settings.copy_deadline_s
         self._copying = asyncio.Semaphore(settings.copies_max)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._runners: dict[StorageSubject, _Runner] = {}
 
-    async def resume(self) -> None:
-        """At start: everything that a killed process left undone begins again."""
+    async def look(self) -> None:
+        """Everything that is to be done is being done: also what a killed process left undone."""
         for snapshot in await sql.snapshots_with_work(self._store):
-            log.info("volumes.resumed", snapshot=snapshot.id, work=snapshot.work and snapshot.work.kind)
-            self.start_snapshot(snapshot.id)
+            self._look_at(snapshot_subject(snapshot.id), snapshot.work)
         for volume in await sql.volumes_with_work(self._store):
-            log.info("volumes.resumed", volume=volume.id, work=volume.work and volume.work.kind)
-            self.start_volume(volume.id)
+            self._look_at(volume_subject(volume.id), volume.work)
+
+    def _look_at(self, subject: StorageSubject, work: Work | None) -> None:
+        if subject not in self._runners:
+            log.info("volumes.resumed", subject=subject.id, work=work and work.kind)
+            self.wake(subject)
 
     async def close(self) -> None:
         """The programs end; what they did is done again at the next start."""
-        for task in self._tasks.values():
+        tasks = [runner.task for runner in self._runners.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def start_volume(self, volume_id: str) -> None:
-        """Do what the volume's record says is to be done."""
-        self._start(volume_id, self._volume(volume_id))
+    def wake(self, subject: StorageSubject) -> None:
+        """Do what the record says is to be done by now, and nothing else."""
+        runner = self._runners.get(subject)
+        if runner is not None:
+            runner.again.set()
+            return
+        again = asyncio.Event()
+        task = asyncio.create_task(self._run(subject, again), name=f"volume work {subject.id}")
+        self._runners[subject] = _Runner(task, again)
+        task.add_done_callback(lambda ended: self._forget(subject, ended))
 
-    def start_snapshot(self, snapshot_id: str) -> None:
-        self._start(snapshot_id, self._snapshot(snapshot_id))
+    async def ended(self, subject: StorageSubject) -> None:
+        """Waits until nothing is at work on this volume or snapshot."""
+        while (runner := self._runners.get(subject)) is not None:
+            await asyncio.wait([runner.task])
+            await asyncio.sleep(0)  # its end is noted on the loop
 
-    async def wait(self, record_id: str) -> None:
-        """Until the job of this volume or snapshot has ended, however; at once where there is none."""
-        task = self._tasks.get(record_id)
-        if task is not None:
-            await asyncio.wait([task])
+    async def _run(self, subject: StorageSubject, again: asyncio.Event) -> None:
+        """Until the record says that there is nothing to do."""
+        done: Work | None = None
+        while True:
+            again.clear()
+            record = await self._read(subject)
+            work = record.work if record is not None else None
+            if record is None or work is None:
+                if again.is_set():
+                    continue
+                return
+            if work == done:
+                log.error("volumes.work_stays", subject=subject.id, work=work.kind)  # its end could not be written
+                return
+            if await self._carried_out(subject, record, again):
+                done = work
+            elif work.kind == "upload":
+                await self._images.image_drop(work.image_id)
 
-    async def cancel(self, record_id: str) -> None:
-        """Its job has ended, half done perhaps; the record still says what is to be done."""
-        task = self._tasks.get(record_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-
-    def _start(self, record_id: str, job: Coroutine[None, None, None]) -> None:
-        before = self._tasks.get(record_id)
-
-        async def in_turn() -> None:
-            try:
-                if before is not None:
-                    await asyncio.wait([before])
-            except asyncio.CancelledError:
-                job.close()
-                raise
+    async def _carried_out(
+        self, subject: StorageSubject, record: VolumeRecord | SnapshotRecord, again: asyncio.Event
+    ) -> bool:
+        """False: ended early, because the record says something else by now."""
+        job = asyncio.ensure_future(
+            self._volume(record) if isinstance(record, VolumeRecord) else self._snapshot(record)
+        )
+        woken: asyncio.Task[bool] | None = None
+        try:
+            while not job.done():
+                woken = woken or asyncio.ensure_future(again.wait())
+                await asyncio.wait({job, woken}, return_when=asyncio.FIRST_COMPLETED)
+                if job.done() or not woken.done():
+                    continue
+                woken = None
+                again.clear()
+                now = await self._read(subject)
+                if now is None or now.work != record.work:
+                    return False
             await job
+            return True
+        finally:
+            if woken is not None:
+                woken.cancel()
+            if not job.done():
+                job.cancel()
+                await asyncio.wait({job})
 
-        task = asyncio.create_task(in_turn(), name=f"volume work {record_id}")
-        self._tasks[record_id] = task
-        task.add_done_callback(lambda ended: self._forget(record_id, ended))
+    async def _read(self, subject: StorageSubject) -> VolumeRecord | SnapshotRecord | None:
+        fetch = sql.volume_fetch if subject.kind == "volume" else sql.snapshot_fetch
+        return await fetch(self._store, subject.id)
 
-    def _forget(self, record_id: str, ended: asyncio.Task[None]) -> None:
-        if self._tasks.get(record_id) is ended:
-            del self._tasks[record_id]
-        if not ended.cancelled() and ended.exception() is not None:
-            log.error("volumes.job_lost", subject=record_id, reason=repr(ended.exception()))
+    def _forget(self, subject: StorageSubject, ended: asyncio.Task[None]) -> None:
+        runner = self._runners.pop(subject, None)
+        if ended.cancelled():
+            return
+        if ended.exception() is not None:
+            log.error("volumes.job_lost", subject=subject.id, reason=repr(ended.exception()))
+        elif runner is not None and runner.again.is_set():
+            self.wake(subject)  # somebody asked between its last look and its end
 
     # --- volumes ------------------------------------------------------------------------------------------------------
 
-    async def _volume(self, volume_id: str) -> None:
-        record = await sql.volume_fetch(self._store, volume_id)
-        if record is None or record.work is None:
-            return
+    async def _volume(self, record: VolumeRecord) -> None:
         work = record.work
+        assert work is not None, "looked at by the caller"
         turn = contextlib.nullcontext() if work.kind in _QUICK else self._copying
         try:
             async with turn:
                 await self._do(record, work)
         except Exception as error:
             reason = error.message if isinstance(error, InstarError) else repr(error)
-            log.error("volume.work_failed", volume=volume_id, work=work.kind, reason=reason)
+            log.error("volume.work_failed", volume=record.id, work=work.kind, reason=reason)
             await self._store.write(_failed(record, work))
             if work.kind == "upload":
                 await self._images.image_drop(work.image_id)
@@ -121,21 +168,21 @@ class Jobs:
     async def _do(self, record: VolumeRecord, work: Work) -> None:
         match work.kind:
             case "create":
-                await self._create(record)
+                await self._create(record, work)
             case "delete":
                 await self._delete(record)
             case "extend":
                 await self._exports.resize(record.id, record.size_gib * GIB)
-                await self._store.write(sql.volume_work_done(record.id, None))
+                await self._store.write(sql.volume_work_done(record.id, work, None))
             case "upload":
                 await self._upload(record, work)
             case "revert":
                 await self._from(self._files.snapshot(work.snapshot_id), "qcow2", record)
-                await self._store.write(sql.volume_work_done(record.id, None))
+                await self._store.write(sql.volume_work_done(record.id, work, None))
             case _:
                 raise VolumeFailed(volume_id=record.id, reason=f"nobody knows the work {work.kind}")
 
-    async def _create(self, record: VolumeRecord) -> None:
+    async def _create(self, record: VolumeRecord, work: Work) -> None:
         if record.image_id is not None:
             source = await self._images.image_source(record.image_id)
             await self._from(Path(unquote(urlsplit(source.location).path)), source.format, record)
@@ -152,7 +199,7 @@ class Jobs:
                 await self._files.place(made, self._files.volume(record.id))
             finally:
                 await self._files.remove(made)
-        await self._store.write(sql.volume_work_done(record.id, "available"))
+        await self._store.write(sql.volume_work_done(record.id, work, "available"))
         log.info("volume.made", volume=record.id, size_gib=record.size_gib)
 
     async def _from(self, source: Path, source_format: str, record: VolumeRecord) -> None:
@@ -187,45 +234,44 @@ class Jobs:
         finally:
             await self._files.remove(copy)
             await self._files.remove(converted)
-        await self._store.write(sql.volume_work_done(record.id, None))
+        await self._store.write(sql.volume_work_done(record.id, work, None))
 
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
-    async def _snapshot(self, snapshot_id: str) -> None:
-        record = await sql.snapshot_fetch(self._store, snapshot_id)
-        if record is None or record.work is None:
-            return
+    async def _snapshot(self, record: SnapshotRecord) -> None:
+        work = record.work
+        assert work is not None, "looked at by the caller"
         try:
-            if record.work.kind == "delete":
-                await self._files.remove(self._files.snapshot(snapshot_id))
-                await self._store.write(sql.snapshot_delete(snapshot_id))
+            if work.kind == "delete":
+                await self._files.remove(self._files.snapshot(record.id))
+                await self._store.write(sql.snapshot_delete(record.id))
                 return
             async with self._copying:
-                await self._snapshot_create(record)
+                await self._snapshot_create(record, work)
         except Exception as error:
             reason = error.message if isinstance(error, InstarError) else repr(error)
-            log.error("snapshot.work_failed", snapshot=snapshot_id, work=record.work.kind, reason=reason)
-            failed = "error_deleting" if record.work.kind == "delete" else "error"
-            await self._store.write(sql.snapshot_work_done(snapshot_id, failed))
+            log.error("snapshot.work_failed", snapshot=record.id, work=work.kind, reason=reason)
+            failed = "error_deleting" if work.kind == "delete" else "error"
+            await self._store.write(sql.snapshot_work_done(record.id, work, failed))
 
-    async def _snapshot_create(self, record: SnapshotRecord) -> None:
+    async def _snapshot_create(self, record: SnapshotRecord, work: Work) -> None:
         made = self._files.new()
         try:
             await self._exports.copy(record.volume_id, made, self._deadline_s)
             await self._files.place(made, self._files.snapshot(record.id))
         finally:
             await self._files.remove(made)
-        await self._store.write(sql.snapshot_work_done(record.id, "available"))
+        await self._store.write(sql.snapshot_work_done(record.id, work, "available"))
 
 
 def _failed(record: VolumeRecord, work: Work) -> Statement:
     """How a volume stands when its work failed: as before, where what it had is untouched."""
     match work.kind:
         case "create":
-            return sql.volume_work_done(record.id, "error")
+            return sql.volume_work_done(record.id, work, "error")
         case "delete":
-            return sql.volume_work_done(record.id, "error_deleting")
+            return sql.volume_work_done(record.id, work, "error_deleting")
         case "extend":
-            return sql.volume_work_done(record.id, "error_extending", size_gib=work.size_gib)
+            return sql.volume_work_done(record.id, work, "error_extending", size_gib=work.size_gib)
         case _:
-            return sql.volume_work_done(record.id, None)
+            return sql.volume_work_done(record.id, work, None)

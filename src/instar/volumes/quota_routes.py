@@ -19,14 +19,14 @@ from instar.store.volume_quotas import (
 from instar.volumes import schemas
 from instar.volumes.creation import ZONE
 from instar.volumes.listing import flag
-from instar.volumes.local import LocalVolumes
+from instar.volumes.service import Volumes
 
 # What this API knows limits for and this cloud has none of.
 _ABSENT = {"backups": 0, "backup_gigabytes": 0, "groups": 0}
 
 
 class QuotaRoutes:
-    def __init__(self, volumes: LocalVolumes) -> None:
+    def __init__(self, volumes: Volumes) -> None:
         self._volumes = volumes
         self._store = volumes.store
 

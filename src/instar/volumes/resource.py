@@ -11,8 +11,8 @@ from instar.http.request import Request
 from instar.http.routing import Handler, Route
 from instar.store.contract import WriteConflict
 from instar.store.volumes import SnapshotRecord, VolumeRecord
-from instar.volumes.local import LocalVolumes
 from instar.volumes.schemas import METADATA_MAX
+from instar.volumes.service import Volumes
 
 _R = TypeVar("_R", VolumeRecord, SnapshotRecord)
 EDIT_ATTEMPTS_MAX = 10
@@ -42,7 +42,7 @@ def asked_since(request: Request, version: int) -> None:
         raise NotFound("The resource could not be found.")
 
 
-async def own_volume(volumes: LocalVolumes, request: Request, volume_id: str | None = None) -> VolumeRecord:
+async def own_volume(volumes: Volumes, request: Request, volume_id: str | None = None) -> VolumeRecord:
     """The volume that the path (or the body) names. Raises NotFound, also for another project's."""
     context = request.context
     return await volumes.fetch(
@@ -50,7 +50,7 @@ async def own_volume(volumes: LocalVolumes, request: Request, volume_id: str | N
     )
 
 
-async def own_snapshot(volumes: LocalVolumes, request: Request) -> SnapshotRecord:
+async def own_snapshot(volumes: Volumes, request: Request) -> SnapshotRecord:
     context = request.context
     return await volumes.fetch_snapshot(
         request.params["snapshot_id"], project_id=context.project_id, is_admin=context.is_admin

@@ -18,9 +18,10 @@ from instar.store.volume_listing import SNAPSHOT_KEYS, snapshot_rows
 from instar.store.volumes import SnapshotRecord
 from instar.volumes import schemas
 from instar.volumes.listing import list_query, metadata_filter, page
-from instar.volumes.local import LocalVolumes
 from instar.volumes.metadata_routes import Change, metadata_routes
 from instar.volumes.resource import edit, own_snapshot, own_volume
+from instar.volumes.service import Volumes
+from instar.volumes.storage import snapshot_subject
 from instar.volumes.views import snapshot_view
 
 METADATA_SCAN_MAX = 10_000
@@ -28,7 +29,7 @@ _STATUSES = ("creating", "available", "deleting", "error", "error_deleting")
 
 
 class SnapshotRoutes:
-    def __init__(self, volumes: LocalVolumes, policy: Policy, limit_max: int) -> None:
+    def __init__(self, volumes: Volumes, policy: Policy, limit_max: int) -> None:
         self._volumes = volumes
         self._store = volumes.store
         self._policy = policy
@@ -102,10 +103,9 @@ class SnapshotRoutes:
                 if status not in _STATUSES:
                     shown = str(status)[:60]
                     raise BadRequest(f"Invalid input for field/attribute status. Value: {shown}. It is no status.")
-                await self._volumes.jobs.cancel(record.id)
                 await self._store.write(sql.snapshot_columns(record.id, status=status, work=None))
+                await self._volumes.storage.wake(snapshot_subject(record.id))  # what it works at is not wanted any more
             case ["os-force_delete"]:
-                await self._volumes.jobs.cancel(record.id)
                 await self._volumes.snapshot_delete_begin(record, _STATUSES)
             case _:
                 raise BadRequest(f"There is no such action: {', '.join(body)[:100]}")

@@ -16,13 +16,13 @@ from instar.store import volume_quotas as sql
 from instar.store.volume_quotas import TypeRecord
 from instar.volumes import schemas
 from instar.volumes.listing import flag
-from instar.volumes.local import LocalVolumes
+from instar.volumes.service import Volumes
 from instar.volumes.types import DEFAULT_TYPE, type_find, types_visible
 from instar.volumes.views import type_view
 
 
 class TypeRoutes:
-    def __init__(self, volumes: LocalVolumes) -> None:
+    def __init__(self, volumes: Volumes) -> None:
         self._store = volumes.store
 
     def routes(self) -> list[Route]:

@@ -26,9 +26,10 @@ from instar.volumes import microversion as since
 from instar.volumes import schemas
 from instar.volumes.creation import ZONE, NewVolume
 from instar.volumes.listing import flag, list_query, metadata_filter, page
-from instar.volumes.local import FAILED, LocalVolumes
 from instar.volumes.metadata_routes import Change, metadata_routes
 from instar.volumes.resource import asked_since, edit, own_volume
+from instar.volumes.service import FAILED, Volumes
+from instar.volumes.storage import snapshot_subject
 from instar.volumes.views import volume_brief, volume_view
 
 METADATA_SCAN_MAX = 10_000  # volumes that one list with a metadata filter looks at
@@ -36,7 +37,7 @@ _DELETABLE = ("available", *FAILED)
 
 
 class VolumeRoutes:
-    def __init__(self, volumes: LocalVolumes, limit_max: int) -> None:
+    def __init__(self, volumes: Volumes, limit_max: int) -> None:
         self._volumes = volumes
         self._store = volumes.store
         self._limit_max = limit_max
@@ -163,7 +164,7 @@ class VolumeRoutes:
     async def _delete_snapshots(self, record: VolumeRecord) -> None:
         for snapshot in await sql.snapshots_of_volume(self._store, record.id):
             await self._volumes.snapshot_delete_begin(snapshot, ("available", "error", "error_deleting"))
-            await self._volumes.jobs.wait(snapshot.id)
+            await self._volumes.storage.ended(snapshot_subject(snapshot.id))
 
     async def _fetch(self, request: Request) -> VolumeRecord:
         return await own_volume(self._volumes, request)
