@@ -1,10 +1,14 @@
-"""Which whole files are too slow for `make test-fast`: they start a cloud for each test, or walk every route."""
+"""What all tests share: the private PostgreSQL, and which whole files are too slow for `make test-fast` (they start a cloud
+for each test, or walk every route)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgresql_server import TestServer
 
 SLOW_FILES = frozenset({
     "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
@@ -22,3 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(HERE).as_posix() in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[TestServer]:
+    """A PostgreSQL of this test process, started when first asked for."""
+    server = TestServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: TestServer) -> Iterator[str]:
+    """A database with the newest schema and nothing in it."""
+    url = postgresql_server.database()
+    yield url
+    postgresql_server.drop(url)

@@ -43,6 +43,24 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     durable: Annotated[bool, _setting("fsync at each commit: survives a power cut, not just a crash")] = True
 
 
+class PostgresqlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of each process, where `database` is PostgreSQL."""
+
+    connections: Annotated[int, _setting("connections of one process at most", "connections", ge=1)] = 8
+    waiting_max: Annotated[int, _setting("statements that may wait for a connection", "statements", ge=1)] = 10_000
+    connect_timeout_s: Annotated[float, _setting("connecting may take so long", "seconds", gt=0)] = 3.0
+    start_wait_s: Annotated[float, _setting("at the start the database is waited for so long", "seconds", ge=0)] = 30.0
+    statement_timeout_s: Annotated[float, _setting("a transaction may take so long", "seconds", gt=0)] = 30.0
+    lock_timeout_s: Annotated[float, _setting("waiting for another's row, then begun again", "seconds", gt=0)] = 10.0
+    away_wait_s: Annotated[
+        float, _setting("a database that is away is waited for so long, then requests are refused", "seconds", ge=0)
+    ] = 3.0
+    unsure_wait_s: Annotated[
+        float, _setting("the same, where it is not known whether a transaction was done", "seconds", ge=0)
+    ] = 30.0
+    retry_after_s: Annotated[int, _setting("what refused clients are told to wait", "seconds", ge=1)] = 2
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operations_max: Annotated[int, _setting("operations that one conductor runs at once", "operations", ge=1)] = 256
     step_deadline_s: Annotated[float, _setting("longest a step may take unless it says otherwise", "seconds", gt=0)] = 120
@@ -280,6 +298,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Annotated[str, _setting("debug, info, warning or error", pattern="^(debug|info|warning|error)$")] = "info"
     api: ApiSettings = ApiSettings()
     store: StoreSettings = StoreSettings()
+    postgresql: PostgresqlSettings = PostgresqlSettings()
     engine: EngineSettings = EngineSettings()
     host: HostSettings = HostSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()

@@ -1,4 +1,4 @@
-"""What every store must do. A second implementation is one more parameter of the fixture `store`."""
+"""What every store must do, on each of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import pytest
 
 from instar.errors import Conflict, Unavailable
 from instar.store.contract import Duplicate, Statement, Store, WriteConflict
+from instar.store.postgresql import PostgresqlStore
 from instar.store.sqlite import SqliteStore
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    implementations = {"sqlite": lambda: SqliteStore(tmp_path / "instar.db", durable=False)}
-    store = implementations[request.param]()
+    store: Store
+    if request.param == "sqlite":
+        store = SqliteStore(tmp_path / "instar.db", durable=False)
+    else:
+        store = PostgresqlStore(request.getfixturevalue("postgresql_url"))
     await store.open()
     yield store
     await store.close()
