@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -288,7 +289,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of a cloud. `hypervisor` is libvirt or simulated."""
 
     database: Annotated[
-        str, _setting("postgresql://user@host:port/name; empty: SQLite in the cloud's directory", pattern=r"^(postgresql://\S+)?$")
+        str,
+        _setting(
+            "postgresql://user@host:port/name?sslmode=…; empty: SQLite in the cloud's directory",
+            pattern=r"^(postgresql://\S+)?$",
+        ),
     ] = ""
     bus: Annotated[
         str, _setting("amqp:// or amqps://user@host:port/vhost; empty: in this process", pattern=r"^(amqps?://\S+)?$")
@@ -311,6 +316,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     libvirt: LibvirtSettings = LibvirtSettings()
     volume: VolumeSettings = VolumeSettings()
     simulated: SimulatedSettings = SimulatedSettings()
+
+
+URLS = frozenset({"database", "bus"})  # settings that may have a password in them
+
+
+def without_password(url: str) -> str:
+    """The URL with stars where it has a password: for people and logs."""
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&](?:password|sslpassword)=)[^&]*", r"\1***", url)
 
 
 class SettingInfo(NamedTuple):

@@ -13,7 +13,7 @@ from pathlib import Path
 from instar.agent.agent import Agent
 from instar.agent.fence import Fence
 from instar.bus.contract import Bus
-from instar.cli.backends import embedded_bus, embedded_store
+from instar.cli.backends import claim_database, embedded_bus, embedded_store
 from instar.cli.conductor_part import ConductorPart
 from instar.cli.services import Part, Services
 from instar.cli.state_dir import StateDir
@@ -44,6 +44,7 @@ class ControlPlane:
     ) -> None:
         """`agents_apart` makes what starts further hosts' agents, in processes of their own, on the bus."""
         self.settings = settings
+        self._state = state
         self.store = embedded_store(state, settings)
         self.bus = embedded_bus()
         self.services = services = Services(state, settings, self.store, self.bus)
@@ -62,6 +63,8 @@ class ControlPlane:
         """Raises StartupError; what was opened is closed again then."""
         try:
             await self._enter(self.store)
+            if self.settings.database:
+                await claim_database(self.store, self._state.cloud_id)
             await bootstrap_flavors(self.store)
             await self._enter(self.bus)
             await self._enter(self.services)

@@ -14,7 +14,7 @@ from instar.cli.client import CloudClient, read_login
 from instar.cli.clouds_yaml import ADMIN_CLOUD
 from instar.cli.terminal import attach
 from instar.cli.up import default_dir
-from instar.config import describe, load
+from instar.config import URLS, describe, load, without_password
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), help="The directory of the running cloud.")
 _cloud = click.option("--os-cloud", help="Its name in clouds.yaml. [default: OS_CLOUD, else instar]")
@@ -178,7 +178,8 @@ def config_show(path: Path | None) -> None:
     table = _table("setting", "value", "default", "unit", "what it is for")
     for info in describe(load(path)):
         default = "=" if info.value == info.default else _plain(info.default)
-        table.add_row(info.name, _plain(info.value), default, info.unit, info.description)
+        value = without_password(str(info.value)) if info.name in URLS else _plain(info.value)
+        table.add_row(info.name, value, default, info.unit, info.description)
     print_table(table)
 
 

@@ -14,6 +14,7 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from instar.bus.contract import Bus
@@ -137,9 +138,10 @@ class LocalHosts:
             *("--shares", str(len(self._hosts)), "--log-format", self._log_format),
         ]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("INSTAR_")}
+        without_secrets = msgspec.structs.replace(self._settings, database="", bus="")  # no matter of a host
         agent = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/",
-            env=inherited | environment_of(self._settings), start_new_session=True,
+            env=inherited | environment_of(without_secrets), start_new_session=True,
         )  # fmt: skip
         self._agents[host.name] = agent
         return agent
