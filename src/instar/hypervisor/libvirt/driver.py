@@ -131,9 +131,7 @@ class LibvirtHypervisor:
             self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
         )
         self._volume_swap = VolumeSwap(self._connection, settings=self._settings)
-        self._snapshots = Snapshots(
-            self._connection, self._paths, self._disks, settings=self._settings, host=host
-        )
+        self._snapshots = Snapshots(self._connection, self._paths, settings=self._settings, host=host)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
 
     # --- the host -----------------------------------------------------------------------------------------------------

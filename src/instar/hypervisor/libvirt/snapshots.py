@@ -8,8 +8,10 @@ that a crash left is written anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,16 +26,17 @@ from instar.hypervisor.libvirt import domains
 from instar.hypervisor.libvirt.backup_job import BackupGone, abort_backup, has_ended, read_backup
 from instar.hypervisor.libvirt.connection import LibvirtConnection
 from instar.hypervisor.libvirt.devices import live_xml
-from instar.hypervisor.libvirt.disks import InstanceDisks
+from instar.hypervisor.libvirt.disks import virtual_size_bytes
 from instar.hypervisor.libvirt.host_command import run_copy
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.questions import agent_connected
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.hypervisor.libvirt.write_through import written_through
 from instar.model.guest import SnapshotTaken, SnapshotTarget, WorkProgress
 
 FORMATS = ("qcow2", "raw")
-POLL_MIN_S, POLL_MAX_S = 0.02, 1.0
-POLL_SHARE = 0.1  # of the time that a copy has taken: it is found to be done at most so much later
+POLL_MIN_S, POLL_MAX_S = 0.01, 1.0
+POLL_SHARE = 0.05  # of the time that a copy has taken: it is found to be done at most so much later
 
 log = structlog.get_logger()
 
@@ -43,13 +46,11 @@ class Snapshots:
         self,
         connection: LibvirtConnection,
         paths: HostPaths,
-        disks: InstanceDisks,
         *,
         settings: LibvirtSettings,
         host: str,
     ) -> None:
-        self._connection, self._paths, self._disks = connection, paths, disks
-        self._settings, self._host = settings, host
+        self._connection, self._paths, self._settings, self._host = connection, paths, settings, host
 
     async def take(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
         """See the contract. Raises DiskFull, ImageGone (nothing can be written there any more), HypervisorError."""
@@ -69,9 +70,8 @@ class Snapshots:
             if not copied:
                 await asyncio.to_thread(_make_room, path, target)
                 await self._convert(source, path, target, tell)
-            await asyncio.to_thread(self._finish, path, target)
             size_bytes = (await asyncio.to_thread(path.stat)).st_size
-            virtual_bytes = await self._disks.virtual_size_bytes(path, target.format)
+            virtual_bytes = await asyncio.to_thread(virtual_size_bytes, path, target.format)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(path.unlink, missing_ok=True))
             raise
@@ -82,7 +82,8 @@ class Snapshots:
         await asyncio.to_thread(_create, path, target)
         # Never compressed: that takes ten times as long as everything else.
         command = ["qemu-img", "convert", "-p", "-f", "qcow2", "-O", target.format, str(source), str(path)]
-        await run_copy(command, settings=self._settings, host=self._host, writes_to=path, on_percent=tell)
+        async with self._on_disk(path, target):
+            await run_copy(command, settings=self._settings, host=self._host, writes_to=path, on_percent=tell)
 
     async def _back_up(self, instance_id: str, source: Path, path: Path, target: SnapshotTarget, tell: Any) -> bool:
         """The running guest's disk is copied. False where no running guest has it. Raises BackupGone: the guest ended."""
@@ -97,7 +98,8 @@ class Snapshots:
             # Shielded: a job that begins although nobody waits for it would have to be found and ended.
             if not await asyncio.shield(begin):
                 return False
-            await self._until_copied(instance_id, path, tell)
+            async with self._on_disk(path, target):
+                await self._until_copied(instance_id, path, tell)
         except BaseException:
             await asyncio.shield(self._abort(instance_id, begin))
             raise
@@ -133,12 +135,13 @@ class Snapshots:
             raise await asyncio.to_thread(disk_full, path, self._host)
         raise HypervisorError(reason="the disk could not be copied")
 
-    def _finish(self, path: Path, target: SnapshotTarget) -> None:
-        """Blocking: what was written outlives a power failure, and nobody but its owner reads it."""
+    @contextlib.asynccontextmanager
+    async def _on_disk(self, path: Path, target: SnapshotTarget) -> AsyncIterator[None]:
+        """What is written in the block outlives a power failure, and nobody but its owner reads it."""
         try:
-            path.chmod(0o600)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+            async with written_through(path):
+                yield
+                await asyncio.to_thread(path.chmod, 0o600)
         except FileNotFoundError as error:
             raise ImageGone(image_id=target.image_id) from error
         except OSError as error:
