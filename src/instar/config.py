@@ -269,6 +269,33 @@ class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copy_deadline_s: Annotated[float, _setting("longest a copy of a volume may take", "seconds", gt=0)] = 3600
 
 
+class RabbitMqSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the bus, where the setting `bus` names a broker."""
+
+    password_file: Annotated[str, _setting("a file with the password of the user in `bus`; empty: it is in the URL")] = ""
+    ca_file: Annotated[str, _setting("amqps: certificates of authorities, PEM; empty: the system's")] = ""
+    certificate_file: Annotated[str, _setting("amqps: our own certificate, PEM; empty: none")] = ""
+    key_file: Annotated[str, _setting("amqps: the key of certificate_file, PEM")] = ""
+    connect_timeout_s: Annotated[float, _setting("connecting may take so long", "seconds", gt=0)] = 5.0
+    heartbeat_s: Annotated[
+        int, _setting("a connection that is silent for about three times so long is given up", "seconds", ge=1)
+    ] = 2
+    reconnect_min_s: Annotated[float, _setting("shortest wait before the broker is tried again", "seconds", gt=0)] = 0.1
+    reconnect_max_s: Annotated[float, _setting("longest wait before the broker is tried again", "seconds", gt=0)] = 2.0
+    prefetch_max: Annotated[
+        int, _setting("commands that a process of many hosts takes at once", "commands", ge=1, le=2000)
+    ] = 1000
+    delivery_limit: Annotated[int, _setting("a command whose consumers died so often is given up", "times", ge=1)] = 10
+    queue_unused_s: Annotated[
+        int, _setting("the queue of an agent that is gone goes after; longer than any restart takes", "seconds", ge=60)
+    ] = 3600
+    dead_letters_max: Annotated[int, _setting("commands given up that are kept for admins", "commands", ge=1)] = 1000
+    message_max_bytes: Annotated[int, _setting("largest message", "bytes", ge=65536)] = 32 << 20
+    notifications_kept: Annotated[
+        int, _setting("notifications kept where consumers have no queues; the oldest go; 0: no queue", "messages", ge=0)
+    ] = 0
+
+
 class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[int, _setting("simulated hosts in this process", "hosts", ge=0)] = 1
     vcpus: Annotated[int, _setting("vcpus of each", "vcpus", ge=1)] = 64
@@ -316,6 +343,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     libvirt: LibvirtSettings = LibvirtSettings()
     volume: VolumeSettings = VolumeSettings()
     simulated: SimulatedSettings = SimulatedSettings()
+    rabbitmq: RabbitMqSettings = RabbitMqSettings()
 
 
 URLS = frozenset({"database", "bus"})  # settings that may have a password in them

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from instar.bus import frames
-from instar.bus.contract import Message, NobodyListens, Reply
+from instar.bus.contract import ConsumerFailed, Message, NobodyListens, Reply
 from instar.bus.memory import MemoryBus
 from instar.bus.socket import SocketBus
-from instar.bus.socket_server import BusServer, ConsumerFailed
+from instar.bus.socket_server import BusServer
 
 
 class Both:

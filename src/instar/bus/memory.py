@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from instar.bus.contract import CommandHandler, EventHandler, Message, NobodyListens, Reply
+from instar.bus.contract import CommandHandler, DeadLetter, EventHandler, Message, NobodyListens, Reply
 from instar.bus.subscriber import Subscriber
 
 log = structlog.get_logger()
@@ -70,6 +70,22 @@ class MemoryBus:
             if pattern.endswith("*") and topic.startswith(pattern[:-1]):
                 for subscriber in subscribers:
                     subscriber.put(message)
+
+    async def notify(self, topic: str, message: Message) -> None:
+        """There is no world outside: who hears it is in this process."""
+        await self.publish(topic, message)
+
+    def hears_since(self) -> float | None:
+        return 0.0
+
+    async def forget(self, queue: str) -> None:
+        """A queue is no more than its consumers."""
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        return []
+
+    async def purge_dead_letters(self) -> int:
+        return 0
 
     async def subscribe(self, topic: str, handler: EventHandler) -> Subscriber:
         subscriber = Subscriber(topic, handler, lambda s: self._subscribers[topic].remove(s))

@@ -10,14 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 
 from instar.bus import frames as f
-from instar.bus.contract import CommandHandler, EventHandler, Message, NobodyListens, Reply
-from instar.bus.socket_server import ConsumerFailed
+from instar.bus.contract import (
+    BusAway,
+    CommandHandler,
+    ConsumerFailed,
+    DeadLetter,
+    EventHandler,
+    Message,
+    NobodyListens,
+    Reply,
+)
 from instar.bus.subscriber import Subscriber
 
 log = structlog.get_logger()
@@ -34,6 +43,7 @@ class SocketBus:
         self._path = path
         self._ids = itertools.count(1)
         self._channel: f.Channel | None = None
+        self._hears_since: float | None = None
         self._pending: dict[int, asyncio.Future[Reply | None]] = {}
         self._served: dict[int, _Served] = {}
         self._subscribed: dict[int, _Subscribed] = {}
@@ -96,6 +106,23 @@ class SocketBus:
         with contextlib.suppress(ConnectionError):
             await self._channel.send(f.Publish(topic, message))
 
+    async def notify(self, topic: str, message: Message) -> None:
+        if self._channel is None:
+            raise BusAway("the owner of the bus is away")
+        await self.publish(topic, message)
+
+    def hears_since(self) -> float | None:
+        return self._hears_since
+
+    async def forget(self, queue: str) -> None:
+        """A queue is no more than its consumers."""
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        return []
+
+    async def purge_dead_letters(self) -> int:
+        return 0
+
     # --- questions --------------------------------------------------------------------------------------------------
 
     async def _ask(self, frame: f.Serve | f.Subscribe | f.Cancel | f.Call) -> Reply | None:
@@ -153,13 +180,14 @@ class SocketBus:
                 await channel.send(served.frame())
             for subscribed in list(self._subscribed.values()):
                 await channel.send(subscribed.frame())
+            self._hears_since = time.monotonic()
             self._tried.set()
             while (frame := await channel.receive()) is not None:
                 self._take(channel, frame)
         except ConnectionError:
             return
         finally:
-            self._channel = None
+            self._channel = self._hears_since = None
             for answer in self._pending.values():
                 if not answer.done():
                     answer.set_exception(NobodyListens("the owner of the bus is gone"))

@@ -16,17 +16,22 @@ from typing import Any
 import structlog
 
 from instar.bus import frames as f
-from instar.bus.contract import Bus, CommandHandler, EventHandler, Message, NobodyListens, Reply, Subscription
+from instar.bus.contract import (
+    Bus,
+    CommandHandler,
+    ConsumerFailed,
+    EventHandler,
+    Message,
+    NobodyListens,
+    Reply,
+    Subscription,
+)
 from instar.errors import StartupError
 
 log = structlog.get_logger()
 
 CLIENTS_WAITING_MAX = 128  # connections that the kernel keeps for us while we are busy
 CALLS_MAX = 1000  # of one client at once
-
-
-class ConsumerFailed(Exception):
-    """The handler of a command raised in another process; its log has the reason."""
 
 
 class BusServer:

@@ -143,12 +143,12 @@ class PrivateRabbitMq:
 
     def add_vhosts(self, names: list[str]) -> None:
         """Each for the user `instar`. One call for many: rabbitmqctl takes half a second to begin."""
-        made = "".join(
-            f'rabbit_vhost:add(<<"{name}">>, <<"{ADMIN}">>),'
-            f'rabbit_auth_backend_internal:set_permissions(<<"{ADMIN}">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"{ADMIN}">>),'
+        made = (
+            f'rabbit_vhost:add(<<"{name}">>, Admin),'
+            f'rabbit_auth_backend_internal:set_permissions(Admin, <<"{name}">>, Any, Any, Any, Admin),'
             for name in names
         )
-        self.control("eval", made + "ok.")
+        self.control("eval", f'Admin = <<"{ADMIN}">>, Any = <<".*">>, {"".join(made)} ok.')
 
     # --- how --------------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,8 @@ class PrivateRabbitMq:
             (self.directory / part).mkdir(mode=0o750, parents=True, exist_ok=True)
         if not self._record.exists():
             ports = _free_ports(4)
-            made = _Broker(f"instar-{secrets.token_hex(4)}@localhost", *ports, password=secrets.token_urlsafe(24))
+            name, password = f"instar-{secrets.token_hex(4)}@localhost", secrets.token_urlsafe(24)
+            made = _Broker(name, ports[0], ports[1], ports[2], ports[3], password)
             _write_secret(self._record, msgspec.json.encode(made).decode())
         _write_secret(self.directory / "rabbitmq.conf", self._configuration())
         (self.directory / "env").write_text("", encoding="ascii")
@@ -173,7 +174,7 @@ class PrivateRabbitMq:
         (self.directory / "pid").unlink(missing_ok=True)
         if self._as_its_user():
             owner = pwd.getpwnam(USER)
-            self.directory.chmod(0o755)  # noqa: S103 -- what is secret below has modes of its own
+            self.directory.chmod(0o755)  # what is secret below has modes of its own
             for path in (self.directory, *self.directory.rglob("*")):
                 os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
 
