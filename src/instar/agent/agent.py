@@ -235,7 +235,7 @@ class Agent:
     def _event_sender(self, host: str) -> Callable[[GuestEvent], None]:
         def send(event: GuestEvent) -> None:
             body = _encode(HostEvent(host, event))
-            task = asyncio.create_task(self._bus.publish(c.GUEST_EVENTS, Message("HostEvent", body)))
+            task = asyncio.create_task(self._bus.publish(c.GUEST_EVENTS, Message("HostEvent", body, host=host)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -251,7 +251,7 @@ class Agent:
                 return
             told_at = time.monotonic()
             body = _encode(c.HostProgress(host, epoch, progress))
-            task = asyncio.create_task(self._bus.publish(c.WORK_PROGRESS, Message("HostProgress", body)))
+            task = asyncio.create_task(self._bus.publish(c.WORK_PROGRESS, Message("HostProgress", body, host=host)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -284,7 +284,7 @@ class Agent:
         except (InstarError, TimeoutError) as error:
             log.debug("agent.hypervisor_away", host=host, reason=str(error))
         report = HostReport(host, self._boot_id(), self.id, inventory is not None, inventory)
-        await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report)))
+        await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report), host=host))
 
 
 class _Wait:

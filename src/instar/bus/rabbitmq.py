@@ -37,6 +37,7 @@ from instar.bus.rabbitmq_link import TROUBLE, Link, LinkLost, Overfull, Unroutab
 from instar.bus.rabbitmq_work import Served, Work
 from instar.bus.subscriber import Subscriber
 from instar.config import RabbitMqSettings
+from instar.model.commands import HOST_QUEUE
 
 log = structlog.get_logger()
 
@@ -53,8 +54,8 @@ T = TypeVar("T")
 
 
 class RabbitMqBus:
-    """`url` as in the setting `bus`. `shared_queue`: all that this process serves comes through one queue of this name: for
-    agents of very many hosts. `name` is what the broker shows for the connection."""
+    """`url` as in the setting `bus`. `shared_queue`: all hosts that this process serves have this one queue in common, for
+    agents of very many. `name` is what the broker shows for the connection."""
 
     def __init__(self, url: str, settings: RabbitMqSettings, *, shared_queue: str = "", name: str = "instar") -> None:
         self._url = url
@@ -230,7 +231,8 @@ class RabbitMqBus:
         wire.check_name(queue)
         served = Served(queue, handler, concurrency_max)
         async with self._changing:
-            consumer = self._shared or _Consumer(queue, concurrency_max)
+            shares = self._shared is not None and queue.startswith(HOST_QUEUE)
+            consumer = self._shared if shares and self._shared else _Consumer(queue, concurrency_max)
             consumer.served.setdefault(queue, []).append(served)
             link = self._link
             with contextlib.suppress(LinkLost):
@@ -264,7 +266,7 @@ class RabbitMqBus:
                     await consumer.end()
 
     async def _handle(self, consumer: _Consumer, channel: Channel, delivered: DeliveredMessage) -> None:
-        """From a command's delivery to its acknowledgement. If the connection is lost meanwhile, the command comes again."""
+        """From a command's delivery to its acknowledgement. When the connection is lost it comes again."""
         tag = delivered.delivery_tag or 0
         with contextlib.suppress(*TROUBLE):
             try:

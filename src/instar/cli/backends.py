@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 from instar.bus.contract import Bus
-from instar.bus.memory import MemoryBus
+from instar.bus.opening import bus_of
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
 from instar.errors import StartupError
@@ -39,5 +41,6 @@ async def claim_database(store: Store, cloud_id: str) -> None:
         )
 
 
-def embedded_bus() -> Bus:
-    return MemoryBus()
+def embedded_bus(settings: Settings) -> Bus:
+    """In this process, or a broker. Simulated hosts are many: they have one queue in common there."""
+    return bus_of(settings, agent=socket.gethostname() if settings.hypervisor == "simulated" else "")

@@ -46,7 +46,7 @@ class ControlPlane:
         self.settings = settings
         self._state = state
         self.store = embedded_store(state, settings)
-        self.bus = embedded_bus()
+        self.bus = embedded_bus(settings)
         self.services = services = Services(state, settings, self.store, self.bus)
         self.images, self.networks, self.volumes = services.images, services.networks, services.volumes
         self.hosts, self.scheduler, self.ports = services.hosts, services.scheduler, services.ports

@@ -243,7 +243,7 @@ class HostClient:
 
     async def _call(self, host: str, command: c.AnyCommand, result: type[T] | None, extra_s: float = 0.0) -> T:
         deadline_s = self._deadline_s + extra_s + (ANSWER_MARGIN_S if extra_s else 0.0)
-        message = Message(type(command).__name__, _encode(command), deadline_s)
+        message = Message(type(command).__name__, _encode(command), deadline_s, epoch=command.epoch)
         try:
             call = self._bus.call(c.HOST_QUEUE + host, message)
             reply = await (self._watched(host, call) if extra_s else call)

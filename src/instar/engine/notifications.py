@@ -113,7 +113,7 @@ class Outbox:
         found = await notifications_fetch(self._store, BATCH_MAX)
         for _, body in found:
             told = msgspec.msgpack.decode(body, type=Notification)
-            await self._bus.publish(TOPIC + told.event_type, Message("Notification", body))
+            await self._bus.notify(TOPIC + told.event_type, Message("Notification", body))
         if found:
             await self._store.write(*(notification_remove(message_id) for message_id, _ in found))
         return len(found) == BATCH_MAX
