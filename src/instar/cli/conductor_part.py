@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from instar.cli.services import Services, Together
+from instar.cli.services import Part, Services, Together
 from instar.engine.conductor import Conductor
 from instar.lifecycle.operations import operations, taken
 from instar.lifecycle.progress import ProgressKeeper
 from instar.lifecycle.reconcile import Reconciler
 from instar.lifecycle.timers import Timers
+from instar.networks.filter_notes import FilterKeeper
 
 
 class ConductorPart:
@@ -23,4 +24,7 @@ class ConductorPart:
         self.progress = ProgressKeeper(services.store, services.bus)
         self.timers = Timers(cloud, services.lifecycle)
         # What one process does for all: it hears what hosts say, compares, and asks for what is due.
-        self.kept = Together(self.reconciler, self.progress, self.timers)
+        kept: list[Part] = [self.reconciler, self.progress, self.timers]
+        if services.settings.bus:  # else whoever changes a network tells the hosts itself
+            kept.append(FilterKeeper(services.store, services.bus, services.ports.refresh_or_late))
+        self.kept = Together(*kept)

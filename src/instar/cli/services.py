@@ -61,7 +61,10 @@ class Services:
         self.store = store
         self.bus = bus
         self.images = LocalImages(store, state.path, settings.image)
-        self.networks = LocalNetworks(store, settings.network, ports_changed=self._ports_changed)
+        # With a bus between processes there are several: what hosts are to hear of networks, the keeper tells them.
+        self.networks = LocalNetworks(
+            store, settings.network, ports_changed=self._ports_changed, keeper_on=bus if settings.bus else None
+        )
         self.volumes = LocalVolumes(store, state.path, settings.volume, ImagesForVolumes(self.images))
         self.hosts = HostTable(store, settings)
         self.scheduler = Scheduler(store, self.hosts, settings)

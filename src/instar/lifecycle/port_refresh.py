@@ -1,6 +1,6 @@
 """Hosts get fresh definitions of ports whose rules, addresses or members changed. Told by the network service.
 
-Runs in every process in which networks change: beside the API's doors, and beside a conductor.
+A cloud in one process calls `refresh`; where there are several, the one that keeps filters calls `refresh_or_late`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,17 @@ class PortRefresh:
         """Rules, addresses or members of these instances' ports changed: their hosts get the new definitions.
 
         Many at once: members of one group come together, and what they share is read and resolved once."""
+        busy, _ = await self._refresh(instance_ids)
+        self._due |= busy
+
+    async def refresh_or_late(self, instance_ids: set[str]) -> set[str]:
+        """The same; returns those that are busy or whose host is away: whoever calls remembers them."""
+        busy, away = await self._refresh(instance_ids)
+        return busy | away
+
+    async def _refresh(self, instance_ids: set[str]) -> tuple[set[str], set[str]]:
+        all_busy: set[str] = set()
+        away: set[str] = set()
         for some in batched(sorted(instance_ids), BATCH):
             places = await instance_places(self._cloud.store, some)
             ports = await self._cloud.networks.ports_of_instances(some)
@@ -53,10 +64,11 @@ class PortRefresh:
                 # Under the epoch of an operation in flight this could come after its last command, and bring back to the
                 # host what it had removed. Under that of the one before, the host refuses what comes late.
                 if busy:
-                    self._due.add(instance_id)
+                    all_busy.add(instance_id)
                 elif instance_id in ports:
                     refreshed.append(self._refresh_one(turns, instance_id, host, epoch, ports[instance_id]))
-            await asyncio.gather(*refreshed)
+            away.update(one for one in await asyncio.gather(*refreshed) if one)
+        return all_busy, away
 
     async def _refresh_busy(self) -> None:
         while True:
@@ -70,13 +82,16 @@ class PortRefresh:
 
     async def _refresh_one(
         self, turns: asyncio.Semaphore, instance_id: str, host: str, epoch: int, ports: tuple[InstancePort, ...]
-    ) -> None:
+    ) -> str:
+        """The id again, where the host could not be told."""
         client = HostClient(self._cloud.bus, instance_id=instance_id, epoch=epoch, deadline_s=HOST_DEADLINE_S)
         try:
             async with turns:
                 await client.ensure_ports(host, tuple(port.definition for port in ports))
         except InstarError as error:  # the host gets them with the next operation, or when it comes back
             log.warning("ports.not_refreshed", instance=instance_id, reason=error.message)
+            return instance_id
+        return ""
 
 
 def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -265,3 +265,4 @@ GUEST_EVENTS = "guests.event"
 WORK_PROGRESS = "guests.progress"  # body: HostProgress
 CANCEL_TOPIC = "operations.cancel"
 LEFTOVERS_TOPIC = "hosts.leftovers"  # body: the name of a host that something was left on
+PORTS_CHANGED = "networks.ports_changed"  # no body: the database has notes of what hosts are to be told

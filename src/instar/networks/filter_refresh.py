@@ -3,6 +3,8 @@
 A group of a thousand ports changes with each build of one more, and all the others' filters with it. So changes are
 gathered, and after each telling there is a rest in proportion to the time that it took: under load filters are a moment
 older, and the work stays a fraction of a core.
+
+This is for a cloud that is one process. Where there are several, `filter_notes.py` has the same methods.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 import structlog
 
 from instar.errors import InstarError
-from instar.store.contract import Store
+from instar.store.contract import Statement, Store
 from instar.store.network_reach import instances_to_tell
 from instar.store.security_groups import instances_filtered_by
 
@@ -26,6 +29,45 @@ GATHER_S = 0.05
 REST_FACTOR = 4.0  # rest so many times as long as the last telling took
 REST_MAX_S = 5.0
 TELL_MAX_S = 60.0
+
+
+async def affected(
+    store: Store, *, rules: set[str], members: set[str], instances: set[str], networks: set[str]
+) -> set[str]:
+    """Instances whose definitions depend on any of these: rules or members of groups, instances, hosts of networks."""
+    found = set(instances)
+    if rules or members:
+        found |= await instances_filtered_by(store, rules, members)
+    if networks:
+        found |= await instances_to_tell(store, networks)
+    return found
+
+
+class FilterChanges(Protocol):
+    """What changes of networks are told to. `noted`: the statements of `noting` or `noting_leavers` were written with the
+    change, so nothing is lost when this process dies right after."""
+
+    def noting(
+        self, *, rules: Iterable[str] = (), members: Iterable[str] = (), instances: Iterable[str] = ()
+    ) -> list[Statement]: ...
+
+    def noting_leavers(self, instance_id: str, port_id: str | None = None) -> list[Statement]:
+        """The groups of ports that were made for the instance, and go in this transaction: before they do."""
+        ...
+
+    def rules_changed(self, group_ids: Iterable[str], *, noted: bool = False) -> None: ...
+    def members_changed(self, group_ids: Iterable[str], *, noted: bool = False) -> None: ...
+    def instances_changed(self, instance_ids: Iterable[str], *, noted: bool = False) -> None: ...
+
+    def hosts_changed(self, network_ids: Iterable[str]) -> None:
+        """Other hosts than before have these networks."""
+        ...
+
+    async def settled(self) -> None:
+        """Returns when everything so far has been passed on."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class FilterRefresh:
@@ -41,17 +83,24 @@ class FilterRefresh:
         self._networks: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
-    def rules_changed(self, group_ids: Iterable[str]) -> None:
+    def noting(
+        self, *, rules: Iterable[str] = (), members: Iterable[str] = (), instances: Iterable[str] = ()
+    ) -> list[Statement]:
+        return []
+
+    def noting_leavers(self, instance_id: str, port_id: str | None = None) -> list[Statement]:
+        return []
+
+    def rules_changed(self, group_ids: Iterable[str], *, noted: bool = False) -> None:
         self._note(self._rules, group_ids)
 
-    def members_changed(self, group_ids: Iterable[str]) -> None:
+    def members_changed(self, group_ids: Iterable[str], *, noted: bool = False) -> None:
         self._note(self._members, group_ids)
 
-    def instances_changed(self, instance_ids: Iterable[str]) -> None:
+    def instances_changed(self, instance_ids: Iterable[str], *, noted: bool = False) -> None:
         self._note(self._instances, instance_ids)
 
     def hosts_changed(self, network_ids: Iterable[str]) -> None:
-        """Other hosts than before have these networks."""
         self._note(self._networks, network_ids)
 
     def _note(self, into: set[str], ids: Iterable[str]) -> None:
@@ -62,7 +111,6 @@ class FilterRefresh:
             self._task = asyncio.create_task(self._work(), name="filter-refresh")
 
     async def settled(self) -> None:
-        """Returns when everything noted so far has been told."""
         while self._task is not None:
             await asyncio.wait([self._task])
 
@@ -93,10 +141,9 @@ class FilterRefresh:
         assert self._tell is not None
         try:
             async with asyncio.timeout(TELL_MAX_S):
-                if rules or members:
-                    instances |= await instances_filtered_by(self._store, rules, members)
-                if networks:
-                    instances |= await instances_to_tell(self._store, networks)
+                instances = await affected(
+                    self._store, rules=rules, members=members, instances=instances, networks=networks
+                )
                 if instances:
                     await self._tell(instances)
         except (InstarError, TimeoutError) as error:

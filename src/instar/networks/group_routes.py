@@ -151,8 +151,9 @@ class GroupRoutes:
         if group.default_of is not None:
             raise SecurityGroupCannotRemoveDefault()
         others = await groups_naming(self._store, group.id) - {group.id}
-        await self._store.write(group_delete(group.id, in_use=SecurityGroupInUse(id=group.id)))
-        self._networks.refresh.rules_changed(others)
+        refresh, in_use = self._networks.refresh, SecurityGroupInUse(id=group.id)
+        await self._store.write(group_delete(group.id, in_use=in_use), *refresh.noting(rules=others))
+        refresh.rules_changed(others, noted=True)
         return empty_answer()
 
     # --- rules --------------------------------------------------------------------------------------------------------
@@ -176,19 +177,20 @@ class GroupRoutes:
         wanted, is_list = one_or_many(body.security_group_rule, body.security_group_rules, "security_group_rule")
         rules = [await self._new_rule(one, request.context) for one in wanted]
         counts = dict(Counter(rule.project_id for rule in rules))
+        refresh, changed = self._networks.refresh, {rule.group_id for rule in rules}
 
         async def attempt() -> None:
-            for group_id in {rule.group_id for rule in rules}:
+            for group_id in changed:
                 await self._group(group_id, request.context)
             settings = self._networks.settings
             limits = await room_for(self._store, "security_group_rule", settings.security_group_rules, counts)
             await self._store.write(*(rule_insert(
                 rule, sql.quota_condition("security_group_rule", limits[rule.project_id]), error=ChangedMeanwhile(),
                 duplicate=SecurityGroupRuleExists(),
-            ) for rule in rules))  # fmt: skip
+            ) for rule in rules), *refresh.noting(rules=changed))  # fmt: skip
 
         await decided_again(attempt, "Security group", wanted[0].security_group_id)
-        self._networks.refresh.rules_changed({rule.group_id for rule in rules})
+        refresh.rules_changed(changed, noted=True)
         views = [rule_view(rule) for rule in rules]
         return json_answer({"security_group_rules": views} if is_list else {"security_group_rule": views[0]}, 201)
 
@@ -213,8 +215,9 @@ class GroupRoutes:
 
     async def rule_delete(self, request: Request) -> Answer:
         rule = await self._rule(request)
-        await self._store.write(rule_delete(rule.id))
-        self._networks.refresh.rules_changed({rule.group_id})
+        refresh = self._networks.refresh
+        await self._store.write(rule_delete(rule.id), *refresh.noting(rules=[rule.group_id]))
+        refresh.rules_changed({rule.group_id}, noted=True)
         return empty_answer()
 
 

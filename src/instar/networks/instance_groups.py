@@ -7,7 +7,7 @@ import msgspec
 from instar.clock import now_us
 from instar.errors import Conflict, NotFound, UnknownReference
 from instar.networks.failures import ChangedMeanwhile, SecurityGroupNotFound
-from instar.networks.filter_refresh import FilterRefresh
+from instar.networks.filter_refresh import FilterChanges
 from instar.networks.security_groups import chosen_groups, ensure_default_group
 from instar.store import networks as sql
 from instar.store.contract import Statement, Store, WriteConflict
@@ -18,7 +18,7 @@ ATTEMPTS_MAX = 10
 
 
 async def change_instance_groups(
-    store: Store, refresh: FilterRefresh, instance_id: str, name: str, *, project_id: str, member: bool
+    store: Store, refresh: FilterChanges, instance_id: str, name: str, *, project_id: str, member: bool
 ) -> str:
     """As the contract says of `set_security_group`."""
     group_id, group_name = await _group(store, name, project_id)
@@ -43,11 +43,11 @@ async def change_instance_groups(
                 else sql.port_leave_group(port.id, group_id)
             )
         try:
-            await store.write(*statements)
+            await store.write(*statements, *refresh.noting(members=[group_id], instances=[instance_id]))
         except (WriteConflict, ChangedMeanwhile):
             continue
-        refresh.members_changed({group_id})
-        refresh.instances_changed({instance_id})
+        refresh.members_changed({group_id}, noted=True)
+        refresh.instances_changed({instance_id}, noted=True)
         return group_name
     raise Conflict(f"The ports of instance {instance_id} are being changed by others.")
 

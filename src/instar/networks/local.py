@@ -13,6 +13,7 @@ from uuid import uuid4
 import msgspec
 import structlog
 
+from instar.bus.contract import Bus
 from instar.clock import now_us
 from instar.config import NetworkSettings
 from instar.errors import BadRequest, Conflict, NoFreeAddress, PortInUse, QuotaExceeded, UnknownReference
@@ -22,7 +23,8 @@ from instar.networks.addressing import Addressing, Held, conflict, fixed_ip, kep
 from instar.networks.bootstrap import bootstrap_statements, host_nameservers
 from instar.networks.definitions import Topology, TopologyCache, instance_port
 from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
-from instar.networks.filter_refresh import FilterRefresh, PortsChanged
+from instar.networks.filter_notes import FilterNotes
+from instar.networks.filter_refresh import FilterChanges, FilterRefresh, PortsChanged
 from instar.networks.instance_groups import change_instance_groups
 from instar.networks.reach import Reach, reaching
 from instar.networks.security_groups import (
@@ -47,14 +49,24 @@ _GROUPS = msgspec.json.Decoder(tuple[str, ...])
 
 
 class LocalNetworks:
-    """A `NetworkService`. `ports_changed` is told which instances need fresh packet filters: see `filter_refresh`."""
+    """A `NetworkService`. `ports_changed` is told which instances need fresh packet filters: see `filter_refresh`. With
+    `keeper_on`, the bus of a cloud of several processes, the one that keeps filters is told instead: `filter_notes`."""
 
     participant = "network"  # in the diagrams of operations
 
-    def __init__(self, store: Store, settings: NetworkSettings, ports_changed: PortsChanged | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: NetworkSettings,
+        ports_changed: PortsChanged | None = None,
+        *,
+        keeper_on: Bus | None = None,
+    ) -> None:
         self.store = store
         self.settings = settings
-        self.refresh = FilterRefresh(store, ports_changed)
+        self.refresh: FilterChanges = (
+            FilterRefresh(store, ports_changed) if keeper_on is None else FilterNotes(store, keeper_on)
+        )
         self.addressing = Addressing(store)
         self.topologies = TopologyCache(store)
         self.reach = Reach(store)
@@ -62,7 +74,7 @@ class LocalNetworks:
         self._recent_members = RecentMembers(store)
 
     async def close(self) -> None:
-        """Stop telling about changes."""
+        """Stop telling of changes."""
         await self.refresh.close()
 
     async def bootstrap(self, cidr: str, *, project_id: str = "", resolv_conf: Path = RESOLV_CONF) -> str:
@@ -181,10 +193,10 @@ class LocalNetworks:
             try:
                 with self.addressing.hold() as held:
                     ports = await plan.make(requested, security_groups or ("default",), held)
-                    await self.store.write(*plan.statements)
+                    await self.store.write(*plan.statements, *self.refresh.noting(members=plan.groups))
             except ChangedMeanwhile:
                 continue
-            self.refresh.members_changed(plan.groups)
+            self.refresh.members_changed(plan.groups, noted=True)
             if port_ids:
                 return await self.ports_of(instance_id)
             return tuple(instance_port(port, plan.topologies[port.network_id], ()) for port in ports)
@@ -214,10 +226,10 @@ class LocalNetworks:
             try:
                 with self.addressing.hold() as held:
                     await plan.make((requested,), security_groups or ("default",), held, position, port_id)
-                    await self.store.write(*plan.statements)
+                    await self.store.write(*plan.statements, *self.refresh.noting(members=plan.groups))
             except ChangedMeanwhile:
                 continue
-            self.refresh.members_changed(plan.groups)
+            self.refresh.members_changed(plan.groups, noted=True)
         raise Conflict("The network is being changed by others again and again: try once more.")
 
     # --- bind, release ------------------------------------------------------------------------------------------------
@@ -234,11 +246,11 @@ class LocalNetworks:
 
     async def _bind(self, instance_id: str, host: str) -> None:
         grown, _ = await self.store.write(reach_grow(instance_id, host), sql.ports_bind(instance_id, host, now_us()))
-        await self._hosts_changed(grown, host)
+        await self._hosts_changed(grown)
 
     async def bind_ahead(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
         grown, _ = await self.store.write(*ports_bind_ahead(instance_id, host, now_us()))
-        await self._hosts_changed(grown, host)
+        await self._hosts_changed(grown)
         return (await self._ports_of([instance_id], self._members, arriving_at=host)).get(instance_id, ())
 
     async def unbind_ahead(self, instance_id: str) -> None:
@@ -246,22 +258,26 @@ class LocalNetworks:
         await self._hosts_changed(grown)
 
     async def release(self, instance_id: str) -> None:
-        grown, deleted, _ = await self.store.write(
-            reach_grow(instance_id, ""), *sql.ports_release(instance_id, now_us())
+        *_, grown, deleted, _ = await self.store.write(
+            *self.refresh.noting_leavers(instance_id),
+            reach_grow(instance_id, ""),
+            *sql.ports_release(instance_id, now_us()),
         )
         await self._hosts_changed(grown)
-        self.refresh.members_changed(groups_in([deleted]))
+        self.refresh.members_changed(groups_in([deleted]), noted=True)
 
     async def release_port(self, instance_id: str, port_id: str) -> None:
-        grown, deleted, _ = await self.store.write(
-            reach_grow_without(instance_id, port_id), *sql.port_release(instance_id, port_id, now_us())
+        *_, grown, deleted, _ = await self.store.write(
+            *self.refresh.noting_leavers(instance_id, port_id),
+            reach_grow_without(instance_id, port_id),
+            *sql.port_release(instance_id, port_id, now_us()),
         )
         await self._hosts_changed(grown)
-        self.refresh.members_changed(groups_in([deleted]))
+        self.refresh.members_changed(groups_in([deleted]), noted=True)
 
-    async def _hosts_changed(self, grown: Result, host: str = "") -> None:
-        """`grown` are the networks that a host, perhaps this, got or lost."""
-        if grown.rows and await self.reach.over_hosts({host} - {""}):
+    async def _hosts_changed(self, grown: Result) -> None:
+        """`grown` are the networks that a host got or lost."""
+        if grown.rows and await self.reach.over_hosts():
             self.refresh.hosts_changed(row["id"] for row in grown.rows)
 
     # --- reads --------------------------------------------------------------------------------------------------------

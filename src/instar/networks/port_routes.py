@@ -86,11 +86,12 @@ class PortRoutes:
                     port, more = await self._planned(one, project_id, limits[project_id], context, held)
                     ports.append(port)
                     statements += more
-                await self._store.write(*statements)
+                groups = {group for port in ports for group in port.security_groups}
+                await self._store.write(*statements, *self._networks.refresh.noting(members=groups))
+            self._networks.refresh.members_changed(groups, noted=True)
             return ports
 
         ports = await decided_again(attempt, "Network", wanted[0].network_id)
-        self._networks.refresh.members_changed({group for port in ports for group in port.security_groups})
         views = [port_view(port, is_admin=context.is_admin) for port in ports]
         return json_answer({"ports": views} if is_list else {"port": views[0]}, 201)
 
@@ -154,8 +155,11 @@ class PortRoutes:
             _check_privileges(changes, network, context)
             with self._networks.addressing.hold() as held:
                 updated, statements = await self._changed(port, network, changes, context, held)
-                await self._store.write(*statements)
-            self._tell(port, updated)
+                members, instances = _told(port, updated)
+                noted = self._networks.refresh.noting(members=members, instances=instances)
+                await self._store.write(*statements, *noted)
+            self._networks.refresh.members_changed(members, noted=True)
+            self._networks.refresh.instances_changed(instances, noted=True)
             return replace(updated, revision=port.revision + 1)
 
         updated = await decided_again(attempt, "Port", port_id)
@@ -198,26 +202,27 @@ class PortRoutes:
             statements += [*sql.port_leave_all(port.id), *_have(updated, wanted)]
         return updated, statements
 
-    def _tell(self, port: PortRecord, updated: PortRecord) -> None:
-        """Whose packet filters depend on what has changed."""
-        groups = {*port.security_groups, *updated.security_groups}
-        if (port.fixed_ips, port.security_groups, port.allowed_pairs) != (
-            updated.fixed_ips, updated.security_groups, updated.allowed_pairs,
-        ):  # fmt: skip
-            self._networks.refresh.members_changed(groups)
-        if updated.position is not None and updated.host:
-            self._networks.refresh.instances_changed({updated.device_id})
-
     async def port_delete(self, request: Request) -> Answer:
         port = await visible(self._store, PORTS, request.params["id"], request.context, PortNotFound)
         in_use = PortBoundToServer(id=port.id, instance_id=port.device_id)
         try:
-            await self._store.write(sql.port_delete(port.id, in_use=in_use))
+            noted = self._networks.refresh.noting(members=port.security_groups)
+            await self._store.write(sql.port_delete(port.id, in_use=in_use), *noted)
         except PortBoundToServer:
             await visible(self._store, PORTS, port.id, request.context, PortNotFound)  # or somebody else deleted it
             raise
-        self._networks.refresh.members_changed(port.security_groups)
+        self._networks.refresh.members_changed(port.security_groups, noted=True)
         return empty_answer()
+
+
+def _told(port: PortRecord, updated: PortRecord) -> tuple[set[str], set[str]]:
+    """Whose packet filters depend on what has changed: groups by their members, and instances."""
+    groups: set[str] = set()
+    if (port.fixed_ips, port.security_groups, port.allowed_pairs) != (
+        updated.fixed_ips, updated.security_groups, updated.allowed_pairs,
+    ):  # fmt: skip
+        groups = {*port.security_groups, *updated.security_groups}
+    return groups, {updated.device_id} if updated.position is not None and updated.host else set()
 
 
 def _have(port: PortRecord, wanted: Sequence[schemas.WantedIp] | None) -> list[Statement]:

@@ -44,15 +44,21 @@ class Reach:
             self._read_at = time.monotonic()
         return {host: self._addresses[host] for host in hosts if host in self._addresses}
 
-    async def over_hosts(self, hosts: Collection[str] = ()) -> bool:
-        """Whether there are two hosts that can reach each other, these among all: else nobody must be told of others."""
-        await self.addresses(hosts)
+    async def over_hosts(self) -> bool:
+        """Whether there are two hosts that can reach each other: else nobody must be told of others.
+
+        Asked when a host got or lost a network, which is rare. A no is asked again: the second host may be known to
+        another process only."""
+        if len(self._addresses) < 2:
+            self._read_at = float("-inf")
+        await self.addresses(())
         return len(self._addresses) > 1
 
     async def members(self, reaches: Mapping[str, int], hosts: Collection[str]) -> dict[str, dict[str, str]]:
-        """Network → host → address, for networks at this `reach` or later. `hosts`: for whom it is."""
-        if not await self.over_hosts(hosts):
-            return {network_id: {} for network_id in reaches}
+        """Network → host → address, for networks at this `reach` or later. `hosts`: for whom it is.
+
+        A network's hosts are read once for each of its reaches; a host among them that is not known yet is looked for."""
+        await self.addresses(hosts)
         if len(self._hosts) > CACHED_MAX:
             self._hosts.clear()
         members = {}
