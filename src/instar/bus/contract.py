@@ -110,9 +110,9 @@ class Bus(Protocol):
         """Be told events of `topic`, in the order of their publishing. `*` at the end matches any rest."""
         ...
 
-    def hears_since(self) -> float | None:
-        """Since when (monotonic seconds) this process hears what is told; None while it is cut off. Silence of others
-        means something only after that."""
+    def listening_s(self) -> float:
+        """A clock in seconds that stands still while this process is cut off: only by it does the silence of others mean
+        that they are gone."""
         ...
 
     async def forget(self, queue: str) -> None:

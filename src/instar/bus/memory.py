@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -75,8 +76,8 @@ class MemoryBus:
         """There is no world outside: who hears it is in this process."""
         await self.publish(topic, message)
 
-    def hears_since(self) -> float | None:
-        return 0.0
+    def listening_s(self) -> float:
+        return time.monotonic()
 
     async def forget(self, queue: str) -> None:
         """A queue is no more than its consumers."""

@@ -44,7 +44,9 @@ log = structlog.get_logger()
 FIRST_CONNECT_MAX_S = 10.0
 SEND_MAX_S = 5.0  # the broker may take so long to promise that it keeps a command
 NOTIFY_MAX_S = 10.0
-COME_BACK_S = 10.0  # after a connection was lost: others come back as well, and until then a queue may be missing
+COME_BACK_S = 5.0  # after a connection was lost: others come back as well, and until then a queue may be missing
+QUIET_MAX_S = 2.0  # without a word for so long, not even our own, nobody's silence means anything
+SILENT_HEARTBEATS = 3
 AGAIN_S = 0.25
 HOLD_FAILED_S = 1.0  # a command that nobody waits for and whose handler failed is tried again after so long
 LIVED_WELL_S = 5.0
@@ -66,7 +68,9 @@ class RabbitMqBus:
         self._link: Link | None = None
         self._linked = asyncio.Event()
         self._tried = asyncio.Event()
-        self._hears_since: float | None = None
+        self._heard_at = time.monotonic()
+        self._deaf_s = 0.0  # for so long in all it heard nothing
+        self._listens_from = float("-inf")
         self._lost_before = False
         self._keeper: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()  # what is served and heard
@@ -104,8 +108,28 @@ class RabbitMqBus:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._work.close()
 
-    def hears_since(self) -> float | None:
-        return self._hears_since
+    def listening_s(self) -> float:
+        return time.monotonic() - self._deaf_s - max(0.0, time.monotonic() - self._heard_at - QUIET_MAX_S)
+
+    def _heard(self) -> None:
+        """Something came. What was told to nobody meanwhile is told again by those who tell: they get time to come back."""
+        now = time.monotonic()
+        if now >= self._listens_from:
+            self._deaf_s += max(0.0, now - self._heard_at - QUIET_MAX_S)
+            self._heard_at = now
+
+    async def _listen_to_ourselves(self, link: Link) -> None:
+        """A connection may be cut without a word: what we say to ourselves by way of the broker shows that it is not."""
+        heartbeat_s = self._settings.heartbeat_s
+        while not link.gone.done():
+            if time.monotonic() - link.heard_at > heartbeat_s * SILENT_HEARTBEATS:
+                log.warning("bus.silent", broker=address(self._url))
+                link.lose()
+                return
+            properties = wire.answer_properties(wire.PING, "ping", link.user)
+            with contextlib.suppress(LinkLost):
+                await link.tell(wire.REPLIES, self._replies_key, b"", properties)
+            await asyncio.sleep(heartbeat_s / 2)
 
     async def _keep_connected(self) -> None:
         settings = self._settings
@@ -114,6 +138,7 @@ class RabbitMqBus:
             try:
                 link = await self._connect()
                 self._tried.set()
+                self._spawn(self._listen_to_ourselves(link))
                 await asyncio.shield(link.gone)
                 log.warning("bus.connection_lost", broker=address(self._url))
                 if time.monotonic() - link.since > LIVED_WELL_S:
@@ -141,16 +166,17 @@ class RabbitMqBus:
         except BaseException:
             await link.close()
             raise
-        self._hears_since = time.monotonic()
+        if self._lost_before:
+            self._listens_from = time.monotonic() + COME_BACK_S
         self._linked.set()
         log.debug("bus.connected", broker=address(self._url))
         return link
 
     def _unlink(self) -> None:
         """Whoever waits for a reply asks again: nobody knows whether it is still on its way."""
-        if self._hears_since is not None:
+        if self._link is not None:
             self._lost_before = True
-        self._link = self._hears_since = None
+        self._link = None
         self._linked.clear()
         for consumer in self._consumers:
             consumer.end = None
@@ -208,6 +234,7 @@ class RabbitMqBus:
             raise NobodyListens(queue) from error
 
     async def _on_reply(self, _: Channel, delivered: DeliveredMessage) -> None:
+        self._heard()
         properties = delivered.header.properties
         answer = self._waiting.get(properties.correlation_id or "")
         if answer is None or answer.done():
@@ -364,6 +391,7 @@ class RabbitMqBus:
                     await link.hear_no_more(binding)
 
     async def _on_event(self, _: Channel, delivered: DeliveredMessage) -> None:
+        self._heard()
         try:
             incoming = wire.received(delivered)
         except ValueError:

@@ -85,9 +85,9 @@ def _tls(url: str, settings: RabbitMqSettings) -> ssl.SSLContext | None:
 class Link:
     """Made by `Link.open`. `gone` ends with it."""
 
-    def __init__(self, connection: aio_pika.abc.AbstractConnection, user: str, settings: RabbitMqSettings) -> None:
+    def __init__(self, connection: aio_pika.Connection, user: str, settings: RabbitMqSettings) -> None:
         self.user = user
-        self.since = time.monotonic()
+        self.since = self.heard_at = time.monotonic()
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._connection = connection
         self._settings = settings
@@ -105,11 +105,12 @@ class Link:
         """Connected, with what is common to all made sure of. Raises one of TROUBLE, TimeoutError, StartupError."""
         full = await asyncio.to_thread(_url, url, settings)
         context = await asyncio.to_thread(_tls, url, settings)
-        async with asyncio.timeout(settings.connect_timeout_s):
-            connection = await aio_pika.connect(full, ssl_context=context, client_properties={"connection_name": name})
+        connection = aio_pika.Connection(full, ssl_context=context, client_properties={"connection_name": name})
         link = cls(connection, full.user or "guest", settings)
         connection.close_callbacks.add(lambda *_: link.lose())
         try:
+            async with asyncio.timeout(settings.connect_timeout_s):
+                await connection.connect()
             async with asyncio.timeout(settings.connect_timeout_s * 4):  # a broker that has just begun is slow
                 await link._set_up(replies_key, on_reply, on_event)
         except BaseException:
@@ -225,6 +226,7 @@ class Link:
 
     async def _consume(self, channel: Channel, queue: str, on_delivery: OnDelivery, *, no_ack: bool) -> str:
         async def deliver(delivered: DeliveredMessage) -> None:
+            self.heard_at = time.monotonic()
             await on_delivery(channel, delivered)
 
         channel.on_consumer_cancel_callbacks.add(lambda _: self.lose())  # somebody deleted the queue: make it again

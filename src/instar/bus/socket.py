@@ -43,7 +43,6 @@ class SocketBus:
         self._path = path
         self._ids = itertools.count(1)
         self._channel: f.Channel | None = None
-        self._hears_since: float | None = None
         self._pending: dict[int, asyncio.Future[Reply | None]] = {}
         self._served: dict[int, _Served] = {}
         self._subscribed: dict[int, _Subscribed] = {}
@@ -111,8 +110,9 @@ class SocketBus:
             raise BusAway("the owner of the bus is away")
         await self.publish(topic, message)
 
-    def hears_since(self) -> float | None:
-        return self._hears_since
+    def listening_s(self) -> float:
+        """The process beside hears its owner, or knows at once that it is gone."""
+        return time.monotonic()
 
     async def forget(self, queue: str) -> None:
         """A queue is no more than its consumers."""
@@ -180,14 +180,13 @@ class SocketBus:
                 await channel.send(served.frame())
             for subscribed in list(self._subscribed.values()):
                 await channel.send(subscribed.frame())
-            self._hears_since = time.monotonic()
             self._tried.set()
             while (frame := await channel.receive()) is not None:
                 self._take(channel, frame)
         except ConnectionError:
             return
         finally:
-            self._channel = self._hears_since = None
+            self._channel = None
             for answer in self._pending.values():
                 if not answer.done():
                     answer.set_exception(NobodyListens("the owner of the bus is gone"))

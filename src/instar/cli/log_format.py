@@ -36,6 +36,8 @@ def configure_log(log_format: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     # Libraries: only what is worth a line, in the same place.
+    for name in ("aiormq", "aio_pika"):  # what they log they raise as well, and the bus says it in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
 
 

@@ -51,7 +51,8 @@ def never_silent(_host: str, _waited_s: float) -> bool:
 class HostClient:
     """Commands to hosts for one instance under one epoch (0 and no instance: questions that change nothing).
 
-    A disk may be copied for hours: such a command ends when `fell_silent` says of its host that it shows no life."""
+    A command ends when `fell_silent` says of its host that it shows no life: a disk may be copied for hours, and a bus may
+    keep commands for a host that is gone."""
 
     participant = "compute"
 
@@ -246,7 +247,7 @@ class HostClient:
         message = Message(type(command).__name__, _encode(command), deadline_s, epoch=command.epoch)
         try:
             call = self._bus.call(c.HOST_QUEUE + host, message)
-            reply = await (self._watched(host, call) if extra_s else call)
+            reply = await self._watched(host, call)
         except NobodyListens as error:
             raise HostUnreachable(host=host) from error
         except TimeoutError as error:
@@ -258,7 +259,7 @@ class HostClient:
         return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
 
     async def _watched(self, host: str, call: Coroutine[Any, Any, Reply]) -> Reply:
-        """The answer to a command that takes long. Raises HostUnreachable when its host falls silent meanwhile."""
+        """The answer to a command. Raises HostUnreachable when its host falls silent meanwhile: few buses know."""
         started = time.monotonic()
         answer = asyncio.ensure_future(call)
         try:

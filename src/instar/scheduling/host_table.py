@@ -49,11 +49,12 @@ class HostChange(msgspec.Struct, frozen=True):
 class HostTable:
     """All hosts. `open` loads them and follows the reports; `watch` tells of hosts that come and go."""
 
-    def __init__(self, store: Store, settings: Settings, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, store: Store, settings: Settings, *, clock: Clock | None = None) -> None:
         self.ranking = Ranking(settings.scheduling, settings.host.commands_max)
         self._store = store
         self._settings = settings
-        self._clock = clock
+        self._clock = clock or time.monotonic
+        self._clock_given = clock is not None
         self._hosts: dict[str, HostView] = {}
         self._stored: set[str] = set()  # hosts that have their row, without which nothing can be claimed on them
         self._changed: dict[str, HostInventory] = {}  # not yet written
@@ -66,6 +67,8 @@ class HostTable:
 
     async def open(self, bus: Bus) -> None:
         """Load every known host (none is up before it has reported), then follow reports until `close`."""
+        if not self._clock_given:
+            self._clock = bus.listening_s  # while we are cut off, nobody falls silent
         await self.load()
         self._subscription = await bus.subscribe(HOST_REPORTS, self._on_report)
         self._tasks = [
