@@ -124,6 +124,7 @@ class SchedulingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         "enabled", "not_tried", "hint_host", "capacity", "image_properties", "availability_zone",
         "aggregate_extra_specs", "server_group_affinity", "server_group_anti_affinity", "different_host", "same_host",
     )
+    default_zone: Annotated[str, _setting("zone of servers that ask for none; empty: any")] = ""
     cpu_ratio: Annotated[float, _setting("vcpus given out for each one that a host has", "ratio", gt=0)] = 16.0
     memory_ratio: Annotated[float, _setting("memory given out for each MiB that a host has", "ratio", gt=0)] = 1.0
     disk_ratio: Annotated[float, _setting("disk given out for each GiB that a host has", "ratio", gt=0)] = 1.0
@@ -324,6 +325,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     bus: Annotated[
         str, _setting("amqp:// or amqps://user@host:port/vhost; empty: in this process", pattern=r"^(amqps?://\S+)?$")
+    ] = ""
+    cloud_id: Annotated[
+        str,
+        _setting(
+            "8 hexadecimal digits, the same on all machines of the cloud; empty: made in its directory",
+            pattern="^([0-9a-f]{8})?$",
+        ),
     ] = ""
     region: Annotated[str, _setting("region name in the service catalog")] = "RegionOne"
     hypervisor: Annotated[str, _setting("libvirt or simulated", pattern="^(libvirt|simulated)$")] = "libvirt"

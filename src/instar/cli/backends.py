@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Awaitable, Callable
+
+import structlog
 
 from instar.bus.contract import Bus
-from instar.bus.opening import bus_of
+from instar.bus.memory import MemoryBus
+from instar.bus.socket import SocketBus
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
-from instar.errors import StartupError
+from instar.errors import StartupError, Unavailable
 from instar.store.contract import Statement, Store
-from instar.store.postgresql import PostgresqlStore
 from instar.store.sqlite import SqliteStore
 
+log = structlog.get_logger()
 
-def open_store(settings: Settings, *, application: str) -> Store:
+RETRY_FIRST_S, RETRY_MAX_S = 0.2, 5.0
+AWAY = (Unavailable, OSError, TimeoutError)
+
+
+def open_store(settings: Settings, *, application: str, migrates: bool = True) -> Store:
     """The shared database of a cloud of many processes, not opened yet. `application`: which of them asks, as the database
-    shows it. Raises StartupError where the settings name none."""
+    shows it; `migrates`: it brings the schema forward. Raises StartupError where the settings name none."""
     if not settings.database:
         raise StartupError("The setting `database` must name a PostgreSQL database that all processes of the cloud share.")
-    return PostgresqlStore(settings.database, settings.postgresql, application=application)
+    from instar.store.postgresql import PostgresqlStore  # clouds without it start sooner: drivers are loaded when needed
+
+    return PostgresqlStore(settings.database, settings.postgresql, application=application, migrates=migrates)
 
 
 def embedded_store(state: StateDir, settings: Settings) -> Store:
@@ -43,4 +54,35 @@ async def claim_database(store: Store, cloud_id: str) -> None:
 
 def embedded_bus(settings: Settings) -> Bus:
     """In this process, or a broker. Simulated hosts are many: they have one queue in common there."""
-    return bus_of(settings, agent=socket.gethostname() if settings.hypervisor == "simulated" else "")
+    if not settings.bus:
+        return MemoryBus()
+    many = socket.gethostname() if settings.hypervisor == "simulated" else ""
+    return server_bus(settings, name="instar up", agent=many)
+
+
+def server_bus(settings: Settings, *, name: str, agent: str = "") -> Bus:
+    """The broker of a cloud of many processes, not connected yet. `name` is what it shows for the process; `agent` is that
+    of an agent of many hosts, the same at each start. Raises StartupError where the settings name none."""
+    if not settings.bus:
+        raise StartupError("The setting `bus` must name the RabbitMQ broker that all processes of the cloud share.")
+    from instar.bus.opening import bus_of  # see above
+
+    return bus_of(settings, name=name, agent=agent)
+
+
+def agent_bus(state: StateDir, settings: Settings, *, name: str, many: str = "") -> Bus:
+    """The bus of an agent: the settings' one, else that of `instar up` on this machine. `many`: see `server_bus.agent`."""
+    return server_bus(settings, name=name, agent=many) if settings.bus else SocketBus(state.bus_socket)
+
+
+async def open_patiently(opening: Callable[[], Awaitable[None]], what: str) -> None:
+    """Open what may be away for now, again and again with growing pauses. Raises StartupError for what waiting does not
+    help against. Cancel it to give up."""
+    pause_s = RETRY_FIRST_S
+    while True:
+        try:
+            return await opening()
+        except AWAY as error:
+            log.warning("start.waits", what=what, reason=str(error) or type(error).__name__)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, RETRY_MAX_S)

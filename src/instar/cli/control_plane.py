@@ -47,7 +47,7 @@ class ControlPlane:
         self._state = state
         self.store = embedded_store(state, settings)
         self.bus = embedded_bus(settings)
-        self.services = services = Services(state, settings, self.store, self.bus)
+        self.services = services = Services(state, settings, self.store, self.bus, storage_patience_s=None)
         self.images, self.networks, self.volumes = services.images, services.networks, services.volumes
         self.hosts, self.scheduler, self.ports = services.hosts, services.scheduler, services.ports
         self.cloud, self.lifecycle = services.cloud, services.lifecycle

@@ -17,6 +17,7 @@ from instar.cli.api_part import ApiPart
 from instar.cli.clouds_yaml import write_clouds
 from instar.cli.control_plane import ControlPlane
 from instar.cli.first_start import ensure_first_resources, ensure_first_users
+from instar.cli.host_processes import simulated_names
 from instar.cli.hosts.local_hosts import LocalHosts
 from instar.cli.libvirt_host import libvirt_host, linux_network, open_streams
 from instar.cli.state_dir import StateDir
@@ -90,9 +91,7 @@ class Embedded:
             world = await asyncio.to_thread(SimulatedWorld, self._state.simulated_log, self._settings.simulated)
             self._stack.callback(world.close)
             world.streams = streams.server
-            count = self._settings.simulated.hosts
-            width = len(str(count - 1))
-            return {f"sim-{number:0{width}}": world.host(f"sim-{number:0{width}}") for number in range(count)}
+            return {name: world.host(name) for name in simulated_names("sim-", self._settings.simulated.hosts)}
         if await system_libvirtd_usable():
             uri = SYSTEM_URI
         else:

@@ -13,10 +13,15 @@ from instar.cli.guest_image import ensure_tiny
 from instar.cli.services import Services
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
+from instar.errors import StartupError
 from instar.hypervisor.linux_network.links import host_routes
 from instar.identity.bootstrap import bootstrap, is_bootstrapped, new_password
 from instar.identity.local import LocalIdentity
 from instar.networks.addresses import pick_free_cidr
+from instar.store.cloud_facts import cloud_fact, cloud_fact_set
+from instar.store.contract import Store
+
+INITIALISED = "initialised"
 
 
 async def ensure_first_resources(services: Services, state: StateDir, progress: Callable[[str], None]) -> None:
@@ -45,6 +50,18 @@ async def ensure_first_users(
 def expected_url(settings: Settings) -> str:
     """Where clients reach the cloud, unless its port is any free one."""
     return settings.api.public_url or f"http://{settings.api.host}:{settings.api.port}"
+
+
+async def mark_initialised(store: Store) -> None:
+    """Processes may start on this database from now on, and no cloud of one process any more."""
+    await cloud_fact_set(store, "directory", "of many processes")
+    await cloud_fact_set(store, INITIALISED, "yes")
+
+
+async def check_initialised(store: Store) -> None:
+    """Raises StartupError where `instar cloud init` was not run to its end."""
+    if await cloud_fact(store, INITIALISED) is None:
+        raise StartupError("The database was not prepared for this cloud: run `instar cloud init` with the same --config.")
 
 
 async def _free_cidr(state: StateDir, settings: Settings) -> str:

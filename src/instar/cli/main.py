@@ -10,8 +10,10 @@ from instar import __version__
 from instar.cli.agent import agent
 from instar.cli.build_image import image
 from instar.cli.demo.command import demo
+from instar.cli.distributed.command import distributed
 from instar.cli.down import down
 from instar.cli.host import host
+from instar.cli.plane import api, cloud, conductor, storage
 from instar.cli.show import admin, config, server
 from instar.cli.up import up
 from instar.errors import InstarError
@@ -34,7 +36,7 @@ def instar() -> None:
     """
 
 
-for command in (up, down, demo, image, server, admin, host, agent, config):
+for command in (up, down, demo, image, server, admin, host, api, conductor, storage, agent, cloud, distributed, config):
     instar.add_command(command)
 
 

@@ -24,6 +24,8 @@ from instar.scheduling.scheduler import Scheduler
 from instar.store.contract import Store
 from instar.store.quotas import quota_limits
 from instar.volumes.local import LocalVolumes
+from instar.volumes.remote_storage import RemoteStorage
+from instar.volumes.service import Volumes
 
 
 class Part(Protocol):
@@ -54,9 +56,13 @@ class Together:
 
 
 class Services:
-    """Images, networks, volumes, hosts and the scheduler on one database and one bus, and the lifecycle's door."""
+    """Images, networks, volumes, hosts and the scheduler on one database and one bus, and the lifecycle's door.
 
-    def __init__(self, state: StateDir, settings: Settings, store: Store, bus: Bus) -> None:
+    `storage_patience_s`: so long is the process waited for that owns the volumes' data; None: this one owns them."""
+
+    def __init__(
+        self, state: StateDir, settings: Settings, store: Store, bus: Bus, *, storage_patience_s: float | None
+    ) -> None:
         self.settings = settings
         self.store = store
         self.bus = bus
@@ -65,7 +71,13 @@ class Services:
         self.networks = LocalNetworks(
             store, settings.network, ports_changed=self._ports_changed, keeper_on=bus if settings.bus else None
         )
-        self.volumes = LocalVolumes(store, state.path, settings.volume, ImagesForVolumes(self.images))
+        for_volumes = ImagesForVolumes(self.images)
+        self.volumes: Volumes
+        if storage_patience_s is None:
+            self.volumes = LocalVolumes(store, state.path, settings.volume, for_volumes)
+        else:
+            storage = RemoteStorage(bus, store, patience_s=storage_patience_s)
+            self.volumes = Volumes(store, settings.volume, for_volumes, storage)
         self.hosts = HostTable(store, settings)
         self.scheduler = Scheduler(store, self.hosts, settings)
         self.cloud = Cloud(store, bus, self.scheduler, self.images, self.networks, self.volumes, settings)
@@ -77,9 +89,11 @@ class Services:
         """Database and bus must be open. Raises StartupError; what was opened is closed again then."""
         stack = self._stack
         try:
-            for part in (self.images, self.volumes):  # guests that start find their volumes served
-                await part.open()
-                stack.push_async_callback(part.close)
+            await self.images.open()
+            stack.push_async_callback(self.images.close)
+            if isinstance(self.volumes, LocalVolumes):
+                await self.volumes.open()  # guests that start find their volumes served
+                stack.push_async_callback(self.volumes.close)
             await self.ports.open()
             stack.push_async_callback(self.ports.close)
             stack.push_async_callback(self.networks.close)

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from instar.errors import StartupError
 
+PID_WIDTH = 16  # in the lock file; several that share it overwrite each other, at once and whole
 MODE = 0o711  # the hypervisor's processes pass through; what is secret has 0600 of its own
 
 
 class StateDir:
-    """`path` is made when it is not there. `cloud_id` tells this cloud's things on a host from another's.
+    """`path` is made when it is not there. `cloud_id` tells this cloud's things on a host from another's; one that is given
+    wins over the directory's own.
 
     Raises StartupError when the directory cannot be used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, cloud_id: str = "") -> None:
         self.path = path.absolute()
+        self._cloud_id = cloud_id
         try:
             self.path.mkdir(mode=MODE, parents=True, exist_ok=True)
         except OSError as error:
@@ -35,6 +38,8 @@ class StateDir:
     @property
     def cloud_id(self) -> str:
         """8 hexadecimal digits, made at the first start."""
+        if self._cloud_id:
+            return self._cloud_id
         path = self.path / "cloud-id"
         try:
             return path.read_text(encoding="ascii").strip()
@@ -47,22 +52,22 @@ class StateDir:
         except OSError as error:
             raise StartupError(f"The directory {self.path} cannot be used: {error.strerror}.") from error
 
-    def lock(self) -> None:
-        """This process alone uses the directory until it ends. Raises StartupError that names who has it."""
+    def lock(self, *, shared: bool = False) -> None:
+        """This process alone uses the directory until it ends; `shared`: together with others of a cloud of many processes.
+        Raises StartupError that names who has it."""
         try:
             file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartupError(f"The directory {self.path} cannot be used: {error.strerror}.") from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            pid = os.pread(file, 32, 0).decode("ascii", errors="ignore").strip() or "?"
+            pid = os.pread(file, PID_WIDTH, 0).decode("ascii", errors="ignore").strip() or "?"
             os.close(file)
             raise StartupError(
                 f"Another instar (pid {pid}) runs on {self.path}: stop it, or choose another --dir."
             ) from error
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode("ascii"), 0)
+        os.pwrite(file, f"{os.getpid()}\n".ljust(PID_WIDTH).encode("ascii"), 0)
         self._lock = file
 
     def unlock(self) -> None:

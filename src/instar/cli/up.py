@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 from pathlib import Path
 
 import click
@@ -15,6 +12,7 @@ import uvloop
 from instar.cli.embedded import Embedded
 from instar.cli.hosts.underlay import HOSTS_MAX
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
+from instar.cli.process import run_program, say_ready
 from instar.cli.state_dir import StateDir
 from instar.config import Settings, load
 from instar.errors import StartupError
@@ -73,7 +71,7 @@ def up(
     settings = load(config)
     settings = _overridden(settings, host, port, hypervisor, hosts, log_level)
     configure_log(log_format, settings.log_level)
-    uvloop.run(serve(StateDir(directory or default_dir()), settings, log_format))
+    uvloop.run(serve(StateDir(directory or default_dir(), cloud_id=settings.cloud_id), settings, log_format))
 
 
 def _overridden(
@@ -95,32 +93,9 @@ def _overridden(
 
 
 async def serve(state: StateDir, settings: Settings, log_format: str = "console") -> None:
-    """Start, say so, wait for a signal, stop. A second signal ends the process at once, which loses nothing either."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stopping(number: signal.Signals) -> None:
-        click.echo("stopping", err=True)
-        loop.remove_signal_handler(number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping, number)
+    """Start, say so, wait for a signal, stop."""
     embedded = Embedded(state, settings, progress=_progress, log_format=log_format)
-    starting = asyncio.create_task(embedded.start())
-    waiting = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            return
-        _announce(await starting, state, settings)
-        await waiting
-    finally:
-        waiting.cancel()
-        await embedded.stop()
+    await run_program(embedded, announce=lambda url: _announce(url, state, settings))
 
 
 def _progress(text: str) -> None:
@@ -134,4 +109,4 @@ def _announce(url: str, state: StateDir, settings: Settings) -> None:
     if state.clouds_yaml.exists():
         click.echo("clouds `instar` (admin) and `instar-demo` (a member of project demo):")
         click.echo(f"  export OS_CLIENT_CONFIG_FILE={state.clouds_yaml}")
-    click.echo(f"ready: {url}")
+    say_ready(url)

@@ -20,7 +20,7 @@ import structlog
 from instar.config import PostgresqlSettings
 from instar.errors import StartupError, Unavailable
 from instar.store.contract import Result, Row, Statement, Value
-from instar.store.postgresql_schema import migrate
+from instar.store.postgresql_schema import check_schema, migrate
 from instar.store.postgresql_session import LOST, Again, Lost, Marker, Session, Shapes
 
 log = structlog.get_logger()
@@ -61,12 +61,16 @@ class _Job:
 
 
 class PostgresqlStore:
-    """`url` as libpq takes it: postgresql://user@host:port/name?sslmode=…; several hosts for a cluster with failover."""
+    """`url` as libpq takes it: postgresql://user@host:port/name?sslmode=…; several hosts for a cluster with failover.
+    `migrates`: `open` brings the schema forward, else it refuses one that is older than this version."""
 
-    def __init__(self, url: str, settings: PostgresqlSettings | None = None, *, application: str = "instar") -> None:
+    def __init__(
+        self, url: str, settings: PostgresqlSettings | None = None, *, application: str = "instar", migrates: bool = True
+    ) -> None:
         self._url = url
         self._settings = settings or PostgresqlSettings()
         self._application = application
+        self._migrates = migrates
         self._jobs: deque[_Job] = deque()
         self._idle: list[asyncio.Future[None]] = []  # of workers that wait for a job; the last one that fell idle is woken
         self._workers: set[asyncio.Task[None]] = set()
@@ -78,7 +82,7 @@ class PostgresqlStore:
     async def open(self) -> None:
         connection = await self._first_connection()
         try:
-            await migrate(connection)
+            await (migrate(connection) if self._migrates else check_schema(connection))
         except (asyncpg.PostgresError, *LOST) as error:
             raise StartupError(f"The database {self._place} cannot be used: {_reason(error)}.") from error
         finally:

@@ -60,6 +60,17 @@ async def migrate(connection: asyncpg.Connection, migrations: Sequence[Migration
     await _check_newest(connection, newest)
 
 
+async def check_schema(connection: asyncpg.Connection) -> None:
+    """Raises StartupError where the schema is not this version's, and changes nothing."""
+    newest = all_migrations()[-1].number
+    if not await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
+        raise StartupError("The database was not prepared for a cloud: run `instar cloud init` with the same --config.")
+    await _check_newest(connection, newest)
+    found = await connection.fetchval("SELECT MAX(number) FROM migrations")
+    if found is None or found < newest:
+        raise StartupError(f"The database has schema {found}, and this version needs {newest}: run `instar cloud init`.")
+
+
 async def _apply(connection: asyncpg.Connection, migration: Migration, newest: int) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)

@@ -205,6 +205,8 @@ class ServerCreation:
             host = await known_host(self._compute, host)
         if zone:
             await check_zone(self._compute, zone)
+        elif host is None:
+            zone = self._compute.settings.scheduling.default_zone
         return Placement(zone or None, host)
 
 

@@ -27,6 +27,7 @@ START_MAX_S = 15.0
 END_MAX_S = 30.0
 POLL_S = 0.02
 NAME_MAX = 63
+EMULATOR = "qemu-system-"
 OFF = "off"  # the file that keeps a host from being started
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 PROGRAMS = ("unshare", "nsenter", "setpriv", "setsid", "tini", "hostname", "flock", "ip", "nft")
@@ -73,6 +74,15 @@ class LocalHost:
             if Path(words[0]).name.startswith("python") and marks <= set(words):
                 return pid
         return None
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether an emulator runs in it."""
+        process = self.process
+        if process is None:
+            return False
+        namespace = _namespace(process)
+        return any(Path(words[0]).name.startswith(EMULATOR) and _namespace(pid) == namespace for pid, words in _processes())
 
     @property
     def is_off(self) -> bool:
@@ -137,6 +147,13 @@ class LocalHost:
 
 def _is_init(words: list[str], directory: str) -> bool:
     return Path(words[0]).name == "tini" and words[-1] == directory
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return ""  # ended meanwhile
 
 
 def _processes() -> list[tuple[int, list[str]]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ import structlog
 
 from instar.bus.contract import Bus
 from instar.bus.socket_server import BusServer
+from instar.cli.hosts.agent_process import agent_command
 from instar.cli.hosts.local_host import LocalHost, check_machine, local_hosts_of
 from instar.cli.hosts.underlay import HOSTS_MAX, Underlay
 from instar.cli.state_dir import MODE, StateDir
@@ -131,12 +131,10 @@ class LocalHosts:
 
     def _start_agent(self, host: LocalHost, number: int) -> subprocess.Popen[bytes]:
         """Blocking. It ends when its standard input does: also when we are killed. It is killed when nsenter is."""
-        command = [
-            *host.inside("setpriv", "--pdeathsig", "KILL"),
-            *(sys.executable, "-m", "instar.cli", "agent", "--dir", str(self._state.path), "--host", host.name),
-            *("--address", self._underlay.address(number), "--libvirtd", "private", "--end-with-input"),
-            *("--shares", str(len(self._hosts)), "--log-format", self._log_format),
-        ]
+        command = agent_command(
+            host, self._state.path, address=self._underlay.address(number), shares=len(self._hosts),
+            log_format=self._log_format,
+        )  # fmt: skip
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("INSTAR_")}
         without_secrets = msgspec.structs.replace(self._settings, database="", bus="")  # no matter of a host
         agent = subprocess.Popen(

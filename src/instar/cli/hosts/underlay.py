@@ -49,6 +49,11 @@ class Underlay:
         """Of host `number`, from 1."""
         return str(self._at(number + 1))
 
+    @property
+    def machine_address(self) -> str:
+        """By which hosts reach this machine. `ensure` comes first."""
+        return self.address(0)
+
     def _mac(self, number: int) -> str:
         """The same at each start, as a machine's: others remember it."""
         digest = hashlib.sha256(self._seed.encode()).digest()

@@ -100,6 +100,11 @@ class PrivatePostgresql:
     def is_running(self) -> bool:
         return self._pid() is not None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server; None when it does not run."""
+        return self._pid()
+
     # --- how ----------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
