@@ -191,7 +191,7 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
         image_file.write_bytes(bytes(IMAGE_BYTES))
         image_id = await control.images.register("tiny", image_file, disk_format="raw", properties={})
         network_id = await control.networks.bootstrap("10.78.0.0/24")
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as client:
             admin = await _login(client, "admin", first.admin_password, "admin")
             demo = await _login(client, "demo", first.demo_password, "demo")
             nobody = Caller(client, "", "", "")

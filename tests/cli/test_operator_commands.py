@@ -21,7 +21,7 @@ def login(cloud: Up, name: str) -> httpx.Client:
     url = cloud.said.splitlines()[-1].removeprefix("ready: ")
     token = httpx.post(f"{url}/identity/v3/auth/tokens", json=body).headers["x-subject-token"]
     headers = {"x-auth-token": token, "openstack-api-version": "compute 2.37"}
-    return httpx.Client(base_url=url, headers=headers, timeout=30)
+    return httpx.Client(base_url=url, headers=headers, timeout=30, verify=False)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class Caller:
     """A user of the APIs over plain HTTP, for what no client shows: statuses, headers, the shape of faults."""
 
     def __init__(self, url: str, auth: dict[str, Any]) -> None:
-        self.http = httpx.Client(base_url=url, timeout=30)
+        self.http = httpx.Client(base_url=url, timeout=30, verify=False)
         user = {"name": auth["username"], "domain": {"name": "Default"}, "password": auth["password"]}
         scope = {"project": {"name": auth["project_name"], "domain": {"name": "Default"}}}
         identity = {"methods": ["password"], "password": {"user": user}}

@@ -137,7 +137,7 @@ async def running() -> AsyncIterator[Running]:
     server = HttpServer(build_app(services, ThreeRoles(), body_max_bytes=BODY_MAX), "127.0.0.1", 0)
     port = await server.start()
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as client:
             yield Running(client, port)
     finally:
         await server.stop()

@@ -89,7 +89,7 @@ async def test_messages_go_both_ways(url: str) -> None:
 
 
 async def test_a_path_may_end_in_a_route(url: str) -> None:
-    async with connect(f"{url}/any/where/tail/flood") as connection:
+    async with connect(f"{url}/any/where/tail/flood", close_timeout=0.1) as connection:
         assert await connection.recv() == bytes(65_536)
 
 

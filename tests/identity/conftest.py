@@ -29,7 +29,7 @@ async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
     server = HttpServer(app, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{await server.start()}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=20, verify=False) as client:
             yield Cloud(url, identity, app, first, client)
     finally:
         await server.stop()

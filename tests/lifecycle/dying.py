@@ -14,16 +14,23 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.lifecycle.harness import plane
+import msgspec
+
+from tests.lifecycle.harness import SETTINGS, plane
 from tests.lifecycle.scenarios import SCENARIOS, victim
+
+# A step is held until the last cloud is at its own.
+HELD_MAX_S = 60.0
 
 
 async def main(directory: Path, image_file: Path, name: str, when: str, steps: list[str]) -> None:
+    engine = msgspec.structs.replace(SETTINGS.engine, step_deadline_s=HELD_MAX_S)
+    settings = msgspec.structs.replace(SETTINGS, engine=engine)
     reached = [asyncio.Event() for _ in steps]
     async with AsyncExitStack() as stack:
         ids = []
         for number, step in enumerate(steps):
-            one = await stack.enter_async_context(plane(directory / str(number)))
+            one = await stack.enter_async_context(plane(directory / str(number), settings))
             await one.prepare(image_file)
             instance = await victim(one, SCENARIOS[name])
             one.around_step = _stop_at(step, when, reached[number])

@@ -42,7 +42,9 @@ async def as_role(cloud: VolumeCloud) -> AsyncIterator[Callable[[str], Client]]:
     clients: dict[str, Client] = {}
 
     def client(token: str) -> Client:
-        return clients.setdefault(token, Client(cloud.url, token))
+        if token not in clients:
+            clients[token] = Client(cloud.url, token)
+        return clients[token]
 
     yield client
     for one in clients.values():

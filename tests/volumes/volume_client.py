@@ -13,7 +13,7 @@ class Client:
 
     def __init__(self, url: str, token: str) -> None:
         headers = {"x-auth-token": token, "openstack-api-version": "volume latest"}
-        self.http = httpx.AsyncClient(base_url=f"{url}/volume/v3", headers=headers, timeout=60)
+        self.http = httpx.AsyncClient(base_url=f"{url}/volume/v3", headers=headers, timeout=60, verify=False)
 
     async def call(self, method: str, path: str, expect: int = 200, **more: Any) -> Any:
         answer = await self.http.request(method, path, **more)
