@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lifecycle.harness import Plane, plane
+from tests.lifecycle.harness import Plane, prepared
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,5 @@ def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def one(tmp_path: Path, image_file: Path) -> AsyncIterator[Plane]:
-    async with plane(tmp_path / "cloud") as made:
-        await made.prepare(image_file)
+    async with prepared(tmp_path / "cloud", image_file) as made:
         yield made

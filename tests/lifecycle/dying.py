@@ -1,8 +1,8 @@
 """A process that does one operation in many clouds at once, and kills itself when each is at the step that is its own.
 
-`python -m tests.lifecycle.dying DIRECTORY IMAGE NAME WHEN STEP…`: the cloud of the n-th step lies in DIRECTORY/n. Prints
-`instances` and their ids, in that order. WHEN is before (the step is recorded as begun, nothing is done) or after (its work
-is done, its result is not recorded)."""
+`python -m tests.lifecycle.dying DIRECTORY IMAGE NAME STEP…`: the clouds of the n-th step lie in DIRECTORY/before-n (the
+step is recorded as begun, nothing is done) and DIRECTORY/after-n (its work is done, its result is not recorded). Prints
+`instances` and their ids, those of before first."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from pathlib import Path
 
 import msgspec
 
-from tests.lifecycle.harness import SETTINGS, plane
+from tests.lifecycle.harness import SETTINGS, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 
 # A step is held until the last cloud is at its own.
 HELD_MAX_S = 60.0
 
 
-async def main(directory: Path, image_file: Path, name: str, when: str, steps: list[str]) -> None:
+async def main(directory: Path, image_file: Path, name: str, steps: list[str]) -> None:
     engine = msgspec.structs.replace(SETTINGS.engine, step_deadline_s=HELD_MAX_S)
     settings = msgspec.structs.replace(SETTINGS, engine=engine)
-    reached = [asyncio.Event() for _ in steps]
+    reached, ids = [], []
     async with AsyncExitStack() as stack:
-        ids = []
-        for number, step in enumerate(steps):
-            one = await stack.enter_async_context(plane(directory / str(number), settings))
-            await one.prepare(image_file)
-            instance = await victim(one, SCENARIOS[name])
-            one.around_step = _stop_at(step, when, reached[number])
-            ids.append((await SCENARIOS[name].act(one, instance)).id)
+        for when in ("before", "after"):
+            for number, step in enumerate(steps):
+                place = directory / f"{when}-{number}"
+                one = await stack.enter_async_context(prepared(place, image_file, settings))
+                instance = await victim(one, SCENARIOS[name])
+                reached.append(asyncio.Event())
+                one.around_step = _stop_at(step, when, reached[-1])
+                ids.append((await SCENARIOS[name].act(one, instance)).id)
         print("instances", *ids, flush=True)
         for event in reached:
             await event.wait()
@@ -57,4 +58,4 @@ def _stop_at(
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:]))
+    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))

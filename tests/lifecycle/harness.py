@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -177,6 +178,22 @@ async def plane(directory: Path, settings: Settings = SETTINGS, *, boot_id: str 
         await one.control.close()
         one.world.close()
         await asyncio.to_thread(remove_exports, one.state.path)
+
+
+@asynccontextmanager
+async def prepared(
+    directory: Path, image_file: Path, settings: Settings = SETTINGS, *, boot_id: str = "boot-1"
+) -> AsyncIterator[Plane]:
+    """A plane in an empty directory, with an image and a network: a copy of one that lies beside `image_file`."""
+    template = image_file.with_name("prepared")
+    if not template.exists():
+        half = image_file.with_name("half prepared")
+        async with plane(half) as one:
+            await one.prepare(image_file)
+        half.rename(template)
+    shutil.copytree(template, directory, dirs_exist_ok=True)
+    async with plane(directory, settings, boot_id=boot_id) as one:
+        yield one
 
 
 async def hosts_up(one: Plane) -> None:

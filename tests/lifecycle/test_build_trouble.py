@@ -20,7 +20,7 @@ from instar.store import networks as network_sql
 from instar.store.contract import WriteConflict
 from instar.store.flavors import flavor_delete
 from instar.store.network_records import PORTS, PortRecord
-from tests.lifecycle.harness import SETTINGS, Plane, plane
+from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.watching import Held, check_no_trace, faults
 
 ADMIN = Caller("admin", True)
@@ -148,8 +148,7 @@ async def test_no_free_address_fails_the_build_at_once_and_a_deleted_server_make
 
 async def test_all_hosts_full_says_so_for_each_filter_and_each_host(tmp_path: Path, image_file: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, simulated=SimulatedSettings(hosts=3, memory_mib=600))
-    async with plane(tmp_path, settings) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, settings) as one:
         big = msgspec.structs.replace((await one.new()).spec.flavor, memory_mib=500)
         instance = await one.created(flavor=big)
         ended = await check_failed(one, instance.id)
@@ -178,8 +177,7 @@ async def test_no_more_than_the_set_number_of_hosts_is_tried_and_the_fault_has_a
     tmp_path: Path, image_file: Path
 ) -> None:
     settings = msgspec.structs.replace(SETTINGS, simulated=SimulatedSettings(hosts=5))
-    async with plane(tmp_path, settings) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, settings) as one:
         for host in one.hosts:
             faults(one, host).fail_next("ensure_running", HypervisorError(reason=f"{host} cannot"))
         instance = await one.created()
@@ -217,8 +215,7 @@ async def test_a_host_that_hangs_costs_a_deadline_and_the_build_goes_elsewhere(
     tmp_path: Path, image_file: Path, method: str
 ) -> None:
     engine = msgspec.structs.replace(SETTINGS.engine, step_deadline_s=0.2)
-    async with plane(tmp_path, msgspec.structs.replace(SETTINGS, engine=engine)) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, msgspec.structs.replace(SETTINGS, engine=engine)) as one:
         first = (await one.created("first")).host
         stuck = [host for host in one.hosts if host != first]
         for host in stuck:

@@ -18,7 +18,7 @@ from instar.engine.run import Run
 from instar.lifecycle.operations import operations
 from instar.model.states import VmState
 from instar.store.operations import conductors_fetch, operation_fetch
-from tests.lifecycle.harness import SETTINGS, Plane, plane
+from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.watching import Held, check_no_trace, until
 
 ROOMY = msgspec.structs.replace(SETTINGS, quota=QuotaSettings(instances=-1, cores=-1, ram=-1))
@@ -81,8 +81,7 @@ class Stoppable:
 async def test_operations_of_a_stopped_conductor_are_taken_over_and_it_does_no_harm_when_it_goes_on(
     tmp_path: Path, image_file: Path
 ) -> None:
-    async with plane(tmp_path, ROOMY) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, ROOMY) as one:
         await one.control.conductor.close()  # the two below do everything
         doing: Counter[str] = Counter()
         overlaps: list[str] = []
@@ -135,8 +134,7 @@ async def test_operations_of_a_stopped_conductor_are_taken_over_and_it_does_no_h
 async def test_operation_in_flight_when_the_process_ends_goes_on_at_the_next_start(
     tmp_path: Path, image_file: Path, step: str
 ) -> None:
-    async with plane(tmp_path) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file) as one:
         held = one.around_step = Held(step)
         instance = await one.create()
         await held.wait()
@@ -151,8 +149,7 @@ async def test_operation_in_flight_when_the_process_ends_goes_on_at_the_next_sta
 async def test_delete_accepted_just_before_the_process_ends_is_done_at_the_next_start(
     tmp_path: Path, image_file: Path
 ) -> None:
-    async with plane(tmp_path) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file) as one:
         held = one.around_step = Held("start guest")
         instance = await one.create()
         await held.wait()
@@ -168,8 +165,7 @@ async def test_operation_is_found_without_a_word_although_the_clock_was_set_back
 ) -> None:
     """What nobody owned was left alone while its start, by the clock, was less than a poll ago. After the clock had been
     set back a day, or on a conductor whose clock was behind the API's, that was true for a day."""
-    async with plane(tmp_path) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file) as one:
 
         async def lose(_bus: object, _operation: object) -> None:
             return

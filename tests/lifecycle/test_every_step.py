@@ -13,7 +13,7 @@ import pytest
 
 from instar.errors import HypervisorError
 from instar.model.states import VmState
-from tests.lifecycle.harness import Plane, plane
+from tests.lifecycle.harness import Plane, plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 
 KILL_DEADLINE_S = 60
@@ -27,11 +27,19 @@ def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+_clean: dict[str, list[str]] = {}
+
+
 async def clean_steps(directory: Path, image_file: Path, name: str) -> list[str]:
     """The forward steps of the operation in a run without trouble."""
+    if name not in _clean:
+        _clean[name] = await run_clean(directory, image_file, name)
+    return _clean[name]
+
+
+async def run_clean(directory: Path, image_file: Path, name: str) -> list[str]:
     scenario = SCENARIOS[name]
-    async with plane(directory) as one:
-        await one.prepare(image_file)
+    async with prepared(directory, image_file) as one:
         instance = await scenario.act(one, await victim(one, scenario))
         await one.settled()
         ended = await one.fetch(instance.id)
@@ -72,8 +80,7 @@ async def test_a_failure_at_any_step_puts_everything_back(
     scenario = SCENARIOS[name]
     steps = await clean_steps(tmp_path / "clean", image_file, name)
     for number, step in enumerate(steps):
-        async with plane(tmp_path / str(number)) as one:
-            await one.prepare(image_file)
+        async with prepared(tmp_path / str(number), image_file) as one:
             instance = await victim(one, scenario)
             one.around_step, one.undo_twice = At(step, how), undo_twice
             changed = await scenario.act(one, instance)
@@ -116,8 +123,7 @@ async def check_devices(one: Plane, name: str, instance_id: str) -> None:
 async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Path, name: str) -> None:
     scenario = SCENARIOS[name]
     for number, step in enumerate(await clean_steps(tmp_path / "clean", image_file, name)):
-        async with plane(tmp_path / str(number)) as one:
-            await one.prepare(image_file)
+        async with prepared(tmp_path / str(number), image_file) as one:
             instance = await victim(one, scenario)
             one.around_step = At(step, "twice")
             changed = await scenario.act(one, instance)
@@ -130,20 +136,21 @@ async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Path, name: str, when: str) -> None:
+async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Path, name: str) -> None:
+    """Killed before the work of the step, and after it."""
     scenario = SCENARIOS[name]
     steps = await clean_steps(tmp_path / "clean", image_file, name)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.lifecycle.dying", str(tmp_path), str(image_file), name, when, *steps,
+        sys.executable, "-m", "tests.lifecycle.dying", str(tmp_path), str(image_file), name, *steps,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(KILL_DEADLINE_S):
         out, errors = await child.communicate()
     assert child.returncode == -9, errors.decode()[-3000:]
     (told,) = [line for line in out.decode().splitlines() if line.startswith("instances ")]
-    for number, (step, instance_id) in enumerate(zip(steps, told.split()[1:], strict=True)):
-        async with plane(tmp_path / str(number)) as one:
+    cases = [(when, number, step) for when in ("before", "after") for number, step in enumerate(steps)]
+    for (when, number, step), instance_id in zip(cases, told.split()[1:], strict=True):
+        async with plane(tmp_path / f"{when}-{number}") as one:
             await one.settled()
             ended = await one.fetch(instance_id)
             assert (ended.vm_state, ended.task_state) == (scenario.ends, None), f"killed {when} '{step}'"

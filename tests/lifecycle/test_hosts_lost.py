@@ -14,7 +14,7 @@ import pytest
 
 from instar.config import EngineSettings, HostSettings, LifecycleSettings
 from instar.model.states import VmState
-from tests.lifecycle.harness import SETTINGS, Plane, plane
+from tests.lifecycle.harness import SETTINGS, Plane, prepared
 from tests.lifecycle.losing import AWAY, SILENT, UNHEARD, Loss, check_whole, look_again
 from tests.lifecycle.scenarios import SCENARIOS, victim
 from tests.lifecycle.test_every_step import clean_steps
@@ -47,8 +47,7 @@ async def test_host_lost_at_any_step(tmp_path: Path, image_file: Path, name: str
     roles = ["source", "dest"] if SCENARIOS[name].before is not None else ["dest"]
 
     async def lose(number: int, step: str, role: str, loss: str) -> None:
-        async with turns, plane(tmp_path / f"{number}-{role}-{loss}", QUICK) as one:
-            await one.prepare(image_file)
+        async with turns, prepared(tmp_path / f"{number}-{role}-{loss}", image_file, QUICK) as one:
             await lose_host(one, name, step, role, loss)
 
     cases = [

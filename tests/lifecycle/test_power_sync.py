@@ -15,7 +15,7 @@ from instar.lifecycle import reconcile
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from instar.store.operations import operations_of_instance
-from tests.lifecycle.harness import SETTINGS, Plane, plane
+from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.watching import Held, faults, until, until_state
 
 _F, _V, _P = HostFaults, VmState, PowerState
@@ -146,8 +146,7 @@ async def test_storm_of_events_asks_the_host_a_few_times_and_ends_in_what_is(
 
 async def test_events_that_were_lost_are_found_by_the_timer(tmp_path: Path, image_file: Path) -> None:
     host = msgspec.structs.replace(SETTINGS.host, power_sync_s=0.1)
-    async with plane(tmp_path, msgspec.structs.replace(SETTINGS, host=host)) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, msgspec.structs.replace(SETTINGS, host=host)) as one:
         instance = await one.created()
         machine = faults(one, instance.host)._machine
         tell, machine.on_event = machine.on_event, None
@@ -159,8 +158,7 @@ async def test_events_that_were_lost_are_found_by_the_timer(tmp_path: Path, imag
 async def test_what_happened_while_the_control_plane_was_away_is_found_at_the_start(
     tmp_path: Path, image_file: Path
 ) -> None:
-    async with plane(tmp_path) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file) as one:
         instance = await one.created()
         faults(one, instance.host)._machine.on_event = None
         faults(one, instance.host).guest_powers_off(instance.id)
@@ -178,8 +176,7 @@ async def guests_of_all_kinds(one: Plane) -> tuple[Instance, Instance]:
 async def test_guests_that_should_run_are_started_after_a_restart_of_their_host_with_their_disks(
     tmp_path: Path, image_file: Path
 ) -> None:
-    async with plane(tmp_path, boot_id="boot-1") as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, boot_id="boot-1") as one:
         running, stopped = await guests_of_all_kinds(one)
         boots = faults(one, running.host).boots(running.id)
         for host in one.hosts:
@@ -209,8 +206,7 @@ async def test_guests_that_should_run_are_started_after_a_restart_of_their_host_
 async def test_guests_are_started_when_their_host_answers_before_it_reports(tmp_path: Path, image_file: Path) -> None:
     """A host that came back was looked at (it had leftovers of an evacuation) between its first answer and its first
     report: the record still had the start of the machine before, and its guests were taken for stopped."""
-    async with plane(tmp_path, boot_id="boot-1") as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, boot_id="boot-1") as one:
         running, _ = await guests_of_all_kinds(one)
         faults(one, running.host).host_restarts()
         one.boot_id = "boot-2"
@@ -221,8 +217,7 @@ async def test_guests_are_started_when_their_host_answers_before_it_reports(tmp_
 
 
 async def test_guest_that_is_off_without_a_restart_of_its_host_is_stopped(tmp_path: Path, image_file: Path) -> None:
-    async with plane(tmp_path, boot_id="boot-1") as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, boot_id="boot-1") as one:
         running, _ = await guests_of_all_kinds(one)
         for host in one.hosts:
             faults(one, host).host_restarts()
@@ -232,8 +227,7 @@ async def test_guest_that_is_off_without_a_restart_of_its_host_is_stopped(tmp_pa
 
 
 async def test_restart_of_the_host_during_an_operation_does_not_stop_it(tmp_path: Path, image_file: Path) -> None:
-    async with plane(tmp_path, boot_id="boot-1") as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, boot_id="boot-1") as one:
         instance = await one.created()
         held = one.around_step = Held("restart guest")
         await one.control.lifecycle.reboot(one.context(), instance, hard=True)

@@ -13,7 +13,7 @@ from instar.errors import HypervisorError
 from instar.model.operation import Notification
 from instar.model.states import VmState
 from instar.store.operations import notification_insert, notifications_fetch, operations_prune
-from tests.lifecycle.harness import Plane, plane
+from tests.lifecycle.harness import Plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 from tests.lifecycle.watching import Held, faults, until
 
@@ -118,8 +118,7 @@ async def test_start_of_a_long_operation_is_told_while_it_runs(one: Plane) -> No
 
 
 async def test_nothing_recorded_is_lost_over_a_restart(tmp_path: Path, image_file: Path) -> None:
-    async with plane(tmp_path) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file) as one:
         instance = await one.created()
         for loop in one.control.conductor._loops:
             if loop.get_name() == "conductor outbox":

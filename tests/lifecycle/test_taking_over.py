@@ -17,7 +17,7 @@ from instar.lifecycle import reconcile
 from instar.model.instance import Instance
 from instar.model.states import VmState
 from instar.store.operations import operations_of_instance
-from tests.lifecycle.harness import SETTINGS, Plane, plane
+from tests.lifecycle.harness import SETTINGS, Plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 from tests.lifecycle.watching import Held, check_no_trace, faults, until
 
@@ -32,8 +32,7 @@ async def steps_of(directory: Path, image_file: Path, name: str, *, failing: str
             raise HypervisorError(reason="as the test wants")
         return await call()
 
-    async with plane(directory) as one:
-        await one.prepare(image_file)
+    async with prepared(directory, image_file) as one:
         instance = await victim(one, SCENARIOS[name])
         one.around_step = fail
         instance = await SCENARIOS[name].act(one, instance)
@@ -62,8 +61,7 @@ async def delete_at(one: Plane, name: str, held: Callable[[str, Callable[[], Awa
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if not name.startswith("delete")])
 async def test_delete_during_every_step_leaves_nothing(tmp_path: Path, image_file: Path, name: str) -> None:
     steps = await steps_of(tmp_path / "clean", image_file, name)
-    async with plane(tmp_path / "cloud") as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path / "cloud", image_file) as one:
         for step in steps:
             held = Held(step)
             # Not released: the delete must end the step by itself.
@@ -74,8 +72,7 @@ async def test_delete_while_a_failed_build_is_being_undone_leaves_nothing(tmp_pa
     steps = await steps_of(tmp_path / "clean", image_file, "create", failing="start guest")
     undos = [step for step in steps if step.startswith("undo ")]
     assert len(undos) >= 4, "the guest, its ports, its disk, its addresses and its claim are given back"
-    async with plane(tmp_path / "cloud") as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path / "cloud", image_file) as one:
         for undo in undos:
             held = Held(undo)
 
@@ -132,8 +129,7 @@ async def test_hard_reboot_takes_over_a_soft_one_whose_guest_does_not_answer(tmp
     """Commands for one instance run one after another on its host, so a hard reboot waited until the soft one had given
     up on the guest: two minutes, or for ever when its own deadline was shorter. What waits now gives way to what is
     newer."""
-    async with plane(tmp_path, slow_guests()) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, slow_guests()) as one:
         instance = await with_deaf_guest(one)
         before = await one.world.host(instance.host or "").observe(instance.id)
         await one.control.lifecycle.reboot(one.context(), instance, hard=False)
@@ -155,8 +151,7 @@ async def test_hard_reboot_takes_over_a_soft_one_whose_guest_does_not_answer(tmp
 async def test_delete_is_not_kept_waiting_by_a_guest_that_does_not_shut_down(
     tmp_path: Path, image_file: Path, name: str
 ) -> None:
-    async with plane(tmp_path, slow_guests()) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, slow_guests()) as one:
         instance = await with_deaf_guest(one)
         if name == "stop":
             await one.control.lifecycle.stop(one.context(), instance)
@@ -173,8 +168,7 @@ async def test_delete_is_not_kept_waiting_by_a_guest_that_does_not_shut_down(
 
 async def test_console_can_be_read_while_a_soft_reboot_waits_for_the_guest(tmp_path: Path, image_file: Path) -> None:
     """Reading a console waited for the instance's turn on its host, and so failed just when one wants to see it."""
-    async with plane(tmp_path, slow_guests()) as one:
-        await one.prepare(image_file)
+    async with prepared(tmp_path, image_file, slow_guests()) as one:
         instance = await with_deaf_guest(one)
         await one.control.lifecycle.reboot(one.context(), instance, hard=False)
         await until_waiting(one, instance.id, "shut down guest")

@@ -23,7 +23,7 @@ from instar.model.states import PowerState, TaskState, VmState
 from instar.store.audit import audit_usage
 from instar.store.flavors import flavor_fetch
 from tests.lifecycle.device_acts import attach, new_volume, volume_of
-from tests.lifecycle.harness import SETTINGS, Plane, plane
+from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.losing import check_whole, look_again
 from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
 
@@ -35,8 +35,7 @@ async def one_with(directory: Path, image_file: Path, **changed: object) -> Asyn
     """A plane with other lifecycle settings; `simulated` and `quota` replace those parts."""
     parts = {name: changed.pop(name) for name in ("simulated", "quota") if name in changed}
     lifecycle = msgspec.structs.replace(SETTINGS.lifecycle, **changed)
-    async with plane(directory, msgspec.structs.replace(SETTINGS, lifecycle=lifecycle, **parts)) as one:
-        await one.prepare(image_file)
+    async with prepared(directory, image_file, msgspec.structs.replace(SETTINGS, lifecycle=lifecycle, **parts)) as one:
         yield one
 
 
