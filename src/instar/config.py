@@ -297,6 +297,17 @@ class RabbitMqSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The port of each process for `/metrics` (Prometheus), `/healthz` and `/readyz`."""
+
+    host: Annotated[str, _setting("address to listen on; loopback unless you know who can reach it")] = "127.0.0.1"
+    port: Annotated[int, _setting("first port; 0: none", "TCP port", ge=0, le=65535)] = 0
+    ports_max: Annotated[
+        int, _setting("processes of one machine take the next free port, of so many", "ports", ge=1, le=1000)
+    ] = 20
+    on_api_port: Annotated[bool, _setting("/metrics on the port of the API as well, for everybody who reaches it")] = False
+
+
 class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[int, _setting("simulated hosts in this process", "hosts", ge=0)] = 1
     vcpus: Annotated[int, _setting("vcpus of each", "vcpus", ge=1)] = 64
@@ -351,6 +362,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     libvirt: LibvirtSettings = LibvirtSettings()
     volume: VolumeSettings = VolumeSettings()
     simulated: SimulatedSettings = SimulatedSettings()
+    metrics: MetricsSettings = MetricsSettings()
     rabbitmq: RabbitMqSettings = RabbitMqSettings()
 
 

@@ -7,12 +7,14 @@ import socket
 from contextlib import AsyncExitStack
 
 from instar.api.service import compute_service
+from instar.cli.health_port import probes_of
 from instar.cli.libvirt_host import STREAMS
 from instar.cli.services import Services
 from instar.cli.state_dir import StateDir
 from instar.consoles.proxy import ConsoleProxy
 from instar.consoles.service import console_service, console_websockets
 from instar.http.app import build_app
+from instar.http.health import HealthPages
 from instar.http.server import HttpServer
 from instar.identity.api import identity_service
 from instar.identity.local import LocalIdentity
@@ -53,7 +55,12 @@ class ApiPart:
             await asyncio.to_thread(console_service, settings.console),
         ]
         websockets = console_websockets(await self._console_proxy())
-        app = build_app(routed, identity, body_max_bytes=settings.api.body_max_bytes, websockets=websockets)
+        health = HealthPages(
+            probes_of(store=services.store, bus=services.bus), metrics=settings.metrics.on_api_port
+        )
+        app = build_app(
+            routed, identity, body_max_bytes=settings.api.body_max_bytes, websockets=websockets, health=health
+        )
         server = HttpServer(app, settings.api.host, settings.api.port, shared=settings.api.port_shared)
         self.url = f"http://{settings.api.host}:{await server.start()}"
         self._stack.push_async_callback(server.stop)

@@ -10,11 +10,13 @@ import structlog
 
 from instar.bus.contract import Bus
 from instar.bus.memory import MemoryBus
+from instar.bus.metered import MeteredBus
 from instar.bus.socket import SocketBus
 from instar.cli.state_dir import StateDir
 from instar.config import Settings
 from instar.errors import StartupError, Unavailable
 from instar.store.contract import Statement, Store
+from instar.store.metered import MeteredStore
 from instar.store.sqlite import SqliteStore
 
 log = structlog.get_logger()
@@ -30,14 +32,15 @@ def open_store(settings: Settings, *, application: str, migrates: bool = True) -
         raise StartupError("The setting `database` must name a PostgreSQL database that all processes of the cloud share.")
     from instar.store.postgresql import PostgresqlStore  # clouds without it start sooner: drivers are loaded when needed
 
-    return PostgresqlStore(settings.database, settings.postgresql, application=application, migrates=migrates)
+    postgresql = PostgresqlStore(settings.database, settings.postgresql, application=application, migrates=migrates)
+    return MeteredStore(postgresql)
 
 
 def embedded_store(state: StateDir, settings: Settings) -> Store:
     """The database of a cloud that is one process: SQLite in its directory, or the PostgreSQL that the settings name."""
     if settings.database:
         return open_store(settings, application="instar up")
-    return SqliteStore(state.database, durable=settings.store.durable)
+    return MeteredStore(SqliteStore(state.database, durable=settings.store.durable))
 
 
 async def claim_database(store: Store, cloud_id: str) -> None:
@@ -55,7 +58,7 @@ async def claim_database(store: Store, cloud_id: str) -> None:
 def embedded_bus(settings: Settings) -> Bus:
     """In this process, or a broker. Simulated hosts are many: they have one queue in common there."""
     if not settings.bus:
-        return MemoryBus()
+        return MeteredBus(MemoryBus())
     many = socket.gethostname() if settings.hypervisor == "simulated" else ""
     return server_bus(settings, name="instar up", agent=many)
 
@@ -67,12 +70,12 @@ def server_bus(settings: Settings, *, name: str, agent: str = "") -> Bus:
         raise StartupError("The setting `bus` must name the RabbitMQ broker that all processes of the cloud share.")
     from instar.bus.opening import bus_of  # see above
 
-    return bus_of(settings, name=name, agent=agent)
+    return MeteredBus(bus_of(settings, name=name, agent=agent))
 
 
 def agent_bus(state: StateDir, settings: Settings, *, name: str, many: str = "") -> Bus:
     """The bus of an agent: the settings' one, else that of `instar up` on this machine. `many`: see `server_bus.agent`."""
-    return server_bus(settings, name=name, agent=many) if settings.bus else SocketBus(state.bus_socket)
+    return server_bus(settings, name=name, agent=many) if settings.bus else MeteredBus(SocketBus(state.bus_socket))
 
 
 async def open_patiently(opening: Callable[[], Awaitable[None]], what: str) -> None:

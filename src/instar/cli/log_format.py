@@ -25,6 +25,7 @@ def configure_log(log_format: str, level: str) -> None:
     render: Processor = structlog.processors.JSONRenderer() if log_format == "json" else render_line
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,  # request_id, operation_id … of what is being done
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -47,13 +48,17 @@ def render_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> 
     name, level = str(fields.pop("event", "")), str(fields.pop("level", "info"))
     time = _clock(str(fields.pop("timestamp", "")))
     trace = fields.pop("exception", None)
+    request_id = fields.pop("request_id", None)  # in the words of an operation's end already
     if name in _OPERATIONS:
+        fields.pop("operation_id", None)
         said = f"{fields.pop('action', '?')} {_OPERATIONS[name]} in {fields.pop('took_ms', '?')} ms"
         said += f", server {fields.pop('instance', '?')}, {fields.pop('request', '?')}"
         if "reason" in fields:
             said += f": {fields.pop('reason')}"
     else:
         said = name
+        if request_id is not None:
+            fields["request_id"] = request_id
     said = " ".join([said, *(f"{key}={_plain(value)}" for key, value in fields.items())])
     line = f"{time} {level:7} {_one_line(said)[:LINE_MAX_CHARACTERS]}"
     return f"{line}\n{trace}" if trace else line

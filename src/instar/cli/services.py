@@ -18,6 +18,7 @@ from instar.images.local import LocalImages
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.port_refresh import PortRefresh
+from instar.metrics import numbers
 from instar.networks.local import LocalNetworks
 from instar.scheduling.host_table import HostTable
 from instar.scheduling.scheduler import Scheduler
@@ -98,6 +99,7 @@ class Services:
             stack.push_async_callback(self.ports.close)
             stack.push_async_callback(self.networks.close)
             await self.hosts.open(self.bus)
+            numbers.hosts_from(self.hosts.states)
             stack.push_async_callback(self.hosts.close)
             stack.push_async_callback(self.lifecycle.prefetch.close)
         except BaseException:

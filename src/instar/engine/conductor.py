@@ -21,6 +21,7 @@ from instar.engine.hosts import FellSilent, never_silent
 from instar.engine.notifications import Outbox
 from instar.engine.run import Interrupted, Run
 from instar.errors import LeaseLost
+from instar.metrics import numbers
 from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_QUEUE
 from instar.model.operation import Operation, OperationAccepted, operation_from_row
 from instar.store.contract import Store, WriteConflict
@@ -146,6 +147,7 @@ class Conductor:
             return
         taken = operation_from_row(results[-1].rows[0])  # type: ignore[arg-type]
         if from_owner is not None:
+            numbers.lease_changed("taken_over")
             log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
         task = asyncio.create_task(self._run(taken, fresh=operation.epoch == 0), name=f"{taken.action} {taken.instance_id}")
         self._running[operation_id] = (None, task)
@@ -163,6 +165,9 @@ class Conductor:
 
     async def _run(self, operation: Operation, *, fresh: bool) -> None:
         following: str | None = None
+        # A task, and so a context, of its own: what is logged for the operation says so.
+        structlog.contextvars.bind_contextvars(request_id=operation.request_id, operation_id=operation.id)
+        numbers.operation_began()
         try:
             async with self._slots:
                 following = await self._run_to_its_end(operation, fresh=fresh)
@@ -172,6 +177,7 @@ class Conductor:
             # The database is away, or a defect: the operation stays ours in the record, and the poll takes it up again.
             log.exception("operation.interrupted", action=operation.action, instance=operation.instance_id)
         finally:
+            numbers.operation_left()
             self._running.pop(operation.id, None)
         if following:
             await self._take(following, None)
@@ -198,6 +204,7 @@ class Conductor:
             await self._functions[operation.action](run)
             assert run.settled, f"{operation.action} returned without settling"
         except LeaseLost:
+            numbers.lease_changed("lost")
             log.warning("operation.lease_lost", action=operation.action, instance=instance.id)
             return None
         except Interrupted:
@@ -207,7 +214,9 @@ class Conductor:
             if not run.settled:
                 await self._fail(run, failure)
         self._outbox.nudge()
-        took_ms = round((time.monotonic() - started) * 1000)
+        took_s = time.monotonic() - started
+        numbers.operation_ended(operation.action, "ok" if error is None else "failed", took_s)
+        took_ms = round(took_s * 1000)
         name, fields = operation.action, {"instance": instance.id, "took_ms": took_ms, "request": operation.request_id}
         if error is None:
             log.info("operation.done", action=name, **fields)

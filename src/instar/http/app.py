@@ -6,6 +6,7 @@ Called by the program with what each API room offers. Plain ASGI on purpose: see
 from __future__ import annotations
 
 import re
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -26,10 +27,12 @@ from instar.http.faults import (
     describe,
     unexpected,
 )
+from instar.http.health import HealthPages
 from instar.http.policy import Policy
 from instar.http.request import ClientGone, Receive, Request, Scope
 from instar.http.routing import Route, Router
 from instar.http.websocket import WebSocket, WebSocketRoute
+from instar.metrics import numbers
 from instar.model.context import Authenticated
 
 log = structlog.get_logger()
@@ -76,6 +79,7 @@ def build_app(
     *,
     body_max_bytes: int,
     websockets: Sequence[WebSocketRoute] = (),
+    health: HealthPages | None = None,
 ) -> App:
     """The ASGI application of these services and WebSockets. Raises ValueError when a route names no rule, or two are
     the same."""
@@ -83,7 +87,7 @@ def build_app(
         for route in service.routes:
             if route.policy not in set(service.policy):
                 raise ValueError(f"{service.name}: {route.method} {route.path} names no rule: {route.policy}")
-    return App(services, identity, body_max_bytes, websockets)
+    return App(services, identity, body_max_bytes, websockets, health)
 
 
 class App:
@@ -95,7 +99,9 @@ class App:
         identity: Authenticator,
         body_max_bytes: int,
         websockets: Sequence[WebSocketRoute] = (),
+        health: HealthPages | None = None,
     ) -> None:
+        self._health = health or HealthPages({})
         self.services = tuple(services)
         self._websockets = tuple(websockets)
         self._identity = identity
@@ -108,7 +114,10 @@ class App:
             if scope["type"] == "websocket":
                 await self._websocket(WebSocket(scope, receive, send), scope)
             return
+        began = time.perf_counter()
         request_id = f"req-{uuid4()}"
+        # Each request has a task, and so a context, of its own: every line that is logged for it has its id.
+        structlog.contextvars.bind_contextvars(request_id=request_id)
         raw_path: str = scope["raw_path"].decode("latin-1")
         service, router, below = self._mount(raw_path)
         request = Request(scope, receive, service.prefix if service else "", self._body_max_bytes)
@@ -117,7 +126,7 @@ class App:
         except InstarError as error:
             if isinstance(error, TooLarge):
                 await request.discard_body()
-            answer = self._fault(request, request_id, service, error)
+            answer = self._fault(request, service, error)
         except Exception:  # the edge of a request: whatever it is, the client gets an answer and we get a traceback
             # As text: a renderer that shows local variables would write tokens and passwords into the log.
             log.error(
@@ -129,6 +138,9 @@ class App:
         if service is not None and service.extra_request_id is not None:
             headers.append((service.extra_request_id, headers[0][1]))
         headers += request.answer_headers
+        numbers.request_answered(
+            service.name if service else "none", scope["method"], answer.status, time.perf_counter() - began
+        )
         await _send(answer, headers, scope["method"], send)
 
     async def _websocket(self, websocket: WebSocket, scope: Scope) -> None:
@@ -154,7 +166,7 @@ class App:
     ) -> Answer:
         _check_bounds(request.scope)
         if service is None or router is None:
-            return self._root(request)
+            return await self._health.answer(request.path) or self._root(request)
         if service.negotiate is not None:
             service.negotiate(request)
         route, request.params = router.find(request.method, below)
@@ -186,10 +198,10 @@ class App:
             global_request_id=_global_request_id(request),
         )
 
-    def _fault(self, request: Request, request_id: str, service: Service | None, error: InstarError) -> Answer:
+    def _fault(self, request: Request, service: Service | None, error: InstarError) -> Answer:
         if error.status >= 500:
             log.error(
-                "http.failed", request_id=request_id, method=request.method, path=request.logged_path,
+                "http.failed", method=request.method, path=request.logged_path,
                 error=type(error).__name__, message=error.message, cause=repr(error.__cause__)[:500],
             )  # fmt: skip
         answer = (service.fault if service else compute_fault)(describe(error))

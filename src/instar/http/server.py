@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from asyncio.events import TimerHandle
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import structlog
@@ -14,10 +14,11 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from instar.errors import StartupError
-from instar.http.app import App
 from instar.http.websocket import MESSAGE_MAX_BYTES, PING_EVERY_S, PONG_WITHIN_S, BoundedWebSockets
 
 log = structlog.get_logger()
+
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]  # `app.App`, or `health.HealthApp`
 
 HEAD_MAX_BYTES = 65_536  # request line and headers
 HEAD_DEADLINE_S = 20.0
@@ -32,7 +33,7 @@ class HttpServer:
     """One listening port. `port` 0 takes a free one: `start` says which. `shared`: other processes may have it too; each
     connection comes to one that listens."""
 
-    def __init__(self, app: App, host: str, port: int, *, shared: bool = False) -> None:
+    def __init__(self, app: Asgi, host: str, port: int, *, shared: bool = False) -> None:
         self._host = host
         self._port = port
         self._shared = shared

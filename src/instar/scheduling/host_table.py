@@ -103,6 +103,13 @@ class HostTable:
         host = self._hosts.get(name)
         return host is not None and host.hears(self._clock(), self._settings.host.down_after_s)
 
+    def states(self) -> dict[str, int]:
+        """How many hosts are up (and enabled), disabled (and up), down: for the metrics."""
+        counts = {"up": 0, "disabled": 0, "down": 0}
+        for host in self._hosts.values():
+            counts["down" if not host.is_up else "disabled" if host.disabled else "up"] += 1
+        return counts
+
     def fell_silent(self, name: str, waited_s: float) -> bool:
         """Whether nothing was heard of the host for so long that it is down. One that was not heard yet since this process
         began gets that time from when someone began to wait for it."""

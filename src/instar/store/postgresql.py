@@ -8,6 +8,7 @@ database is away jobs wait a moment for its return and are then refused with Una
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import structlog
 
 from instar.config import PostgresqlSettings
 from instar.errors import StartupError, Unavailable
+from instar.metrics import numbers
 from instar.store.contract import Result, Row, Statement, Value
 from instar.store.postgresql_schema import check_schema, migrate
 from instar.store.postgresql_session import LOST, Again, Lost, Marker, Session, Shapes
@@ -125,7 +127,8 @@ class PostgresqlStore:
                 break
         else:
             if len(self._workers) < self._settings.connections:
-                task = loop.create_task(self._work(), name="postgresql")
+                # In a context of its own: its log lines belong to no request.
+                task = loop.create_task(self._work(), name="postgresql", context=contextvars.Context())
                 self._workers.add(task)
                 task.add_done_callback(self._workers.discard)
         return await future
@@ -174,8 +177,9 @@ class PostgresqlStore:
                 if await self._try(job, session):
                     return session
             except Lost:
-                pass
+                numbers.store_retried("connection")
             except Again as error:
+                numbers.store_retried("conflict")
                 again += 1
                 if again > AGAIN_MAX:
                     job.failed(Unavailable(retry_after_s=1))
