@@ -91,7 +91,7 @@ async def test_process_is_ready_while_what_it_needs_can_be_reached(monkeypatch):
         monkeypatch.setattr(health, "PROBE_MAX_S", 0.05)
         database.error, database.pause_s = None, 5.0
         assert (await client.get("/readyz")).status_code == 503
-        monkeypatch.setattr(bus, "hears_since", lambda: None)
+        monkeypatch.setattr(bus, "listening_s", lambda: 7.0)
         assert (await client.get("/readyz")).json()["checks"]["bus"] == "away"
 
 

@@ -66,8 +66,8 @@ class MeteredBus:
     async def notify(self, topic: str, message: Message) -> None:
         await self._bus.notify(topic, message)
 
-    def hears_since(self) -> float | None:
-        return self._bus.hears_since()
+    def listening_s(self) -> float:
+        return self._bus.listening_s()
 
     async def forget(self, queue: str) -> None:
         await self._bus.forget(queue)

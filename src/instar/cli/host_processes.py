@@ -17,6 +17,7 @@ from instar.agent.fence import Fence
 from instar.bus.contract import Bus
 from instar.cli.backends import agent_bus, open_patiently
 from instar.cli.control_plane import machine_boot_id
+from instar.cli.health_port import HealthPort, probes_of
 from instar.cli.hosts.local_host import LocalHost
 from instar.cli.libvirt_host import libvirt_host, open_streams
 from instar.cli.state_dir import StateDir
@@ -119,6 +120,9 @@ async def _serve(
     serving = Agent(hypervisors, bus, fence, settings.host, boot_id=machine_boot_id)
     stack.push_async_callback(serving.close)
     await serving.open()
+    watched = HealthPort(settings.metrics, probes_of(bus=bus))
+    stack.push_async_callback(watched.close)
+    await watched.open()
 
 
 async def _close(stack: AsyncExitStack) -> None:

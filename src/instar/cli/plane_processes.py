@@ -13,6 +13,7 @@ from instar.cli.api_part import ApiPart
 from instar.cli.backends import open_patiently, open_store, server_bus
 from instar.cli.conductor_part import ConductorPart
 from instar.cli.first_start import check_initialised
+from instar.cli.health_port import HealthPort, probes_of
 from instar.cli.services import Part, Services
 from instar.cli.state_dir import StateDir
 from instar.cli.volume_images import ImagesForVolumes
@@ -44,7 +45,9 @@ class PlaneProcess:
         bus = server_bus(self.settings, name=f"instar {self.role}")
         await open_patiently(bus.open, "the bus")
         self._stack.push_async_callback(bus.close)
-        return await self.work(store, bus)
+        works = await self.work(store, bus)
+        await self.enter(HealthPort(self.settings.metrics, probes_of(store=store, bus=bus)))
+        return works
 
     async def work(self, store: Store, bus: Bus) -> str:
         """Open the rest on these, and say what the ready line says."""
