@@ -6,21 +6,18 @@ import asyncio
 import statistics
 import time
 
+from bench.builds import CLIENTS, POLL_MANY_S, POLL_ONE_S, in_parallel, one_by_one
 from bench.http_client import Connection
 from bench.process import Cloud, cloud
 from bench.refs import Refs, build, refs_of
 from bench.table import Row
 
 ONE_BY_ONE = 200
-WARM_UP = 20
 IN_PARALLEL = 800
 ROUNDS = 3
-CLIENTS = 16
 LISTED = 1000
 READS = 8000
 LISTS = 15
-POLL_ONE_S = 0.001
-POLL_MANY_S = 0.02  # a client that asks more often measures its own questions
 STARTS = 3
 
 
@@ -40,12 +37,10 @@ async def control_plane() -> list[Row]:
 
 
 async def _one_by_one(connection: Connection, refs: Refs) -> list[Row]:
-    for number in range(WARM_UP):
-        await build(connection, refs, f"warm-{number}", POLL_ONE_S)
-    built = [await build(connection, refs, f"one-{number}", POLL_ONE_S) for number in range(ONE_BY_ONE)]
+    took = await one_by_one(connection, refs, ONE_BY_ONE)
     return [
-        Row("POST /servers → 202, median", statistics.median(one.accepted_s for one in built) * 1000, "ms", at_most=5),
-        Row("POST /servers → ACTIVE, median", statistics.median(one.active_s for one in built) * 1000, "ms", at_most=20),
+        Row("POST /servers → 202, median", took.accepted_ms, "ms", at_most=5),
+        Row("POST /servers → ACTIVE, median", took.active_ms, "ms", at_most=20),
     ]
 
 
@@ -60,10 +55,9 @@ async def _in_parallel(one: Cloud, refs: Refs) -> list[Row]:
     """ROUNDS times the same, because other work on the machine takes its share: the best and the median are told."""
     rates, failed, cpu = [], 0, one.cpu_s
     for turn in range(ROUNDS):
-        began = time.perf_counter()
-        failures = await _round(one, refs, turn)
-        rates.append((IN_PARALLEL - failures) / (time.perf_counter() - began))
-        failed += failures
+        rate = await in_parallel(one.connect, refs, f"many-{turn}", IN_PARALLEL)
+        rates.append(rate.per_second)
+        failed += rate.failed
     cpu_ms = (one.cpu_s - cpu) / (IN_PARALLEL * ROUNDS) * 1000
     return [
         Row(f"builds per second, {CLIENTS} clients, best of {ROUNDS}", max(rates), "/s", at_least=100),
@@ -71,26 +65,6 @@ async def _in_parallel(one: Cloud, refs: Refs) -> list[Row]:
         Row("builds that failed", failed, "", at_most=0),
         Row(f"CPU per build, with polls each {POLL_MANY_S * 1000:g} ms", cpu_ms, "ms"),
     ]
-
-
-async def _round(one: Cloud, refs: Refs, turn: int) -> int:
-    """How many of IN_PARALLEL builds failed."""
-    numbers = iter(range(IN_PARALLEL))
-    failed = 0
-
-    async def client() -> None:
-        nonlocal failed
-        connection = one.connect()
-        for number in numbers:
-            try:
-                await build(connection, refs, f"many-{turn}-{number}", POLL_MANY_S)
-            except (RuntimeError, TimeoutError) as error:
-                print(f"many-{turn}-{number}: {error}")
-                failed += 1
-        await connection.close()
-
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    return failed
 
 
 async def _lists(one: Cloud, connection: Connection, ids: list[str]) -> list[Row]:

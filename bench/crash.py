@@ -21,10 +21,7 @@ CLIENTS = 16
 KILL_AFTER_S = 10.0
 AWAY_S = 3.0
 PATIENCE_S = 120.0
-SLOW_HOSTS = {
-    "INSTAR_SIMULATED_SPAWN_S": "3", "INSTAR_SIMULATED_DESTROY_S": "3", "INSTAR_SIMULATED_SNAPSHOT_S": "3",
-    "INSTAR_SIMULATED_MOVE_S": "3",
-}  # fmt: skip
+SLOW = {"spawn_s": 3.0, "destroy_s": 3.0, "snapshot_s": 3.0, "move_s": 3.0}  # settings of simulated hosts
 ENDS = {"build": "ACTIVE", "shelve": "SHELVED_OFFLOADED", "resize": "VERIFY_RESIZE"}
 
 

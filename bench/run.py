@@ -13,6 +13,7 @@ import structlog
 import uvloop
 
 from bench.control_plane import control_plane
+from bench.distributed import crashes, distributed, many_hosts
 from bench.libvirt_life import libvirt_life
 from bench.libvirt_overhead import libvirt_overhead
 from bench.operations import operations
@@ -26,6 +27,9 @@ PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row] | Sheet]]]] = {
     "scheduling": ("Scheduling (10,000 hosts, in process)", scheduling),
     "libvirt": ("Overhead on libvirt (real guests)", libvirt_overhead),
     "life": ("Whole life on libvirt (real guests) against bare libvirt and qemu-img", libvirt_life),
+    "distributed": ("Distributed (two APIs, two conductors, PostgreSQL, RabbitMQ, simulated hosts)", distributed),
+    "crashes": ("Crashes (distributed, simulated hosts that take 3 s)", crashes),
+    "many-hosts": ("Ten thousand hosts (distributed, simulated)", many_hosts),
     "recovery": ("Recovery (kill -9, simulated hypervisor)", recovery),
 }
 
