@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from instar.config import ImageSettings
-from instar.images import storing
+from instar.images import naming, storing
 from instar.images.blobs import Blobs
 from instar.images.contract import ImageDraft
 from instar.images.local import LocalImages
 from instar.store.sqlite import SqliteStore
 
-POINTS = ("queued", "writing", "written", "hashed", "placed", "finished")
+POINTS = ("queued", "writing", "written", "inspected", "active", "hashed", "placed", "named")
 
 
 def _die() -> None:
@@ -28,12 +28,6 @@ async def make(directory: Path, image_id: str, data: Path, point: str) -> None:
     async def dying(*_given: Any, **_more: Any) -> None:
         _die()
 
-    if point == "hashed":
-        Blobs.place = dying  # type: ignore[method-assign,assignment]
-    elif point == "placed":
-        storing.image_upload_finish = dying  # type: ignore[assignment]
-    elif point == "finished":
-        Blobs.discard_incoming = dying  # type: ignore[method-assign]
     store = SqliteStore(directory / "instar.db", durable=False)
     await store.open()
     images = LocalImages(store, directory, ImageSettings())
@@ -50,7 +44,19 @@ async def make(directory: Path, image_id: str, data: Path, point: str) -> None:
     part.rename(target)
     if point == "written":
         _die()
+    await asyncio.gather(*images._naming._tasks.values())  # what an earlier such process left is put in order
+    if point == "inspected":
+        storing.image_upload_finish = dying  # type: ignore[assignment]
+    elif point == "active":
+        Blobs.discard_beside = dying  # type: ignore[method-assign]
+    elif point == "hashed":
+        Blobs.place = dying  # type: ignore[method-assign,assignment]
+    elif point == "placed":
+        naming.image_name_data = dying  # type: ignore[assignment]
+    elif point == "named":
+        Blobs.discard_incoming = dying  # type: ignore[method-assign]
     await images.finish_upload(image_id)
+    await images.image_source(image_id)
 
 
 if __name__ == "__main__":

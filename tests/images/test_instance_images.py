@@ -17,9 +17,11 @@ from killed_snapshot import POINTS
 
 from instar.config import ImageSettings
 from instar.errors import BadRequest, Conflict, HypervisorError, ImageGone, ImageUnusable, TooLarge, UnsupportedMedia
+from instar.images import blobs
 from instar.images.contract import ImageDraft
 
 PROGRAM = Path(__file__).parent / "killed_snapshot.py"
+UNFINISHED = ("queued", "writing", "written", "inspected")  # points at which the image is not active yet
 INSTANCE = "11111111-0000-4000-8000-000000000001"
 
 
@@ -115,6 +117,7 @@ async def test_two_calls_at_once_finish_one_image(cloud, qemu_img):
     shutil.copyfile(data, target)
     first, second = await asyncio.gather(*(cloud.images.finish_upload(image_id) for _ in range(2)))
     assert first == second
+    await cloud.images.image_source(image_id)
     assert len(cloud.files()) == 1
 
 
@@ -137,6 +140,7 @@ async def test_same_content_as_another_image_is_stored_once(cloud, member, qemu_
     image_id, target = await begun(cloud)
     shutil.copyfile(data, target)
     await cloud.images.finish_upload(image_id)
+    await cloud.images.image_source(image_id)  # waits for what tells that they are the same
     assert len(cloud.files()) == 1
     await cloud.images.discard(image_id)
     assert (await member.call("GET", f"/v2/images/{uploaded['id']}/file", 200)).content == data.read_bytes()
@@ -180,6 +184,68 @@ async def test_owner_deletes_the_image_while_it_is_hashed(cloud, member, qemu_im
     with pytest.raises(ImageGone):
         await finish
     assert cloud.files() == []
+
+
+async def test_data_without_a_name_is_read_and_whoever_needs_its_hash_waits(cloud, member, qemu_img, monkeypatch):
+    data, may_hash = qemu_img("disk.qcow2", "1M", "-f", "qcow2"), asyncio.Event()
+    hashed = cloud.images.blobs.hashed
+
+    async def slow(name: str):
+        await may_hash.wait()
+        return await hashed(name)
+
+    monkeypatch.setattr(cloud.images.blobs, "hashed", slow)
+    image_id, target = await begun(cloud)
+    shutil.copyfile(data, target)
+    assert (await cloud.images.finish_upload(image_id)).status == "active"
+    await cloud.images.sweep()
+    assert cloud.files() == [f"incoming/{image_id}"]
+    assert (await member.call("GET", f"/v2/images/{image_id}/file", 200)).content == data.read_bytes()
+    waiting = asyncio.create_task(cloud.images.image_source(image_id))
+    given_up = asyncio.create_task(cloud.images.image_source(image_id))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    given_up.cancel()
+    may_hash.set()
+    source, content = await waiting, data.read_bytes()
+    assert (source.sha256, source.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert cloud.files() == [source.sha256]
+
+
+@pytest.mark.parametrize("stage", ["hashed", "place"])
+async def test_owner_deletes_the_image_before_its_data_has_a_name(cloud, member, qemu_img, monkeypatch, stage):
+    data, reached, go_on = qemu_img("disk.qcow2", "1M", "-f", "qcow2"), asyncio.Event(), asyncio.Event()
+    real = getattr(cloud.images.blobs, stage)
+
+    async def held(*given):
+        found = await real(*given)
+        reached.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(cloud.images.blobs, stage, held)
+    image_id, target = await begun(cloud)
+    shutil.copyfile(data, target)
+    await cloud.images.finish_upload(image_id)
+    await reached.wait()
+    deleting = asyncio.create_task(member.call("DELETE", f"/v2/images/{image_id}", 204))
+    async with asyncio.timeout(20):
+        while (await member.call("GET", "/v2/images", 200)).json()["images"]:
+            await asyncio.sleep(0.01)
+    go_on.set()
+    await deleting
+    assert cloud.files() == []
+    with pytest.raises(ImageGone):
+        await cloud.images.image_source(image_id)
+
+
+async def test_image_is_not_finished_while_the_host_writes(cloud, qemu_img, monkeypatch):
+    monkeypatch.setattr(blobs, "_WRITER_ENDS_S", 0.05)
+    image_id, target = await begun(cloud)
+    shutil.copyfile(qemu_img("disk.qcow2", "1M", "-f", "qcow2"), target)
+    with target.open("r+b"), pytest.raises(HypervisorError, match="still written to"):
+        await cloud.images.finish_upload(image_id)
+    assert (await cloud.images.finish_upload(image_id)).status == "active"
 
 
 async def test_discard_takes_a_protected_image_too(cloud, member, qemu_img):
@@ -294,15 +360,17 @@ async def test_killed_at_any_point_the_image_can_be_finished_or_discarded(tmp_pa
     cloud = ImageCloud(directory)
     await cloud.start()
     try:
-        assert set(await cloud.images.unfinished()) == ({kept, lost} if point != "finished" else set())
-        if point in ("written", "hashed", "placed"):
+        assert set(await cloud.images.unfinished()) == ({kept, lost} if point in UNFINISHED else set())
+        if point in ("written", "inspected"):
             assert kept in [Path(name).name for name in cloud.files()], "the data of a snapshot in flight was swept"
         assert any(name.endswith(".part") for name in cloud.files()) == (point == "writing"), "a host may be writing it"
         await cloud.images.queue(kept, draft(instance_uuid="i-1"))
         if point in ("queued", "writing"):
             shutil.copyfile(data, host_path(await cloud.images.upload_target(kept)))
         assert (await cloud.images.finish_upload(kept)).status == "active"
+        source = await cloud.images.image_source(kept)
         await cloud.images.discard(lost)
+        assert source.location == (directory / "images" / source.sha256).as_uri()
         assert cloud.files() == [hashlib.sha256(data.read_bytes()).hexdigest()]
     finally:
         await cloud.stop()

@@ -1,4 +1,4 @@
-"""The data of images as files: `<sha256>` for what is stored, `incoming/<uuid>` for what is on its way.
+"""The data of images as files: `<sha256>` for what is stored, `incoming/<uuid>` for what is on its way or not hashed yet.
 
 Called by this room alone. A file gets its final name only when it is whole, synced, hashed and inspected; it is read-only
 from then on. Which files are in use is the database's matter. Many processes may share the directory, also over NFSv4: who
@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -31,7 +32,9 @@ FILE_THREADS = 4
 _FILE_MODE = 0o444
 _DIRECTORY_MODE = 0o711
 _HASH_PIECE_BYTES = 1 << 20
-_HASH_PIECES = 32  # read and hashed in one go in a thread; a caller that is cancelled waits for no more than that
+_HASH_PIECES = 8  # read and hashed in one go in a thread; a caller that is cancelled waits for no more than that
+_WRITER_ENDS_S = 1.0  # a program that has just done its work may still be closing the file
+_LOOK_S = 0.02
 _ZEROS = bytes(BUFFER_BYTES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,7 +45,7 @@ class Received(NamedTuple):
     path: Path
     size_bytes: int
     md5: str | None
-    sha256: str
+    sha256: str | None
     sha512: str | None
 
 
@@ -102,26 +105,32 @@ class Blobs:
         await self._run(os.replace, self._incoming / name, self._incoming / new)
 
     async def adopt(self, name: str, *, size_max_bytes: int) -> Received:
-        """The SHA-256 of incoming/<name>, which somebody else has written; it is read-only and synced from then on.
-
-        The other hashes take five times as long, and nothing waits for them: see `checksums`.
+        """incoming/<name>, which somebody else has written: it is read-only and synced from then on, and not hashed yet.
 
         Raises FileNotFoundError, TooLarge, HypervisorError where somebody still writes to it."""
         path = self._incoming / name
-        file = await self._run(_open_written, path)
+        size_bytes = await self._run(_take_over, path)
+        if size_bytes > size_max_bytes:
+            raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
+        return Received(path, size_bytes, None, None, None)
+
+    async def hashed(self, name: str) -> tuple[Received, str]:
+        """incoming/<name> and its SHA-256, which is all that anybody waits for: of the other hashes see `checksums`.
+
+        Raises FileNotFoundError, also when it is removed meanwhile; HypervisorError where somebody wrote to it."""
+        path = self._incoming / name
+        file = await self._run(_open_binary, path)
         try:
-            before = os.fstat(file.fileno())
-            if before.st_size > size_max_bytes:
-                raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
-            running = hashlib.sha256()
+            before, running = os.fstat(file.fileno()), hashlib.sha256()
             while await self._hash(self._threads, file, running):
-                pass
+                _must_exist(file)
             after = os.fstat(file.fileno())
         finally:
             file.close()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise HypervisorError(reason="the data of the image changed while it was read")
-        return Received(path, after.st_size, None, running.hexdigest(), None)
+        sha256 = running.hexdigest()
+        return Received(path, after.st_size, None, sha256, None), sha256
 
     async def checksums(self, sha256: str) -> tuple[str, str]:
         """MD5 and SHA-512 of stored data, in hexadecimal, in a thread that gives way to all others.
@@ -131,8 +140,7 @@ class Blobs:
         try:
             md5, sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha512()
             while await self._hash(self._patient, file, md5, sha512):
-                if os.fstat(file.fileno()).st_nlink == 0:
-                    raise FileNotFoundError(errno.ENOENT, "The image was deleted meanwhile")
+                _must_exist(file)
         finally:
             file.close()
         return md5.hexdigest(), sha512.hexdigest()
@@ -141,11 +149,15 @@ class Blobs:
         """Remove incoming/<name> and what a host keeps beside it while it writes, incoming/<name>.<anything>."""
         await self._run(self._discard_incoming, name)
 
-    async def place(self, received: Received) -> Path:
+    async def discard_beside(self, name: str) -> None:
+        """Remove what a host kept beside incoming/<name> while it wrote it."""
+        await self._run(self._discard_incoming, name, True)
+
+    async def place(self, received: Received, sha256: str) -> Path:
         """Give the file its final name. Call with its content's lock held. The same again: the one that is there stays.
 
         The incoming name stays: what is killed before the row is written can begin anew from there."""
-        return await self._run(self._place, received)
+        return await self._run(self._place, received, sha256)
 
     async def remove(self, sha256: str) -> None:
         """Remove stored data that no image uses. Call with its lock held."""
@@ -154,6 +166,10 @@ class Blobs:
     async def open_data(self, sha256: str) -> BinaryIO:
         """An open file: it can be read to its end even when the image is deleted meanwhile. Raises FileNotFoundError."""
         return await self._run(_open_binary, self.path(sha256))
+
+    async def open_incoming(self, name: str) -> BinaryIO:
+        """The same for data that is not hashed yet."""
+        return await self._run(_open_binary, self.incoming(name))
 
     def stream(self, file: BinaryIO, offset: int, length: int) -> FileStream:
         """`length` bytes from `offset`, in pieces; the file is closed at the end, or by `aclose`."""
@@ -201,23 +217,19 @@ class Blobs:
                 removed += 1
         return removed
 
-    def _place(self, received: Received) -> Path:
-        path = self.path(received.sha256)
+    def _place(self, received: Received, sha256: str) -> Path:
+        path = self.path(sha256)
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size == received.size_bytes:
                 return path
             _unlink(path)
         os.link(received.path, path)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync_directory(self._directory)
         return path
 
-    def _discard_incoming(self, name: str) -> None:
+    def _discard_incoming(self, name: str, only_beside: bool = False) -> None:
         for path in self._incoming.iterdir():
-            if path.name == name or path.name.startswith(f"{name}."):
+            if (path.name == name and not only_beside) or path.name.startswith(f"{name}."):
                 _unlink(path)
 
 
@@ -335,14 +347,49 @@ def _open_binary(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _open_written(path: Path) -> BinaryIO:
-    """Open for reading what another process has written, so that it is on the disk and stays as it is."""
+def _take_over(path: Path) -> int:
+    """Blocking: what another process has written is on the disk and stays as it is; its size. Raises FileNotFoundError,
+    HypervisorError where somebody still writes to it."""
     if path.is_symlink() or not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "No file of this name")
     path.chmod(_FILE_MODE)
-    file = path.open("rb", buffering=0)
-    os.fsync(file.fileno())
-    return file
+    with path.open("rb", buffering=0) as file:
+        deadline = time.monotonic() + _WRITER_ENDS_S
+        while _is_written_to(file):
+            if time.monotonic() > deadline:
+                raise HypervisorError(reason="the data of the image is still written to")
+            time.sleep(_LOOK_S)
+        os.fsync(file.fileno())
+        size_bytes = os.fstat(file.fileno()).st_size
+    _sync_directory(path.parent)
+    return size_bytes
+
+
+def _is_written_to(file: FileIO) -> bool:
+    """Some process has the file open for writing: nobody gets a lease to read then. Where there are no leases: no."""
+    try:
+        fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _must_exist(file: BinaryIO) -> None:
+    """Raises FileNotFoundError where no name leads to the file any more."""
+    if os.fstat(file.fileno()).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "The image was deleted meanwhile")
+
+
+def _sync_directory(directory: Path) -> None:
+    """A new name outlives a power failure. Blocking."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _give_way() -> None:

@@ -1,8 +1,8 @@
 """The hashes that clients of the Image API ask for, of data that a host has written: computed after the image is active.
 
-An image needs its SHA-256 to be used: hosts verify it. MD5 and SHA-512 take five times as long and are there for clients
-alone, so a server does not stay in its task for them. Until they are known the API shows null. Of the processes that share
-the image directory one computes at a time; the others look again later. Called by `local.py`.
+An image needs its SHA-256 to be used: hosts verify it (see naming.py). MD5 and SHA-512 take five times as long and are
+there for clients alone, so they come last. Until they are known the API shows null. Of the processes that share the image
+directory one computes at a time; the others look again later. Called by `local.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from instar.store.images import image_checksums_missing, image_checksums_set
 log = structlog.get_logger()
 
 RETRY_S = 30.0
+PAUSE_S = 1.0  # an image that is deleted at once is not read, and what follows on its making goes first
 
 
 class Checksums:
@@ -49,6 +50,7 @@ class Checksums:
         """The database says what is missing, so nothing is lost in a crash."""
         while True:
             await self._wanted.wait()
+            await asyncio.sleep(PAUSE_S)
             self._wanted.clear()
             try:
                 await self._compute_missing()

@@ -48,7 +48,8 @@ class ImageService(Protocol):
         ...
 
     async def image_source(self, image_id: str) -> ImageSource:
-        """Where a host gets the data. Raises ImageGone where there is none (any more)."""
+        """Where a host gets the data. Of what a host has just written the SHA-256 may still have to be found: that takes as
+        long as the image is read. Raises ImageGone where there is none (any more), HypervisorError (cannot be read)."""
         ...
 
     # --- images that an operation makes of an instance ----------------------------------------------------------------
@@ -69,9 +70,10 @@ class ImageService(Protocol):
         ...
 
     async def finish_upload(self, image_id: str) -> Image:
-        """The host has written the data: it is hashed, inspected like any upload, and the image is active. One that is
-        active already is returned. Raises ImageGone, TooLarge, UnsupportedMedia, ImageUnusable, HypervisorError (there
-        is no file, or it is still written to); the image stays saving then, for another try or `discard`."""
+        """The host has written the data: it is on the disk, inspected like any upload, and the image is active; its hashes
+        are found afterwards. One that is active already is returned. Raises ImageGone, TooLarge, UnsupportedMedia,
+        ImageUnusable, HypervisorError (there is no file, or it is still written to); the image stays saving then, for
+        another try or `discard`."""
         ...
 
     async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> Image:

@@ -2,7 +2,8 @@
 
 queue → upload_target → (the host writes) → finish_upload; discard undoes all of it. Each may come twice. The incoming
 file outlives a crash: the operation that wants it is taken up again, and either finishes it or discards it. A file
-without such an image is swept at the next start. From the incoming to the final name the data is linked, never copied.
+without such an image is swept at the next start. The data stays under its incoming name when the image is active, until
+`naming.py` has its SHA-256: it is linked then, never copied.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class InstanceImages:
         """See the contract."""
         record = await self._fetch(image_id)
         if record.status in _DONE:
-            await self._blobs.discard_incoming(image_id)  # of a run that was killed right after it had the row written
+            await self._tidy(record)  # after a run that was killed right after it had the row written
             return record
         if not await instance_image_saving(self._store, image_id):
             raise HypervisorError(reason=f"no host was told to write image {image_id}")
@@ -89,8 +90,16 @@ class InstanceImages:
                 if isinstance(error, InstarError):
                     raise
                 raise HypervisorError(reason=f"the host wrote no data for image {image_id}") from error
-        await self._blobs.discard_incoming(image_id)
-        return await self._fetch(image_id)
+        record = await self._fetch(image_id)
+        await self._tidy(record)
+        return record
+
+    async def _tidy(self, record: ImageRecord) -> None:
+        """Nothing is left of the upload but, until it has its final name, the data itself."""
+        if record.sha256 is None and record.size_bytes is not None:
+            await self._blobs.discard_beside(record.id)
+        else:
+            await self._blobs.discard_incoming(record.id)
 
     async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> ImageRecord:
         """See the contract."""

@@ -13,6 +13,7 @@ belongs to operations, not to processes: `instance_images.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from instar.images.checksums import Checksums
 from instar.images.contract import Image, ImageDraft
 from instar.images.fields import TAGS_MAX, Caller, new_image, tag_of, with_field
 from instar.images.instance_images import InstanceImages
+from instar.images.naming import Naming
 from instar.images.patch import Change, apply_changes
 from instar.images.sharing import ImageMembers
 from instar.images.storing import Storing
@@ -44,6 +46,7 @@ from instar.store.images import (
     image_insert,
     image_member_fetch,
     image_switch,
+    image_unnamed,
     image_update,
     image_upload_abort,
     image_upload_begin,
@@ -83,6 +86,7 @@ class LocalImages:
         self.blobs = Blobs(Path(settings.directory) if settings.directory else state_dir / "images")
         self.members = ImageMembers(store, clock)
         self._checksums = Checksums(store, self.blobs)
+        self._naming = Naming(store, self.blobs)
         self._sweeper: asyncio.Task[None] | None = None
         self._storing = Storing(store, self.blobs, settings, clock)
         self._made = InstanceImages(
@@ -105,6 +109,7 @@ class LocalImages:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
+        await self._naming.close()
         await self._checksums.close()
         await self.blobs.close()
 
@@ -117,13 +122,16 @@ class LocalImages:
             await image_upload_abort(self._store, upload_id, now=self._clock())
         # Files are looked at before the rows: what is begun after that has its row first, or is locked.
         stored, incoming = await self.blobs.listing()
-        used, saving = await image_data_names(self._store), await instance_image_all_saving(self._store)
-        unused = {name for name in incoming if name.partition(".")[0] not in saving}
+        saving = await instance_image_all_saving(self._store)
+        kept = saving | await image_unnamed(self._store)  # in this order: from the one to the other they go
+        used = await image_data_names(self._store)  # and then here
+        unused = {name for name in incoming if name.partition(".")[0] not in kept}
         removed = await self.blobs.remove_unwritten(unused)
         for sha256 in stored - used:
             removed += await self._storing.remove_unused(sha256)
         if removed or dead:
             log.info("images.cleaned", files=removed, uploads=len(dead))
+        await self._naming.begin_all()
         self._checksums.want()
 
     async def _sweep_on_timer(self) -> None:
@@ -141,7 +149,7 @@ class LocalImages:
         return _image(record)
 
     async def image_source(self, image_id: str) -> ImageSource:
-        record = await image_fetch(self._store, image_id)
+        record = await self._named(image_id)
         if record is None or record.status != "active" or record.sha256 is None:
             raise ImageGone(image_id=image_id)
         try:
@@ -167,7 +175,8 @@ class LocalImages:
 
     async def finish_upload(self, image_id: str) -> Image:
         record = await self._made.finish_upload(image_id)
-        self._checksums.want()
+        naming = self._naming.begin(image_id)
+        naming.add_done_callback(lambda _done: self._checksums.want())
         return _image(record)
 
     async def activate_without_data(self, image_id: str, properties: dict[str, str]) -> Image:
@@ -175,6 +184,7 @@ class LocalImages:
 
     async def discard(self, image_id: str) -> None:
         await self._storing.ensure_removed(image_id)
+        await self._naming.give_up(image_id)
 
     async def backups_of(self, instance_id: str, backup_type: str) -> list[str]:
         return await instance_image_backups(self._store, instance_id, backup_type)
@@ -289,6 +299,7 @@ class LocalImages:
         except Conflict:
             await self.fetch_own(image_id, caller)  # NotFound, where another delete was faster
             raise
+        await self._naming.give_up(image_id)
 
     async def deactivate(self, image_id: str, caller: Caller) -> None:
         """Only admins can read the data from now on, and no server is built from it. Raises Forbidden by status."""
@@ -338,13 +349,30 @@ class LocalImages:
         record = await self.fetch(image_id, caller)
         if record.status == "deactivated" and not caller.is_admin:
             raise Forbidden(f"Image {image_id} is deactivated.")
-        if record.sha256 is None or record.size_bytes is None:
+        if record.size_bytes is None:
             return None
         try:
-            file = await self.blobs.open_data(record.sha256)
+            file = await self._open(record)
         except FileNotFoundError as error:
             raise NotFound(kind="Data of image", id=image_id) from error
         return Download(record, file, record.size_bytes)
+
+    async def _open(self, record: ImageRecord) -> BinaryIO:
+        """Raises FileNotFoundError."""
+        if record.sha256 is None:
+            with contextlib.suppress(FileNotFoundError):
+                return await self.blobs.open_incoming(record.id)
+            named = await self._named(record.id)  # it got its name meanwhile
+            record = named if named is not None else record
+        return await self.blobs.open_data(record.sha256 or "")
+
+    async def _named(self, image_id: str) -> ImageRecord | None:
+        """The image with the SHA-256 of its data, if it has some; None where there is no such image."""
+        record = await image_fetch(self._store, image_id)
+        if record is None or record.size_bytes is None or record.sha256 is not None:
+            return record
+        await self._naming.named(image_id)
+        return await image_fetch(self._store, image_id)
 
 
 def _image(record: ImageRecord) -> Image:

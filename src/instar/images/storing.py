@@ -34,7 +34,7 @@ class Storing:
         self._store, self._blobs, self._settings, self._clock = store, blobs, settings, clock
 
     async def keep(self, record: ImageRecord, upload_id: str, received: Received) -> None:
-        """Inspect what arrived, give it its final name, and make the image active.
+        """Inspect what arrived, give it its final name if its SHA-256 is known, and make the image active.
 
         Raises NotFound where the image is gone or no longer this upload's, UnsupportedMedia, ImageUnusable."""
         virtual_size = await inspect_image(
@@ -49,8 +49,11 @@ class Storing:
         log.info("image.stored", image_id=record.id, size_bytes=data.size_bytes, sha256=data.sha256)
 
     async def _place(self, image_id: str, upload_id: str, received: Received, data: StoredData) -> None:
+        if received.sha256 is None:
+            await image_upload_finish(self._store, image_id, upload_id, data, now=self._clock())
+            return
         async with self._blobs.locks.content(received.sha256):
-            await self._blobs.place(received)
+            await self._blobs.place(received, received.sha256)
             try:
                 await image_upload_finish(self._store, image_id, upload_id, data, now=self._clock())
             except NotFound:

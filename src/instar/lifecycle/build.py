@@ -57,8 +57,9 @@ async def _build_on(run: Run, cloud: Cloud, host: str) -> None:
     source = None
     if not boots_from_volume(instance):
         source = await run.step(
-            "find image", cloud.images.image_source, image_id(run), task=TaskState.BLOCK_DEVICE_MAPPING
-        )
+            "find image", cloud.images.image_source, image_id(run), task=TaskState.BLOCK_DEVICE_MAPPING,
+            deadline_s=cloud.settings.lifecycle.data_move_max_s,
+        )  # fmt: skip
         await run.step("fetch image", hosts.ensure_image, host, source, task=TaskState.SPAWNING)
     disks = disks_of(instance, source)
     for disk in disks:

@@ -38,7 +38,8 @@ async def rebuild(run: Run, cloud: Cloud) -> None:
     rebuilt = msgspec.structs.replace(
         instance, name=arguments.name, hostname=hostname, spec=rebuilt_spec(instance.spec, arguments)
     )
-    source = await run.step("find image", cloud.images.image_source, arguments.image.id, on="image")
+    source = await run.step("find image", cloud.images.image_source, arguments.image.id, on="image",
+                            deadline_s=cloud.settings.lifecycle.data_move_max_s)  # fmt: skip
     await run.step("fetch image", hosts.ensure_image, host, source)
     ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
     await _stop(run, host, ports)

@@ -25,7 +25,8 @@ async def rescue(run: Run, cloud: Cloud) -> None:
     """Raises ImageGone; the guest runs as before then."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=RescueArguments)
     instance, host, hosts = run.instance, host_of(run.instance), run.hosts
-    source = await run.step("find image", cloud.images.image_source, arguments.image_id, on="image")
+    source = await run.step("find image", cloud.images.image_source, arguments.image_id, on="image",
+                            deadline_s=cloud.settings.lifecycle.data_move_max_s)  # fmt: skip
     await run.step("fetch image", hosts.ensure_image, host, source)
     ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
     await _stop(run, cloud, host, ports)

@@ -106,7 +106,8 @@ async def _place_anew(run: Run, cloud: Cloud) -> None:
     source = None
     if not boots_from_volume(instance):
         image_id = instance.facts.system_metadata.get(SHELVED_IMAGE, "")
-        source = await run.step("find image", cloud.images.image_source, image_id, on="image")
+        source = await run.step("find image", cloud.images.image_source, image_id, on="image",
+                                deadline_s=cloud.settings.lifecycle.data_move_max_s)  # fmt: skip
     zone = instance.spec.availability_zone if arguments.availability_zone is None else arguments.availability_zone or None
     request = msgspec.structs.replace(
         scheduling_request(run), availability_zone=zone, requested_host=arguments.host, exclude_hosts=()

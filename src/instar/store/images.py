@@ -53,7 +53,7 @@ class StoredData(msgspec.Struct, frozen=True):
     size_bytes: int
     virtual_size_bytes: int
     md5: str | None
-    sha256: str
+    sha256: str | None
     sha512: str | None
 
 
@@ -268,6 +268,27 @@ async def image_uploads_open(store: Store) -> list[str]:
     What a host writes (see instance_images.py) is not among them: the operation that waits for it goes on, or ends it."""
     rows = await store.read("SELECT upload_id FROM images WHERE status = 'saving' AND upload_id <> id")
     return [row["upload_id"] for row in rows]
+
+
+async def image_unnamed(store: Store) -> set[str]:
+    """Ids of the images that have data of which the SHA-256 is not known yet."""
+    rows = await store.read(
+        "SELECT id FROM images WHERE size_bytes IS NOT NULL AND sha256 IS NULL AND deleted_at IS NULL"
+    )
+    return {row["id"] for row in rows}
+
+
+async def image_name_data(store: Store, image_id: str, sha256: str) -> bool:
+    """That is the SHA-256 of the image's data. No change that anybody made, so revision and time stay. False where the
+    image is gone, or it was known."""
+    [result] = await store.write(
+        Statement(
+            "UPDATE images SET sha256 = :sha256 WHERE id = :id AND size_bytes IS NOT NULL AND sha256 IS NULL "
+            "AND deleted_at IS NULL",
+            {"id": image_id, "sha256": sha256},
+        )
+    )
+    return result.rowcount == 1
 
 
 async def image_data_names(store: Store) -> set[str]:
