@@ -17,7 +17,8 @@ from instar.engine.conductor import Conductor
 from instar.engine.run import Run
 from instar.lifecycle.operations import operations
 from instar.model.states import VmState
-from instar.store.operations import conductors_fetch, operation_fetch
+from instar.store.conductors import conductors_fetch
+from instar.store.operations import operation_fetch
 from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.watching import Held, check_no_trace, until
 

@@ -125,7 +125,7 @@ async def test_nothing_recorded_is_lost_over_a_restart(tmp_path: Path, image_fil
                 loop.cancel()  # dies before it has told
         await one.control.lifecycle.stop(one.context(), instance)
         await one.settled()
-        waiting = await notifications_fetch(one.control.store, 100)
+        waiting = await notifications_fetch(one.control.store, 100, one.control.conductor.id)
         kinds = [msgspec.msgpack.decode(body, type=Notification).event_type for _, body in waiting]
         assert kinds[-2:] == ["instance.stop.start", "instance.stop.end"]
     told = Listener()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from instar.cli.services import Part, Services, Together
 from instar.engine.conductor import Conductor
+from instar.engine.keeper import Keeper
+from instar.engine.notifications import LeftOutbox
 from instar.lifecycle.operations import operations, taken
 from instar.lifecycle.progress import ProgressKeeper
 from instar.lifecycle.reconcile import Reconciler
@@ -12,7 +14,9 @@ from instar.networks.filter_notes import FilterKeeper
 
 
 class ConductorPart:
-    """`alone`: nobody else uses this database. Open `kept` and `conductor` when `services` are open."""
+    """`alone`: nobody else uses this database. Open `kept` and `conductor` when `services` are open.
+
+    `kept` is done only while this conductor is the one that does it for all."""
 
     def __init__(self, services: Services, *, alone: bool) -> None:
         cloud = services.cloud
@@ -24,7 +28,8 @@ class ConductorPart:
         self.progress = ProgressKeeper(services.store, services.bus)
         self.timers = Timers(cloud, services.lifecycle)
         # What one process does for all: it hears what hosts say, compares, and asks for what is due.
-        kept: list[Part] = [self.reconciler, self.progress, self.timers]
+        left = LeftOutbox(services.store, services.bus)
+        kept: list[Part] = [services.hosts.persister, self.reconciler, self.progress, left, self.timers]
         if services.settings.bus:  # else whoever changes a network tells the hosts itself
             kept.append(FilterKeeper(services.store, services.bus, services.ports.refresh_or_late))
-        self.kept = Together(*kept)
+        self.kept = Keeper(services.store, self.conductor, Together(*kept), lease_s=services.settings.engine.lease_s)

@@ -2,13 +2,13 @@
 
 Ownership: an operation belongs to one conductor, under an epoch that grows with each change of hands. A conductor shows
 that it lives by a number that it counts up in the database; one whose number stands still for a lease's time, by the
-watcher's own clock, has lost its operations.
+watcher's own clock, loses its registration, and with it its operations: whoever has room takes them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -18,31 +18,33 @@ import structlog
 from instar.bus.contract import Bus, Message, NobodyListens, Reply, Subscription
 from instar.config import EngineSettings
 from instar.engine.hosts import FellSilent, never_silent
+from instar.engine.lease import Lease, act_under
 from instar.engine.notifications import Outbox
 from instar.engine.run import Interrupted, Run
-from instar.errors import LeaseLost
+from instar.errors import LeaseLost, Unavailable
 from instar.metrics import numbers
-from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_QUEUE
+from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_LEFT_TOPIC, CONDUCTOR_QUEUE
 from instar.model.operation import Operation, OperationAccepted, operation_from_row
-from instar.store.contract import Store, WriteConflict
-from instar.store.instances import instance_bump_epoch, instance_fetch
-from instar.store.operations import (
-    conductor_beat,
-    conductor_register,
+from instar.store.conductors import (
+    conductor_evict,
     conductor_remove,
     conductors_fetch,
-    operation_fetch,
-    operation_take,
-    operations_unfinished,
-    steps_fetch,
+    operations_owned,
+    operations_to_take,
 )
+from instar.store.contract import Store, WriteConflict
+from instar.store.instances import instance_bump_epoch, instance_fetch
+from instar.store.operations import operation_fetch, operation_take, steps_fetch
 
 log = structlog.get_logger()
 
 LifecycleFunction = Callable[[Run], Awaitable[None]]
 Taken = Callable[[Run], None]
 Clock = Callable[[], float]
-BEATS_PER_LEASE = 3
+BEATS_PER_LEASE = 4
+LOOKS_PER_LEASE = 12  # at the beats of others: one that dies is noticed so much later than its lease, at most
+BLIND_LOOKS = 4  # who could not look for so many looks knows nothing of how long others were silent
+REGISTER_AGAIN_S = 0.5
 DEFECTS_MAX = 3
 
 
@@ -63,7 +65,7 @@ class Conductor:
         monotonic: Clock = time.monotonic,
         fell_silent: FellSilent = never_silent,
     ) -> None:
-        self.id = f"conductor-{os.urandom(4).hex()}"
+        self.lease = Lease(store, settings.lease_s)
         self._store = store
         self._bus = bus
         self._functions = functions
@@ -72,7 +74,7 @@ class Conductor:
         self._alone = alone
         self._monotonic = monotonic
         self._fell_silent = fell_silent
-        self._outbox = Outbox(store, bus)
+        self._outbox = Outbox(store, bus, lambda: self.lease.id)
         self._running: dict[str, tuple[Run | None, asyncio.Task[None]]] = {}
         self._taking: set[str] = set()
         self._slots = asyncio.Semaphore(settings.operations_max)
@@ -80,33 +82,62 @@ class Conductor:
         self._subscriptions: list[Subscription] = []
         self._defects: dict[str, int] = {}  # how often the end of an operation could not be recorded
         self._seen_beats: dict[str, tuple[int, float]] = {}
+        self._looked_at = float("-inf")
         self._seen_unowned: set[str] = set()
-        self._closing = False
+        self._work_left = asyncio.Event()  # somebody is gone: look at once for what it left
+        self._before_leaving: list[Callable[[], Awaitable[None]]] = []
+        self._joined = self._closing = False
+
+    @property
+    def id(self) -> str:
+        """Of this registration: another one after a lease that was lost."""
+        return self.lease.id
+
+    def before_leaving(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Call this when the conductor closes, while it is still registered."""
+        self._before_leaving.append(call)
+
+    async def join(self) -> None:
+        """Register: `open` does it where it was not done before."""
+        if not self._joined:
+            await self.lease.acquire(alone=self._alone)
+            self._joined = True
 
     async def open(self) -> None:
         """Register, take over what is unfinished, and serve the queue."""
-        await self._store.write(conductor_register(self.id))
+        await self.join()
         await self._look_for_work(first=True)
         self._subscriptions = [
             await self._bus.subscribe(CANCEL_TOPIC, self._on_cancel),
+            await self._bus.subscribe(CONDUCTOR_LEFT_TOPIC, self._on_left),
             await self._bus.serve(CONDUCTOR_QUEUE, self._on_accepted, concurrency_max=self._settings.operations_max),
         ]
         self._loops = [
             asyncio.create_task(self._beat(), name="conductor beat"),
+            asyncio.create_task(self._watch(), name="conductor watch"),
             asyncio.create_task(self._poll(), name="conductor poll"),
             asyncio.create_task(self._outbox.run(), name="conductor outbox"),
         ]
 
     async def close(self) -> None:
-        """Stop. What is in flight stays in the journal, for the next that starts."""
+        """Stop. What is in flight stays in the journal, for the next that starts; another conductor takes it at once."""
         self._closing = True
         for subscription in self._subscriptions:
             await subscription.cancel()
+        for call in self._before_leaving:
+            await call()
         tasks = [*self._loops, *(task for _, task in self._running.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._store.write(conductor_remove(self.id))
+        if not self._joined:
+            return
+        self._joined = False
+        try:
+            await self._store.write(conductor_remove(self.id))
+            await self._bus.publish(CONDUCTOR_LEFT_TOPIC, Message("ConductorLeft", self.id.encode()))
+        except Exception as error:
+            log.warning("conductor.left_without_a_word", conductor=self.id, reason=str(error))
 
     @property
     def in_flight(self) -> list[str]:
@@ -119,7 +150,10 @@ class Conductor:
         accepted = msgspec.msgpack.decode(message.body, type=OperationAccepted)
         await self._slots.acquire()  # back-pressure: an operation waits in the queue until there is room for it
         self._slots.release()
-        await self._take(accepted.operation_id, None)
+        try:
+            await self._take(accepted.operation_id, None)
+        except (Unavailable, LeaseLost) as error:  # it is in the database: somebody's poll finds it there
+            log.warning("operation.not_taken", operation=accepted.operation_id, reason=error.message)
         return Reply()
 
     async def _take(self, operation_id: str, from_owner: str | None) -> None:
@@ -134,22 +168,25 @@ class Conductor:
             self._taking.discard(operation_id)
 
     async def _take_and_start(self, operation_id: str, from_owner: str | None) -> None:
+        lease = self.lease
+        await lease.ensure()
         operation = await operation_fetch(self._store, operation_id)
         if operation is None or operation.finished_at is not None:
             return
         bump = instance_bump_epoch(operation.instance_id)
         try:
-            results = await self._store.write(bump, operation_take(operation_id, self.id, from_owner=from_owner))
+            results = await self._store.write(bump, operation_take(operation_id, lease.id, from_owner=from_owner))
         except WriteConflict:
             await tell_to_cancel(self._bus, operation.instance_id, operation.action)
             return
-        if self._closing:  # it is ours in the record: the next that starts takes it from there
+        if self._closing or lease is not self.lease:  # it is ours in the record: whoever comes next takes it from there
             return
         taken = operation_from_row(results[-1].rows[0])  # type: ignore[arg-type]
         if from_owner is not None:
             numbers.lease_changed("taken_over")
             log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
-        task = asyncio.create_task(self._run(taken, fresh=operation.epoch == 0), name=f"{taken.action} {taken.instance_id}")
+        run = self._run(taken, lease, fresh=operation.epoch == 0)
+        task = asyncio.create_task(run, name=f"{taken.action} {taken.instance_id}")
         self._running[operation_id] = (None, task)
 
     async def _on_cancel(self, message: Message) -> None:
@@ -163,7 +200,8 @@ class Conductor:
 
     # --- running one ------------------------------------------------------------------------------------------------
 
-    async def _run(self, operation: Operation, *, fresh: bool) -> None:
+    async def _run(self, operation: Operation, lease: Lease, *, fresh: bool) -> None:
+        act_under(lease)
         following: str | None = None
         # A task, and so a context, of its own: what is logged for the operation says so.
         structlog.contextvars.bind_contextvars(request_id=operation.request_id, operation_id=operation.id)
@@ -247,55 +285,88 @@ class Conductor:
         while True:
             await asyncio.sleep(self._settings.lease_s / BEATS_PER_LEASE)
             try:
-                await self._show_life()
+                await self.lease.renew()
+            except LeaseLost:
+                await self._register_anew()
             except Exception:
                 log.exception("conductor.beat_failed")
 
-    async def _show_life(self) -> None:
-        try:
-            await self._store.write(conductor_beat(self.id))
-        except WriteConflict:
-            log.error("conductor.lease_lost", conductor=self.id)
-            await self._store.write(conductor_register(self.id))
+    async def _register_anew(self) -> None:
+        """We were taken for dead, and others have our operations: drop everything, and begin again under another id."""
+        log.error("conductor.lease_lost", conductor=self.id, operations=len(self._running))
+        tasks = [task for _, task in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        lease = Lease(self._store, self._settings.lease_s)
+        while True:
+            try:
+                await lease.acquire(alone=False)
+                break
+            except Exception as error:
+                log.warning("conductor.not_registered", reason=str(error))
+                await asyncio.sleep(REGISTER_AGAIN_S)
+        self.lease = lease
+        self._seen_beats.clear()
+        self._work_left.set()
+
+    async def _watch(self) -> None:
+        """Look at the others' beats; who shows no life for a lease's time is not registered any more."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / LOOKS_PER_LEASE)
+            try:
+                await self._evict_the_silent()
+            except Exception:
+                log.exception("conductor.watch_failed")
+
+    async def _evict_the_silent(self) -> None:
+        beats = await conductors_fetch(self._store)
+        now = self._monotonic()
+        if now - self._looked_at > BLIND_LOOKS * self._settings.lease_s / LOOKS_PER_LEASE:
+            self._seen_beats.clear()
+        self._looked_at = now
+        self._seen_beats = {one: seen for one, seen in self._seen_beats.items() if one in beats}
+        for conductor_id, beat in beats.items():
+            seen = self._seen_beats.get(conductor_id)
+            if seen is None or seen[0] != beat:
+                self._seen_beats[conductor_id] = (beat, now)
+            elif now - seen[1] > self._settings.lease_s and conductor_id != self.id and self.lease.held:
+                (evicted,) = await self._store.write(conductor_evict(conductor_id, beat))
+                if evicted.rowcount:
+                    log.warning("conductor.evicted", conductor=conductor_id, silent_s=round(now - seen[1], 1))
+                    self._work_left.set()
+                    await self._bus.publish(CONDUCTOR_LEFT_TOPIC, Message("ConductorLeft", conductor_id.encode()))
+
+    async def _on_left(self, message: Message) -> None:
+        self._work_left.set()
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.poll_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._work_left.wait()
+            self._work_left.clear()
             try:
                 await self._look_for_work(first=False)
             except Exception:
                 log.exception("conductor.poll_failed")
 
     async def _look_for_work(self, *, first: bool) -> None:
-        """Take what nobody owns, and what is owned by the dead. Told operations are found here when the word was lost."""
-        lost = await self._lost_conductors(first=first)
-        unfinished = await operations_unfinished(self._store)
+        """Take what nobody owns who is registered, as much as there is room for; and what is ours and does not run, because
+        the database was away when it should have ended. Told operations are found here when the word was lost."""
+        for operation_id, cancelled_by in (await operations_owned(self._store, self.id)).items():
+            run, _ = self._running.get(operation_id, (None, None))
+            if operation_id not in self._running:
+                await self._take(operation_id, self.id)
+            elif run is not None and cancelled_by:
+                run.cancel(cancelled_by)
+        room = self._settings.operations_max - len(self._running)
+        found = await operations_to_take(self._store, room) if room > 0 else ()
         # One that the last poll has seen, too, is not just on its way here. No clock is asked: it may be another host's.
-        seen, self._seen_unowned = self._seen_unowned, {one.id for one in unfinished if one.owner is None}
-        for operation in unfinished:
-            if operation.owner is None and (first or operation.id in seen):
-                await self._take(operation.id, None)
-            elif operation.owner in lost or (operation.owner == self.id and operation.id not in self._running):
-                await self._take(operation.id, operation.owner)
-        for conductor_id in lost:
-            await self._store.write(conductor_remove(conductor_id))
-
-    async def _lost_conductors(self, *, first: bool) -> set[str]:
-        """Conductors whose beat stood still for a lease, and owners that are not registered at all."""
-        beats = await conductors_fetch(self._store)
-        now = self._monotonic()
-        lost: set[str] = set()
-        for conductor_id, beat in beats.items():
-            seen = self._seen_beats.get(conductor_id)
-            if seen is None or seen[0] != beat:
-                self._seen_beats[conductor_id] = (beat, now)
-            elif now - seen[1] > self._settings.lease_s:
-                lost.add(conductor_id)
-            if self._alone and first:
-                lost.add(conductor_id)
-        lost.discard(self.id)
-        owners = {operation.owner for operation in await operations_unfinished(self._store)}
-        return lost | {owner for owner in owners if owner and owner not in beats}
+        seen, self._seen_unowned = self._seen_unowned, {row["id"] for row in found if row["owner"] is None}
+        for row in found:
+            if row["owner"] is not None or first or row["id"] in seen:
+                await self._take(row["id"], row["owner"])
 
 
 async def tell_accepted(bus: Bus, operation: Operation) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from instar.bus.contract import Bus, Message, NobodyListens, Reply
+from instar.engine.lease import ensure_lease
 from instar.errors import HostUnreachable, StepTimeout, revive
 from instar.model import commands as c
 from instar.model.console import ConsoleKind, ConsoleOffer
@@ -245,6 +246,7 @@ class HostClient:
     async def _call(self, host: str, command: c.AnyCommand, result: type[T] | None, extra_s: float = 0.0) -> T:
         deadline_s = self._deadline_s + extra_s + (ANSWER_MARGIN_S if extra_s else 0.0)
         message = Message(type(command).__name__, _encode(command), deadline_s, epoch=command.epoch)
+        await ensure_lease()  # one that was stopped, and goes on, tells no host anything before it knows that it may
         try:
             call = self._bus.call(c.HOST_QUEUE + host, message)
             reply = await self._watched(host, call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ TOPIC = "notifications."  # + instance.<action>.<phase>
 BATCH_MAX = 200
 RETRY_S = 1.0
 LOOK_AGAIN_S = 30.0
+LOOK_FOR_LEFT_S = 2.0
 GATHER_S = 0.02  # what is recorded within this time is told together
 
 
@@ -83,11 +85,15 @@ def notification(
 
 
 class Outbox:
-    """Publishes what was recorded. `nudge` after a commit; a timer finds what an earlier process left."""
+    """Publishes what one conductor recorded (`owner` tells which it is now). `nudge` after a commit."""
 
-    def __init__(self, store: Store, bus: Bus) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, owner: Callable[[], str | None], *, look_again_s: float = LOOK_AGAIN_S
+    ) -> None:
         self._store = store
         self._bus = bus
+        self._owner = owner
+        self._look_again_s = look_again_s
         self._waiting = asyncio.Event()
 
     def nudge(self) -> None:
@@ -105,15 +111,31 @@ class Outbox:
                 await asyncio.sleep(RETRY_S)
             # Not wait_for: on Python 3.11 it may swallow a cancel that comes together with a nudge, and run for ever.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_AGAIN_S):
+                async with asyncio.timeout(self._look_again_s):
                     await self._waiting.wait()
             await asyncio.sleep(GATHER_S)
 
     async def _publish_some(self) -> bool:
-        found = await notifications_fetch(self._store, BATCH_MAX)
+        found = await notifications_fetch(self._store, BATCH_MAX, self._owner())
         for _, body in found:
             told = msgspec.msgpack.decode(body, type=Notification)
             await self._bus.notify(TOPIC + told.event_type, Message("Notification", body))
         if found:
             await self._store.write(*(notification_remove(message_id) for message_id, _ in found))
         return len(found) == BATCH_MAX
+
+
+class LeftOutbox:
+    """For the keeper: publishes what conductors left that are gone."""
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self._outbox = Outbox(store, bus, lambda: None, look_again_s=LOOK_FOR_LEFT_S)
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        self._task = asyncio.create_task(self._outbox.run(), name="outbox of those who are gone")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)

@@ -20,6 +20,7 @@ from instar.bus.contract import Bus
 from instar.clock import now_us
 from instar.engine.hosts import FellSilent, HostClient, never_silent, tell_leftovers
 from instar.engine.journal import Journal, decode_output
+from instar.engine.lease import ensure_lease
 from instar.engine.notifications import notification
 from instar.errors import (
     Cancelled,
@@ -36,6 +37,7 @@ from instar.model.operation import Operation, Step
 from instar.model.states import TRANSITIONS, PowerState, TaskState, VmState
 from instar.store.console_tokens import console_tokens_revoke
 from instar.store.contract import Result, Statement, Store, Value, WriteConflict
+from instar.store.guard import guarding
 from instar.store.instances import (
     addresses_text,
     encode_facts,
@@ -251,7 +253,7 @@ class Run:
         phase = "error" if fault else "end"
         told = notification(self._instance_now(), self.operation, phase, vm_state, self.facts, fault)
         guard = operation_guard(self.operation, forward=True)
-        rest = (finish, notification_insert(told))
+        rest = (finish, notification_insert(told, self.operation.owner))
         statements = (guard, *self._pending, *self._also, *also, *self._revocation(), self._change(None), *rest)
         results = await self._write(statements)
         self._ended(results[-2])
@@ -266,7 +268,7 @@ class Run:
         guard = operation_guard(self.operation, forward=False)
         ours = not isinstance(error, Cancelled | TaskStateConflict)
         told = notification(self._instance_now(), self.operation, "error", self.failed_state, self.facts, shown)
-        rest = (*self._when_failed, finish, notification_insert(told))
+        rest = (*self._when_failed, finish, notification_insert(told, self.operation.owner))
         if ours:
             self._changes["vm_state"] = self.failed_state.value
             self._changes["progress"] = 0
@@ -326,7 +328,7 @@ class Run:
             statements.append(step_start(started))
             if started.seq == 0:
                 told = notification(self.instance, self.operation, "start", self.instance.vm_state, self.facts, None)
-                statements.append(notification_insert(told))
+                statements.append(notification_insert(told, self.operation.owner))
         if forward:
             statements += [*self._also, *self._revocation(), self._change(self._task)]
         try:
@@ -349,7 +351,20 @@ class Run:
         if forward and self._cancelled_by:  # told while the start of this step was being written
             raise self._failed(name, Cancelled(by=self._cancelled_by))
         self.hosts.hypervisor_us = 0
-        executing = asyncio.ensure_future(call(*args))
+        await self._ensure_lease()
+        # What the step writes, in whatever service, it writes only while the operation is ours.
+        with guarding(operation_guard(self.operation, forward=False)):
+            executing = asyncio.ensure_future(call(*args))
+            return await self._result_of(name, executing, limit_s, forward=forward)
+
+    async def _ensure_lease(self) -> None:
+        """Nothing is begun by a conductor that was slow for so long that somebody else may own the operation."""
+        try:
+            await ensure_lease()
+        except Unavailable as error:
+            raise Interrupted from error
+
+    async def _result_of(self, name: str, executing: asyncio.Future[T], limit_s: float, *, forward: bool) -> T:
         self._executing = executing if forward else None  # an undo is never cancelled: what takes over waits for it
         try:
             async with asyncio.timeout(limit_s) as deadline:
@@ -362,6 +377,8 @@ class Run:
             raise self._failed(name, Cancelled(by=self._cancelled_by)) from None
         except Unavailable as error:
             raise Interrupted from error
+        except (GuardRefused, LeaseLost):
+            raise LeaseLost(id=self.operation.id) from None
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 error = StepTimeout(what=f"step '{name}'", waited_s=limit_s)

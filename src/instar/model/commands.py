@@ -264,5 +264,6 @@ CONDUCTOR_QUEUE = "conductor"
 GUEST_EVENTS = "guests.event"
 WORK_PROGRESS = "guests.progress"  # body: HostProgress
 CANCEL_TOPIC = "operations.cancel"
+CONDUCTOR_LEFT_TOPIC = "conductors.left"  # body: the id of one that is not registered any more
 LEFTOVERS_TOPIC = "hosts.leftovers"  # body: the name of a host that something was left on
 PORTS_CHANGED = "networks.ports_changed"  # no body: the database has notes of what hosts are to be told

@@ -64,6 +64,7 @@ class HostTable:
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writing = asyncio.Lock()
+        self.persister = HostPersister(self)  # for the one process that writes what hosts report
 
     async def open(self, bus: Bus) -> None:
         """Load every known host (none is up before it has reported), then follow reports until `close`."""
@@ -72,20 +73,17 @@ class HostTable:
         await self.load()
         self._subscription = await bus.subscribe(HOST_REPORTS, self._on_report)
         self._tasks = [
-            asyncio.create_task(self._persist_for_ever(), name="host reports"),
             asyncio.create_task(self._every(REFRESH_EVERY_S, self.refresh), name="host refresh"),
             asyncio.create_task(self._every(SWEEP_EVERY_S, self._sweep_soon), name="host sweep"),
         ]
 
     async def close(self) -> None:
-        """Stop following; what was reported is written."""
+        """Stop following."""
         if self._subscription is not None:
             await self._subscription.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(InstarError):  # the database is away: the hosts will report again
-            await self.persist()
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -126,16 +124,19 @@ class HostTable:
 
     async def load(self) -> None:
         """Every host that the database knows, with what is claimed on it."""
+        await self._load_stored()
+        await self.refresh()
+
+    async def _load_stored(self) -> None:
         for number, row in enumerate(await host_list(self._store)):
             host = self._hosts.setdefault(row["name"], HostView(row["name"]))
-            host.inventory = _decode_inventory(row["inventory"])
+            host.inventory = host.inventory or _decode_inventory(row["inventory"])
             capacity = capacity_of(host.inventory, self._settings.host, self._settings.scheduling)
             host.set_amounts(capacity, _totals(row))
             self._stored.add(host.name)
             self._take_row(host, row)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-        await self.refresh()
 
     async def _on_report(self, message: Message) -> None:
         self.hear(_decode_report(message.body))
@@ -200,6 +201,9 @@ class HostTable:
                 self._take_row(host, row)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
+        if names - self._hosts.keys() or any(self._hosts[name].inventory is None for name in names):
+            await self._load_stored()  # others have written hosts that did not report here
+        self._stored |= names
         for name in stored - names:  # forgotten by an admin: it comes back as a new one if it still reports
             self._stored.discard(name)
             self.ranking.remove(self._hosts.pop(name))
@@ -264,7 +268,15 @@ class HostTable:
             self._stored.add(name)
             self.ranking.put(self._hosts[name])
 
-    async def _persist_for_ever(self) -> None:
+    async def persist_new(self) -> None:
+        """Only hosts that have no row yet: for a process that does not write what is reported, but needs to claim."""
+        async with self._writing:
+            new = {name: inventory for name, inventory in self._changed.items() if name not in self._stored}
+            if new:
+                await self._write_changed(new)
+
+    async def persist_for_ever(self) -> None:
+        """Until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PERSIST_EVERY_S):
@@ -284,6 +296,27 @@ class HostTable:
         except Exception:
             log.exception("host_table.failed")
             await asyncio.sleep(1)
+
+
+class HostPersister:
+    """Writes what a table hears, while it is open: one process does it for all. Every table hears for itself."""
+
+    def __init__(self, table: HostTable) -> None:
+        self._table = table
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        self._task = asyncio.create_task(self._table.persist_for_ever(), name="host reports")
+
+    async def close(self) -> None:
+        """What was reported is written."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        with contextlib.suppress(InstarError):  # the database is away: the hosts will report again
+            await self._table.persist()
 
 
 def _totals(row: Row) -> tuple[int, int, int]:

@@ -54,7 +54,7 @@ class Scheduler:
         selection = await self._select(request)
         if not selection.hosts:
             # Never say no because of what we only remembered, nor while a new host waits to be written.
-            await self._table.persist()
+            await self._table.persist_new()
             await self._table.refresh()
             selection = await self._select(request)
         if not selection.hosts:

@@ -1,4 +1,4 @@
-"""SQL of operations and their journal, of conductors, and of the outbox of notifications."""
+"""SQL of operations and their journal, and of the outbox of notifications. Conductors are in `conductors.py`."""
 
 from __future__ import annotations
 
@@ -161,34 +161,14 @@ async def steps_fetch(store: Store, operation_id: str) -> list[Step]:
     return [step_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 
-# --- conductors ---------------------------------------------------------------------------------------------------
-
-
-def conductor_register(conductor_id: str) -> Statement:
-    return Statement("INSERT INTO conductors VALUES (:id, 0, :now)", {"id": conductor_id, "now": now_us()}, rows=1)
-
-
-def conductor_beat(conductor_id: str) -> Statement:
-    """A sign of life. Others watch the number move by their own clocks, so no two clocks are ever compared."""
-    return Statement("UPDATE conductors SET beat = beat + 1 WHERE id = :id", {"id": conductor_id}, rows=1)
-
-
-def conductor_remove(conductor_id: str) -> Statement:
-    return Statement("DELETE FROM conductors WHERE id = :id", {"id": conductor_id})
-
-
-async def conductors_fetch(store: Store) -> dict[str, int]:
-    """Every registered conductor with its beat."""
-    return {row["id"]: row["beat"] for row in await store.read("SELECT id, beat FROM conductors")}
-
-
 # --- the outbox ---------------------------------------------------------------------------------------------------
 
 
-def notification_insert(notification: Notification) -> Statement:
+def notification_insert(notification: Notification, owner: str | None = None) -> Statement:
+    """`owner`: the conductor that publishes it. Without one, or when it is gone, the keeper does."""
     return Statement(
-        "INSERT INTO notifications VALUES (:id, :body)",
-        {"id": notification.message_id, "body": msgspec.msgpack.encode(notification)},
+        "INSERT INTO notifications (id, body, owner) VALUES (:id, :body, :owner)",
+        {"id": notification.message_id, "body": msgspec.msgpack.encode(notification), "owner": owner or ""},
         rows=1,
     )
 
@@ -197,7 +177,12 @@ def notification_remove(message_id: str) -> Statement:
     return Statement("DELETE FROM notifications WHERE id = :id", {"id": message_id})
 
 
-async def notifications_fetch(store: Store, limit: int) -> list[tuple[str, bytes]]:
-    """The oldest that were not told yet. Ids are ordered by time."""
-    rows = await store.read("SELECT id, body FROM notifications ORDER BY id LIMIT :limit", {"limit": limit})
+async def notifications_fetch(store: Store, limit: int, owner: str | None = None) -> list[tuple[str, bytes]]:
+    """The oldest of an owner that were not told yet; None: those of nobody who is registered. Ids are ordered by time."""
+    whose = "owner = :owner" if owner is not None else "owner NOT IN (SELECT c.id FROM conductors c)"
+    params: dict[str, Value] = {"limit": limit}
+    rows = await store.read(
+        f"SELECT id, body FROM notifications WHERE {whose} ORDER BY id LIMIT :limit",  # noqa: S608 - one of two constants
+        params | ({"owner": owner} if owner is not None else {}),
+    )
     return [(row["id"], row["body"]) for row in rows]

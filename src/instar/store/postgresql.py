@@ -22,6 +22,7 @@ from instar.config import PostgresqlSettings
 from instar.errors import StartupError, Unavailable
 from instar.metrics import numbers
 from instar.store.contract import Result, Row, Statement, Value
+from instar.store.guard import guarded
 from instar.store.postgresql_schema import check_schema, migrate
 from instar.store.postgresql_session import LOST, Again, Lost, Marker, Session, Shapes
 
@@ -111,8 +112,9 @@ class PostgresqlStore:
 
     async def write(self, *statements: Statement) -> list[Result]:
         # A caller that is cancelled stops waiting; its transaction is committed or refused all the same.
+        statements, others = guarded(statements)
         results: list[Result] = await self._do(statements=statements)
-        return results
+        return results[others:]
 
     async def _do(self, **what: Any) -> Any:
         if not self._open or len(self._jobs) >= self._settings.waiting_max:

@@ -22,6 +22,7 @@ import structlog
 
 from instar.errors import StartupError, Unavailable
 from instar.store.contract import Duplicate, Result, Row, Statement, Value, WriteConflict
+from instar.store.guard import guarded
 from instar.store.migrations import Migration, all_migrations
 
 log = structlog.get_logger()
@@ -91,9 +92,11 @@ class SqliteStore:
         if self._writer is None or self._loop is None:
             raise Unavailable(retry_after_s=1)
         future: asyncio.Future[list[Result]] = self._loop.create_future()
+        statements, others = guarded(statements)
         self._queue.put(_Transaction(statements, future))
         # A caller that is cancelled stops waiting; its transaction is committed or refused all the same.
-        return await future
+        results = await future
+        return results[others:] if others else results
 
     # --- in the threads -------------------------------------------------------------------------------------------
 
