@@ -196,13 +196,40 @@ async def test_reports_on_the_bus_make_a_host_that_can_be_chosen_at_once(store: 
     bus = MemoryBus()
     table = HostTable(store, Settings())
     await table.open(bus)
+    await table.persister.open()
     try:
         await bus.publish(HOST_REPORTS, Message("HostReport", msgspec.msgpack.encode(report("h1"))))
         await eventually(lambda: has_rank(table, "h1"))
     finally:
+        await table.persister.close()
         await table.close()
         await bus.close()
     assert [row["name"] for row in await rows(store)] == ["h1"]
+
+
+async def test_table_that_only_follows_writes_nothing_and_learns_of_hosts_that_another_wrote(store: CountingStore) -> None:
+    bus = MemoryBus()
+    writer, follower, late = (HostTable(store, Settings()) for _ in range(3))
+    await writer.open(bus)
+    await follower.open(bus)
+    try:
+        await bus.publish(HOST_REPORTS, Message("HostReport", msgspec.msgpack.encode(report("h1"))))
+        await eventually(lambda: is_up(follower, "h1"))
+        assert await rows(store) == []
+        assert not await has_rank(follower, "h1"), "nothing can be claimed on a host without a row"
+        await writer.persist()
+        await follower.refresh()
+        assert await has_rank(follower, "h1")
+        await late.open(bus)
+        assert (late.names(), late.is_up("h1")) == (["h1"], False), "up is what it hears for itself"
+    finally:
+        for table in (writer, follower, late):
+            await table.close()
+        await bus.close()
+
+
+async def is_up(table: HostTable, name: str) -> bool:
+    return table.is_up(name)
 
 
 async def has_rank(table: HostTable, name: str) -> bool:

@@ -201,7 +201,7 @@ class Conductor:
     # --- running one ------------------------------------------------------------------------------------------------
 
     async def _run(self, operation: Operation, lease: Lease, *, fresh: bool) -> None:
-        act_under(lease)
+        mandate = act_under(lease)
         following: str | None = None
         # A task, and so a context, of its own: what is logged for the operation says so.
         structlog.contextvars.bind_contextvars(request_id=operation.request_id, operation_id=operation.id)
@@ -217,6 +217,7 @@ class Conductor:
         finally:
             numbers.operation_left()
             self._running.pop(operation.id, None)
+            mandate.over = True
         if following:
             await self._take(following, None)
 

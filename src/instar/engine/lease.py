@@ -69,16 +69,26 @@ class Lease:
             await self.renew()
 
 
-_acting: ContextVar[Lease | None] = ContextVar("lease", default=None)
+class Mandate:
+    """What a task acts by. `over`: its work has ended; what it has begun and nobody waits for acts by nothing any more."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.over = False
 
 
-def act_under(lease: Lease | None) -> None:
-    """From now on this task, and those that it begins, act by this lease."""
-    _acting.set(lease)
+_acting: ContextVar[Mandate | None] = ContextVar("mandate", default=None)
+
+
+def act_under(lease: Lease) -> Mandate:
+    """From now on this task, and those that it begins, act by this lease: until `over` is set, if ever."""
+    mandate = Mandate(lease)
+    _acting.set(mandate)
+    return mandate
 
 
 async def ensure_lease() -> None:
     """The lease that this task acts by is held, if it acts by one. Raises LeaseLost, Unavailable."""
-    lease = _acting.get()
-    if lease is not None:
-        await lease.ensure()
+    mandate = _acting.get()
+    if mandate is not None and not mandate.over:
+        await mandate.lease.ensure()
