@@ -15,6 +15,7 @@ import structlog
 
 from instar.engine.conductor import Conductor
 from instar.engine.lease import Lease, act_under
+from instar.metrics import numbers
 from instar.store.conductors import keeper_guard, keeper_leave, keeper_take
 from instar.store.contract import Store
 from instar.store.guard import guard_task
@@ -77,6 +78,7 @@ class Keeper:
     async def _look(self) -> None:
         if self._lease is not None and not self._lease.held:
             log.warning("keeper.stops", conductor=self._lease.id)
+            numbers.lease_changed("keeper_lost")
             await self._stop()
         lease = self._conductor.lease
         if self._lease is None and lease.held and await self._take(lease):
@@ -88,6 +90,8 @@ class Keeper:
 
     async def _start(self, lease: Lease) -> None:
         log.info("keeper.begins", conductor=lease.id)
+        numbers.lease_changed("keeper_won")
+        numbers.keeper_is_here(True)
         self._lease = lease
         # In a task of its own: what is begun in it inherits guard and lease, and nothing else of this process does.
         opening = asyncio.create_task(self._open_kept(lease), name="keeper begins")
@@ -107,4 +111,5 @@ class Keeper:
         if self._lease is None:
             return
         self._lease = None
+        numbers.keeper_is_here(False)
         await self._kept.close()
