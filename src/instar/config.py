@@ -268,6 +268,15 @@ class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_volume_gigabytes: Annotated[int, _setting("largest volume", "GiB", ge=-1)] = -1
     copies_max: Annotated[int, _setting("volumes that are copied at once", "copies", ge=1)] = 2
     copy_deadline_s: Annotated[float, _setting("longest a copy of a volume may take", "seconds", gt=0)] = 3600
+    listen: Annotated[
+        str,
+        _setting("address where hosts of other machines reach volumes (NBD, TLS); empty: none", pattern="^[0-9A-Fa-f.:]*$"),
+    ] = ""
+    advertise: Annotated[
+        str, _setting("address that such hosts are told, where listen is a wildcard", pattern=r"^[0-9A-Za-z.:-]*$")
+    ] = ""
+    port_first: Annotated[int, _setting("first TCP port for volumes attached from afar", "port", ge=1, le=65535)] = 10900
+    ports: Annotated[int, _setting("how many such ports", "ports", ge=1, le=10000)] = 1000
 
 
 class RabbitMqSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

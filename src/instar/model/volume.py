@@ -5,10 +5,22 @@ from __future__ import annotations
 import msgspec
 
 
+class VolumeGateway(msgspec.Struct, frozen=True):
+    """Where a host of another machine reaches a volume: NBD over TLS. `user` and `secret` (hexadecimal) are the key of this
+    host, which holds until it is detached; `export` is the name that it finds the volume by."""
+
+    address: str
+    port: int
+    export: str
+    user: str
+    secret: str
+
+
 class VolumeConnection(msgspec.Struct, frozen=True):
     """How a host reaches a volume: an NBD export, on a Unix socket of the same machine or on a TCP port.
 
-    `export` is its unguessable name."""
+    `export` is its unguessable name. `place` tells the directory of the socket from every other machine's: a host that does
+    not see it there uses the `gateway`. Empty: the socket is where the host is."""
 
     export: str
     socket: str | None = None
@@ -17,6 +29,8 @@ class VolumeConnection(msgspec.Struct, frozen=True):
     size_bytes: int = 0
     read_only: bool = False
     driver: str = "nbd"
+    place: str = ""
+    gateway: VolumeGateway | None = None
 
 
 class VolumeDisk(msgspec.Struct, frozen=True):

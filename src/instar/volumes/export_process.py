@@ -10,30 +10,18 @@ line, which every user of the machine can read, has the path of the monitor alon
 from __future__ import annotations
 
 import contextlib
-import grp
-import os
-import select
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import structlog
+from instar.nbd.daemon import StorageDaemon, daemons
+from instar.nbd.monitor import Monitor, MonitorError
 
-from instar.volumes.qmp import Monitor, MonitorError
-
-log = structlog.get_logger()
-
-PROGRAM = "qemu-storage-daemon"
-START_MAX_S = 20.0
 END_MAX_S = 10.0
 POLL_S = 0.01
 _DISK = "disk"
 _COPY = "copy-"
-# QEMU of a machine's own libvirtd does not run as root; this group lets it in, where there is one.
-_QEMU_GROUPS = ("libvirt-qemu",)
 
 
 class CopyState(NamedTuple):
@@ -45,28 +33,18 @@ class CopyState(NamedTuple):
 
 class ExportProcess:
     def __init__(self, runtime: Path, volume_id: str) -> None:
-        self._runtime = runtime
-        self._pid_file = runtime / f"{volume_id}.pid"
-        self._monitor = runtime / f"{volume_id}.mon"
-        self.socket = runtime / f"{volume_id}.sock"
+        self._daemon = StorageDaemon(runtime, volume_id)
+        self.socket = self._daemon.socket
 
     def pid(self) -> int | None:
-        """The process, when it lives. Pids are used again: it must have our monitor on its command line."""
-        try:
-            pid = int(self._pid_file.read_text())
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        except (OSError, ValueError):
-            return None
-        ours = Path(words[0]).name == PROGRAM and any(str(self._monitor).replace(",", ",,") in word for word in words)
-        return pid if ours else None
+        """The process, when it lives."""
+        return self._daemon.pid()
 
     def ensure_running(self, file: Path) -> int:
         """The process runs and has the volume's file open. Returns its pid. Raises MonitorError."""
-        pid = self.pid()
-        if pid is None:
-            pid = self._start()
+        pid = self._daemon.ensure_running()
         try:
-            with Monitor(self._monitor) as monitor:
+            with self._daemon.monitor() as monitor:
                 if not any(node["node-name"] == _DISK for node in monitor.call("query-named-block-nodes", flat=True)):
                     below = {"driver": "file", "filename": str(file), "discard": "unmap"}
                     monitor.call("blockdev-add", driver="qcow2", node_name=_DISK, discard="unmap", file=below)
@@ -78,19 +56,19 @@ class ExportProcess:
     def serve(self, name: str, *, writable: bool) -> None:
         """Clients of the socket find the volume under this name. Raises MonitorError."""
         export_id = "rw" if writable else "ro"
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             exports = {one["id"] for one in monitor.call("query-block-exports")}
             if export_id in exports:
                 return
             if not self.socket.exists():
                 address = {"type": "unix", "data": {"path": str(self.socket)}}
                 monitor.call("nbd-server-start", addr=address, max_connections=0)
-                _let_qemu_in(self.socket)
+                self._daemon.let_qemu_in()
             monitor.call("block-export-add", type="nbd", id=export_id, node_name=_DISK, name=name, writable=writable)
 
     def stop_serving(self) -> None:
         """Clients are cut off, the process stays. Raises MonitorError."""
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             for one in monitor.call("query-block-exports"):
                 monitor.call("block-export-del", id=one["id"], mode="hard")
             deadline = time.monotonic() + END_MAX_S
@@ -101,7 +79,7 @@ class ExportProcess:
 
     def size_bytes(self) -> int:
         """Raises MonitorError."""
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             for node in monitor.call("query-named-block-nodes", flat=True):
                 if node["node-name"] == _DISK:
                     return int(node["image"]["virtual-size"])
@@ -109,7 +87,7 @@ class ExportProcess:
 
     def resize(self, size_bytes: int) -> None:
         """Raises MonitorError, also while the volume is served."""
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             monitor.call("block_resize", **{"node-name": _DISK, "size": size_bytes})
 
     # --- copies -------------------------------------------------------------------------------------------------------
@@ -117,14 +95,14 @@ class ExportProcess:
     def copy_start(self, copy_id: str, target: Path) -> None:
         """The volume as it is at this moment goes to an empty qcow2 file of its size; guests may go on writing."""
         name = _COPY + copy_id
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             below = {"driver": "file", "filename": str(target)}
             monitor.call("blockdev-add", driver="qcow2", node_name=name, file=below)
             monitor.call("blockdev-backup", job_id=name, device=_DISK, target=name, sync="full", auto_dismiss=False)
 
     def copy_state(self, copy_id: str) -> CopyState:
         """Raises MonitorError: there is no such copy, or no process."""
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             for job in monitor.call("query-jobs"):
                 if job["id"] == _COPY + copy_id:
                     return CopyState(job["status"] == "concluded", job.get("error"))
@@ -133,7 +111,7 @@ class ExportProcess:
     def copies_end(self, copy_id: str | None = None) -> None:
         """This copy (None: every copy) has ended, be it cancelled, and its file is closed. Raises MonitorError."""
         wanted = None if copy_id is None else _COPY + copy_id
-        with Monitor(self._monitor) as monitor:
+        with self._daemon.monitor() as monitor:
             deadline = time.monotonic() + END_MAX_S
             while jobs := _jobs(monitor, wanted):
                 for job in jobs:
@@ -149,52 +127,14 @@ class ExportProcess:
                 if node["node-name"] == wanted or (wanted is None and node["node-name"].startswith(_COPY)):
                     monitor.call("blockdev-del", node_name=node["node-name"])
 
-    # --- the process --------------------------------------------------------------------------------------------------
-
     def end(self) -> None:
         """The process is gone; what guests had flushed is in the file."""
-        pid = self.pid()
-        if pid is not None:
-            _signal_and_wait(pid)
-        for path in (self._pid_file, self._monitor, self.socket):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are in it, or it never was
-            self._runtime.rmdir()
-
-    def _start(self) -> int:
-        """The directory is made anew where the last process of another volume took it away at this very moment."""
-        try:
-            return self._started()
-        except MonitorError:
-            if self._runtime.is_dir():
-                raise
-            return self._started()
-
-    def _started(self) -> int:
-        self._runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for path in (self._pid_file, self._monitor, self.socket):
-            path.unlink(missing_ok=True)
-        monitor = str(self._monitor).replace(",", ",,")
-        try:
-            ended = subprocess.run(
-                [
-                    PROGRAM, "--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off",
-                    "--monitor", "chardev=monitor", "--pidfile", str(self._pid_file), "--daemonize",
-                ],
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=START_MAX_S, check=False, umask=0o077, cwd="/",
-            )  # fmt: skip
-        except FileNotFoundError as error:
-            raise MonitorError(description=f"{PROGRAM} is not installed") from error
-        except subprocess.TimeoutExpired as error:
-            raise MonitorError(description=f"{PROGRAM} did not start within {START_MAX_S:g} seconds") from error
-        if ended.returncode != 0:
-            raise MonitorError(description=ended.stderr[-1000:].decode(errors="replace"))
-        return int(self._pid_file.read_text())
+        self._daemon.end()
 
 
 def export_volumes(runtime: Path) -> list[str]:
     """Ids of the volumes that have, or had, a process."""
-    return sorted(path.stem for path in runtime.glob("*.pid"))
+    return daemons(runtime)
 
 
 def end_everything(runtime: Path) -> None:
@@ -207,30 +147,3 @@ def end_everything(runtime: Path) -> None:
 def _jobs(monitor: Monitor, wanted: str | None) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = monitor.call("query-jobs")
     return [job for job in jobs if job["id"] == wanted or (wanted is None and job["id"].startswith(_COPY))]
-
-
-def _let_qemu_in(path: Path) -> None:
-    for name in _QEMU_GROUPS:
-        with contextlib.suppress(KeyError, PermissionError):
-            os.chown(path, -1, grp.getgrnam(name).gr_gid)
-            path.chmod(0o660)
-
-
-def _signal_and_wait(pid: int) -> None:
-    """SIGTERM lets it flush and close; SIGKILL when that takes too long."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(descriptor, number)
-            if poll.poll(END_MAX_S * 1000):
-                return
-        log.error("export.does_not_end", pid=pid)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,13 @@ from pathlib import Path
 import structlog
 
 from instar.errors import VolumeFailed
+from instar.model.volume import VolumeConnection
+from instar.nbd.monitor import MonitorError
+from instar.nbd.place import place_of
+from instar.store.volumes import AttachmentRecord, VolumeRecord
 from instar.volumes.export_process import ExportProcess, export_volumes
 from instar.volumes.files import VolumeFiles
-from instar.volumes.qmp import MonitorError
+from instar.volumes.gateways import Gateways
 
 log = structlog.get_logger()
 
@@ -48,9 +52,10 @@ class _Served:
 class Exports:
     """`runtime` is a directory of our own, with a path short enough for sockets."""
 
-    def __init__(self, runtime: Path, files: VolumeFiles) -> None:
+    def __init__(self, runtime: Path, files: VolumeFiles, gateways: Gateways) -> None:
         self._runtime = runtime
         self._files = files
+        self._gateways = gateways
         self._served: dict[str, _Served] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,9 +81,11 @@ class Exports:
             except MonitorError as error:
                 log.error("export.not_started", volume=volume_id, reason=error.message)
                 self._bring_back(volume_id, served)
+        await self._gateways.open()
 
     async def close(self) -> None:
         """Nobody is watched any more. The processes go on."""
+        await self._gateways.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,22 +94,41 @@ class Exports:
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 
-    async def serve(self, volume_id: str, name: str, *, writable: bool) -> tuple[str, int]:
-        """The volume is served under this name: (path of the socket, size in bytes). Raises VolumeFailed."""
-        async with self._held(volume_id) as served:
+    async def serve(self, volume: VolumeRecord, attachment: AttachmentRecord, *, host_ip: str) -> VolumeConnection:
+        """The attachment's host can reach the volume. Raises VolumeFailed."""
+        name, writable = export_name(volume, attachment)
+        afar = await self._gateways.are_needed(host_ip)
+        async with self._held(volume.id) as served:
+            before = dict(served.names)
             served.names[name] = writable
+            if afar:
+                served.names[volume.export] = True  # the gateway's own
             try:
-                await self._ensure(volume_id, served)
-                return str(served.process.socket), await asyncio.to_thread(served.process.size_bytes)
+                await self._ensure(volume.id, served)
+                size_bytes = await asyncio.to_thread(served.process.size_bytes)
+                path = str(served.process.socket)
+                gateway = (
+                    await self._gateways.offer(volume, attachment, path, size_bytes=size_bytes) if afar else None
+                )
             except MonitorError as error:
-                del served.names[name]
-                raise _failed(volume_id, error) from error
+                served.names = before
+                raise _failed(volume.id, error) from error
+            except VolumeFailed:
+                served.names = before
+                raise
+            place = await asyncio.to_thread(place_of, self._runtime)
+        return VolumeConnection(
+            export=name, socket=path, size_bytes=size_bytes, read_only=not writable, place=place, gateway=gateway
+        )
 
-    async def stop(self, volume_id: str, *, unless: Callable[[], Awaitable[bool]] | None = None) -> None:
-        """Nothing serves the volume any more; a copy of it may go on. `unless` is asked when nobody else can change that:
-        who wants the volume served must have said so there before."""
+    async def stop(self, volume_id: str, wanted: Callable[[], Awaitable[set[str]]] | None = None) -> None:
+        """Nothing serves the volume any more, unless attachments that have a host are `wanted`: then nobody else is served
+        afar. A copy of it may go on. It is asked when nobody else can change that: who wants the volume served must have
+        said so there before."""
         async with self._held(volume_id) as served:
-            if unless is not None and await unless():
+            kept = await wanted() if wanted is not None else set()
+            await self._gateways.keep_only(volume_id, kept)
+            if kept:
                 return
             if served.names and served.copies:
                 with contextlib.suppress(MonitorError):
@@ -111,7 +137,7 @@ class Exports:
 
     async def served(self) -> list[str]:
         """Volumes that have a process for something else than a copy."""
-        found = await asyncio.to_thread(export_volumes, self._runtime)
+        found = sorted({*await asyncio.to_thread(export_volumes, self._runtime), *self._gateways.volumes()})
         return [one for one in found if one not in self._served or self._served[one].names]
 
     async def until_idle(self, volume_id: str) -> None:
@@ -133,6 +159,7 @@ class Exports:
                     await asyncio.to_thread(served.process.resize, size_bytes)
                 finally:
                     await self._ensure(volume_id, served)
+                await self._gateways.opened_anew(volume_id, size_bytes)
             except MonitorError as error:
                 raise _failed(volume_id, error) from error
 
@@ -252,6 +279,11 @@ class Exports:
                     log.error("export.not_restarted", volume=volume_id, reason=str(error))
             await asyncio.sleep(served.pause_s)
             served.pause_s = min(served.pause_s * 2, RESTART_PAUSE_MAX_S)
+
+
+def export_name(volume: VolumeRecord, attachment: AttachmentRecord) -> tuple[str, bool]:
+    """The name under which an attachment finds its volume, and whether it may write."""
+    return (f"{volume.export}-ro", False) if attachment.read_only else (volume.export, True)
 
 
 def _failed(volume_id: str, error: MonitorError) -> VolumeFailed:

@@ -28,12 +28,15 @@ from instar.config import VolumeSettings
 from instar.errors import InstarError, NotFound, StartupError, StepFailed
 from instar.model.storage import STORAGE_QUEUE, LookAt, ReleaseVolume, ServeVolume, StorageSubject, StorageWish, TellServed
 from instar.model.volume import VolumeConnection
+from instar.nbd.daemon import daemons
+from instar.nbd.relay import Relay
 from instar.store import volumes as sql
 from instar.store.contract import Store
-from instar.store.volumes import AttachmentRecord, VolumeRecord
+from instar.store.volumes import AttachmentRecord
 from instar.volumes.export_process import end_everything
-from instar.volumes.exports import Exports
+from instar.volumes.exports import Exports, export_name
 from instar.volumes.files import VolumeFiles
+from instar.volumes.gateways import Gateways
 from instar.volumes.images import VolumeImages
 from instar.volumes.jobs import Jobs
 from instar.volumes.types import types_bootstrap
@@ -44,6 +47,7 @@ LOCK_MAX_S = 20.0  # the owner before this one may take so long to end
 LOCK_POLL_S = 0.05
 WISHES_MAX = 32  # at once
 LOOK_EVERY_S = 15.0  # for what was asked while nobody listened
+GATEWAYS = "gateways"
 _decoder = msgspec.msgpack.Decoder(StorageWish)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -59,7 +63,10 @@ def volumes_runtime(state_dir: Path) -> Path:
 
 def remove_exports(state_dir: Path) -> None:
     """No process serves any volume of a cloud that does not run. Blocking. Volumes themselves stay."""
-    end_everything(volumes_runtime(state_dir))
+    runtime = volumes_runtime(state_dir)
+    for name in daemons(runtime / GATEWAYS):
+        Relay(runtime / GATEWAYS, name).end()
+    end_everything(runtime)
 
 
 class VolumeOwner:
@@ -78,7 +85,9 @@ class VolumeOwner:
         self._bus = bus
         self._directory = state_dir / "volumes"
         self.files = VolumeFiles(self._directory)
-        self.exports = Exports(volumes_runtime(state_dir), self.files)
+        runtime = volumes_runtime(state_dir)
+        self.gateways = Gateways(runtime / GATEWAYS, self._directory / GATEWAYS, settings)
+        self.exports = Exports(runtime, self.files, self.gateways)
         self.jobs = Jobs(store, self.files, self.exports, images, settings)
         self._stack = contextlib.AsyncExitStack()
 
@@ -105,6 +114,8 @@ class VolumeOwner:
         self._stack.push_async_callback(self.exports.close)
         await self.exports.open(await self._wanted())
         self._stack.push_async_callback(self.jobs.close)
+        for volume_id in self.gateways.volumes():
+            await self.release(volume_id)  # detached while nobody was here
         await self.jobs.look()
         if self._bus is not None:
             served = await self._bus.serve(STORAGE_QUEUE, self._handle, concurrency_max=WISHES_MAX)
@@ -118,8 +129,10 @@ class VolumeOwner:
         for attachment in await sql.attachments_connected(self._store):
             volume = await sql.volume_fetch(self._store, attachment.volume_id)
             if volume is not None and await self.files.exists(self.files.volume(volume.id)):
-                name, writable = _export_name(volume, attachment)
+                name, writable = export_name(volume, attachment)
                 wanted.setdefault(volume.id, {})[name] = writable
+                if await asyncio.to_thread(self.gateways.is_planned, volume.id):
+                    wanted[volume.id][volume.export] = True
         return wanted
 
     async def _compare_files(self) -> None:
@@ -151,22 +164,20 @@ class VolumeOwner:
         volume = await sql.volume_fetch(self._store, attachment.volume_id)
         if volume is None:
             raise NotFound(kind="Volume", id=attachment.volume_id)
-        name, writable = _export_name(volume, attachment)
-
-        path, size_bytes = await self.exports.serve(volume.id, name, writable=writable)
+        connection = await self.exports.serve(volume, attachment, host_ip=host_ip)
         # Asked again now that it is served: a detach that came meanwhile has found nothing to end.
         try:
             await self._connected(attachment_id)
         except NotFound:
             await self.release(volume.id)
             raise
-        return VolumeConnection(export=name, socket=path, size_bytes=size_bytes, read_only=not writable)
+        return connection
 
     async def release(self, volume_id: str) -> None:
-        async def connected() -> bool:
-            return any(one.host for one in await sql.attachments_of_volume(self._store, volume_id))
+        async def connected() -> set[str]:
+            return {one.id for one in await sql.attachments_of_volume(self._store, volume_id) if one.host}
 
-        await self.exports.stop(volume_id, unless=connected)
+        await self.exports.stop(volume_id, connected)
 
     async def served(self) -> tuple[str, ...]:
         return tuple(await self.exports.served())
@@ -219,11 +230,6 @@ class VolumeOwner:
                 log.warning("volumes.not_looked", reason=repr(error))
 
 
-
-
-def _export_name(volume: VolumeRecord, attachment: AttachmentRecord) -> tuple[str, bool]:
-    """The name under which an attachment finds its volume, and whether it may write."""
-    return (f"{volume.export}-ro", False) if attachment.read_only else (volume.export, True)
 
 
 def _take(directory: Path) -> IO[bytes]:

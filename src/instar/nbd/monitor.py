@@ -1,4 +1,4 @@
-"""The monitor of an export process: its commands, as JSON over a Unix socket. Blocking: called in threads by `exports.py`.
+"""The monitor of a storage daemon: its commands, as JSON over a Unix socket. Blocking: called in threads.
 
 A monitor hears one client at a time, the next waits until that one is gone: so a connection is made for a few commands and
 closed again, and nobody waits on one for the end of a job.
