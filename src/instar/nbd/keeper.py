@@ -129,7 +129,7 @@ class RelayKeeper:
         kept.plan = None
         self._unwatch(kept)
         await asyncio.to_thread(kept.relay.end)
-        await asyncio.to_thread((self._plans / f"{name}.json").unlink, missing_ok=True)
+        await asyncio.to_thread(self._remove_plan, name)
 
     async def _ensure(self, name: str, kept: _Kept) -> None:
         assert kept.plan is not None, "looked at by the caller"
@@ -197,6 +197,12 @@ class RelayKeeper:
             opened.flush()
             os.fsync(opened.fileno())
         part.replace(self._plans / f"{name}.json")
+
+    def _remove_plan(self, name: str) -> None:
+        (self._plans / f"{name}.json").unlink(missing_ok=True)
+        for directory in (self._plans, self._runtime):
+            with contextlib.suppress(OSError):  # others are in it, or it never was
+                directory.rmdir()
 
 
 def _opened(plan: RelayPlan) -> tuple[object, ...]:

@@ -1,6 +1,6 @@
 """Volumes for hosts of other machines: a process for each gives it on by TLS. Called by `exports.py`.
 
-A host's key is made of the volume's secret, the attachment and the host: the same whenever it is asked for, of no use for
+A host's key is made of a secret of ours, the attachment and the host: the same whenever it is asked for, of no use for
 another attachment or host, and taken back when the attachment leaves its host. Then its connections are cut as well:
 a host that was given up for lost cannot write to the volume any more, should it only have been out of reach.
 """
@@ -8,8 +8,11 @@ a host that was given up for lost cannot write to the volume any more, should it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
+import os
+import secrets
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -32,9 +35,11 @@ PORT_ATTEMPTS = 20
 
 
 class Gateways:
-    """`runtime` is for processes, `plans` for what must stay as it is over a restart of the machine: ports."""
+    """`runtime` is for processes, `plans` for what must stay as it is over a restart of the machine: ports. `secret` is a
+    file, made when it is needed first."""
 
-    def __init__(self, runtime: Path, plans: Path, settings: VolumeSettings) -> None:
+    def __init__(self, runtime: Path, plans: Path, secret: Path, settings: VolumeSettings) -> None:
+        self._secret = secret
         self._settings = settings
         self._keeper = RelayKeeper(runtime, plans)
 
@@ -62,7 +67,7 @@ class Gateways:
         self, volume: VolumeRecord, attachment: AttachmentRecord, path: str, *, size_bytes: int
     ) -> VolumeGateway:
         """The attachment's host may reach the volume, which is served at the Unix socket `path`. Raises VolumeFailed."""
-        export = _export_for(volume, attachment)
+        export = _export_for(await asyncio.to_thread(_secret_in, self._secret), volume, attachment)
         before = self._keeper.plans().get(volume.id)
         others = [one for one in before.exports if one.name != export.name] if before is not None else []
         mine = [one for one in others if one.about == attachment.id][-(HOSTS_MAX - 1) :]
@@ -121,13 +126,30 @@ class Gateways:
         return [port for port in free if port not in taken and port < 65536][:PORT_ATTEMPTS]
 
 
-def _export_for(volume: VolumeRecord, attachment: AttachmentRecord) -> RelayExport:
+def _export_for(secret: bytes, volume: VolumeRecord, attachment: AttachmentRecord) -> RelayExport:
     def made_of(purpose: str) -> str:
-        words = f"{purpose}\n{attachment.id}\n{attachment.host}"
-        return hmac.new(volume.export.encode(), words.encode(), hashlib.sha256).hexdigest()
+        words = f"{purpose}\n{volume.export}\n{attachment.id}\n{attachment.host}"
+        return hmac.new(secret, words.encode(), hashlib.sha256).hexdigest()
 
     key = Key(user=made_of("user")[:32], secret=made_of("secret"))
     return RelayExport(made_of("export")[:28], not attachment.read_only, key, about=attachment.id)
+
+
+def _secret_in(file: Path) -> bytes:
+    """Blocking."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_bytes()
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+            opened.write(secrets.token_bytes(32))
+            opened.flush()
+            os.fsync(opened.fileno())
+        with contextlib.suppress(FileExistsError):  # somebody was first: that one is the secret
+            os.link(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return file.read_bytes()
 
 
 def _is_ours(address: str) -> bool:

@@ -86,7 +86,9 @@ class VolumeOwner:
         self._directory = state_dir / "volumes"
         self.files = VolumeFiles(self._directory)
         runtime = volumes_runtime(state_dir)
-        self.gateways = Gateways(runtime / GATEWAYS, self._directory / GATEWAYS, settings)
+        self.gateways = Gateways(
+            runtime / GATEWAYS, self._directory / GATEWAYS, self._directory.with_suffix(".key"), settings
+        )
         self.exports = Exports(runtime, self.files, self.gateways)
         self.jobs = Jobs(store, self.files, self.exports, images, settings)
         self._stack = contextlib.AsyncExitStack()

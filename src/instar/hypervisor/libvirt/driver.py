@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from instar.errors import HypervisorError
@@ -33,6 +34,7 @@ from instar.hypervisor.libvirt.live_target import LiveTargets, MigrationSockets,
 from instar.hypervisor.libvirt.power import GuestPower
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.hypervisor.libvirt.snapshots import Snapshots
+from instar.hypervisor.libvirt.volume_reach import VolumeReach
 from instar.hypervisor.libvirt.volume_swap import VolumeSwap
 from instar.hypervisor.stream_peers import StreamFetches, StreamGrants
 from instar.model.console import ConsoleKind, ConsoleOffer
@@ -130,7 +132,8 @@ class LibvirtHypervisor:
         self._devices = GuestDevices(
             self._connection, self._events, settings=self._settings, bridge_name=network.bridge_name
         )
-        self._volume_swap = VolumeSwap(self._connection, settings=self._settings)
+        self._reach = VolumeReach(self._paths)
+        self._volume_swap = VolumeSwap(self._connection, self._reach, settings=self._settings)
         self._snapshots = Snapshots(self._connection, self._paths, settings=self._settings, host=host)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
 
@@ -144,6 +147,7 @@ class LibvirtHypervisor:
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type=virt_type, direct_io=direct_io)
         await self._images.open()
         await self._network.open()
+        await self._reach.open()
         self._events.open(on_event)
         await self._connection.open()
         self._consoles.open()
@@ -153,6 +157,7 @@ class LibvirtHypervisor:
         await self._connection.close()
         await self._events.close()
         await self._images.close()
+        await self._reach.close()
         await self._network.close()
 
     async def inventory(self) -> HostInventory:
@@ -189,9 +194,10 @@ class LibvirtHypervisor:
     # --- power --------------------------------------------------------------------------------------------------------
 
     async def ensure_running(self, guest: GuestDefinition) -> GuestState:
-        return await self._power.ensure_running(guest, self._facts)
+        return await self._power.ensure_running(await self._reach.from_here(guest), self._facts)
 
     async def ensure_restarted(self, guest: GuestDefinition, *, was_domain_id: int | None) -> GuestState:
+        guest = await self._reach.from_here(guest)
         return await self._power.ensure_restarted(guest, self._facts, was_domain_id=was_domain_id)
 
     async def ensure_stopped(self, instance_id: str, *, grace_s: float) -> GuestState:
@@ -206,6 +212,7 @@ class LibvirtHypervisor:
         await self._power.undefine(instance_id)
         await self._network.ensure_no_ports(instance_id)
         self._take_back_offers(instance_id)
+        await self._reach.let_go(instance_id)
         await asyncio.to_thread(self._sockets.remove, instance_id)
         if not keep_disks:
             await self._disks.ensure_none(instance_id)
@@ -253,6 +260,7 @@ class LibvirtHypervisor:
         await self._power.must_be_off(instance_id)
         await self._power.undefine(instance_id)
         await self._network.ensure_no_ports(instance_id)
+        await self._reach.let_go(instance_id)
         await asyncio.to_thread(set_aside.set_aside, self._paths, instance_id, self._host)
 
     async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
@@ -289,6 +297,7 @@ class LibvirtHypervisor:
             await self._power.undefine(instance_id)
         if guest.ports:
             await self._network.ensure_ports(instance_id, guest.ports)
+        guest = await self._reach.from_here(guest)
         return await self._targets.make_ready(guest, offer, self._given_out(), is_here=is_here)
 
     async def migrate_live(
@@ -321,10 +330,15 @@ class LibvirtHypervisor:
         await self._devices.ensure_port_unplugged(instance_id, port_id)
 
     async def ensure_volume_attached(self, guest: GuestDefinition, volume_id: str) -> None:
-        await self._devices.ensure_volume_attached(guest, volume_id)
+        volumes = [
+            await self._reach.volume_from_here(guest.instance_id, volume) if volume.volume_id == volume_id else volume
+            for volume in guest.volumes
+        ]
+        await self._devices.ensure_volume_attached(msgspec.structs.replace(guest, volumes=tuple(volumes)), volume_id)
 
     async def ensure_volume_detached(self, instance_id: str, volume_id: str) -> None:
         await self._devices.ensure_volume_detached(instance_id, volume_id)
+        await self._reach.let_go(instance_id, volume_id)
 
     async def swap_volume(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:
         await self._volume_swap.swap(instance_id, old_volume_id, new, report)

@@ -109,6 +109,7 @@ class LiveTargets:
             name=domain_name(guest, self._paths.cloud_id),
             cloud=self._paths.cloud_id,
             bridges={port.network.id: self._bridge_name(port.network.id) for port in guest.ports},
+            volumes={volume.volume_id: volume.connection for volume in guest.volumes},
         )
 
     def _grant(self, instance_id: str, offer: DiskOffer, streams: StreamGrants) -> None:

@@ -16,17 +16,19 @@ from instar.errors import HypervisorError
 from instar.hypervisor.libvirt.device_xml import add_volume_source
 from instar.hypervisor.libvirt.domain_xml import METADATA_URI
 from instar.model.guest import GuestDefinition
+from instar.model.volume import VolumeConnection
 
 
 class HostNames(msgspec.Struct, frozen=True):
     """What a host calls the things of one guest. `sockets` is its directory by a path that is short enough for them;
-    `bridges` by network id."""
+    `bridges` by network id, `volumes` (how they are reached from there) by volume id."""
 
     directory: str
     sockets: str
     name: str
     cloud: str
     bridges: dict[str, str]
+    volumes: dict[str, VolumeConnection] = {}
 
 
 def xml_for(xml: str, guest: GuestDefinition, here: Iterable[Path], there: HostNames) -> str:
@@ -40,7 +42,7 @@ def xml_for(xml: str, guest: GuestDefinition, here: Iterable[Path], there: HostN
         element.set("cloud", there.cloud)
     _rename_files(devices, [f"{path}/" for path in here], there)
     _rename_bridges(devices, guest, there.bridges)
-    _renew_volumes(devices, guest)
+    _renew_volumes(devices, guest, there.volumes)
     for disk in devices.findall("disk"):
         for tag in ("backingStore", "mirror"):  # found out anew there
             for element in disk.findall(tag):
@@ -84,13 +86,14 @@ def _rename_bridges(devices: ET.Element, guest: GuestDefinition, bridges: Mappin
         source.set("bridge", bridges[network])
 
 
-def _renew_volumes(devices: ET.Element, guest: GuestDefinition) -> None:
+def _renew_volumes(devices: ET.Element, guest: GuestDefinition, there: Mapping[str, VolumeConnection]) -> None:
     volumes = {volume.volume_id: volume for volume in guest.volumes}
     for disk in devices.findall("disk[@type='network']"):
         volume, was = volumes.get(disk.findtext("serial", "")), disk.find("source")
         if volume is None or was is None:
             raise HypervisorError(reason="the guest has a volume that the other host does not know")
-        source = add_volume_source(ET.Element("devices"), volume.connection).find("source")
+        reached = there.get(volume.volume_id, volume.connection)
+        source = add_volume_source(ET.Element("devices"), reached).find("source")
         if source is not None:
             position = list(disk).index(was)
             disk.remove(was)

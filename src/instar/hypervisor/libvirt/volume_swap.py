@@ -14,7 +14,7 @@ import libvirt
 import msgspec
 import structlog
 
-from instar.errors import HypervisorError
+from instar.errors import HypervisorError, OperationError
 from instar.hypervisor.contract import Report
 from instar.hypervisor.libvirt import domains
 from instar.hypervisor.libvirt.connection import LibvirtConnection
@@ -22,6 +22,7 @@ from instar.hypervisor.libvirt.device_xml import add_volume_source
 from instar.hypervisor.libvirt.devices import alias_of, device_of_volume, live_xml, name_volume
 from instar.hypervisor.libvirt.memory import source_key
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.hypervisor.libvirt.volume_reach import VolumeReach
 from instar.model.guest import WorkProgress
 from instar.model.volume import VolumeDisk
 
@@ -40,11 +41,30 @@ class _Copy(msgspec.Struct, frozen=True):
 
 
 class VolumeSwap:
-    def __init__(self, connection: LibvirtConnection, *, settings: LibvirtSettings) -> None:
-        self._connection, self._settings = connection, settings
+    def __init__(self, connection: LibvirtConnection, reach: VolumeReach, *, settings: LibvirtSettings) -> None:
+        self._connection, self._reach, self._settings = connection, reach, settings
 
     async def swap(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:
         """See the contract. Raises HypervisorError: the guest then still has the old volume."""
+        there = await self._reach.volume_from_here(instance_id, new)
+        try:
+            await self._swap(instance_id, old_volume_id, there, report)
+        finally:
+            for volume_id in (old_volume_id, new.volume_id):
+                await asyncio.shield(self._let_go_unless_used(instance_id, volume_id))
+        report(WorkProgress(instance_id, 100))
+
+    async def _let_go_unless_used(self, instance_id: str, volume_id: str) -> None:
+        """Whichever of the two the guest is not on. One that cannot be asked keeps both."""
+        path = self._reach.socket(instance_id, volume_id)
+        try:
+            used = await self._connection.run(lambda connection: _uses(connection, instance_id, path))
+        except OperationError:
+            return
+        if not used:
+            await self._reach.let_go(instance_id, volume_id)
+
+    async def _swap(self, instance_id: str, old_volume_id: str, new: VolumeDisk, report: Report) -> None:
         begin = asyncio.ensure_future(
             self._connection.run(
                 lambda connection: _begin(connection, instance_id, old_volume_id, new),
@@ -61,7 +81,6 @@ class VolumeSwap:
         except BaseException:
             await asyncio.shield(self._abort(instance_id, begin))
             raise
-        report(WorkProgress(instance_id, 100))
 
     async def _until_ready(self, instance_id: str, device: str, report: Report) -> None:
         limit_s, pause_s = self._settings.copy_timeout_s, POLL_FIRST_S
@@ -135,6 +154,14 @@ def _pivot(connection: Any, instance_id: str, device: str, old_volume_id: str, n
     if disk is None or not _is_on(disk, add_volume_source(ET.Element("devices"), new.connection)):
         raise HypervisorError(reason="the guest did not go over to the new volume")
     name_volume(domain, live, alias_of(disk), new.volume_id)
+
+
+def _uses(connection: Any, instance_id: str, path: str) -> bool:
+    """The running guest has something at this socket. Blocking."""
+    domain = domains.find(connection, instance_id)
+    if domain is None or not domain.isActive():
+        return False
+    return any(host.get("socket") == path for host in live_xml(domain).iter("host"))
 
 
 def _end_copy(domain: Any | None, device: str) -> None:
