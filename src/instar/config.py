@@ -273,7 +273,7 @@ class VolumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _setting("address where hosts of other machines reach volumes (NBD, TLS); empty: none", pattern="^[0-9A-Fa-f.:]*$"),
     ] = ""
     advertise: Annotated[
-        str, _setting("address that such hosts are told, where listen is a wildcard", pattern=r"^[0-9A-Za-z.:-]*$")
+        str, _setting("address that such hosts are told; empty: the one that they reach", pattern="^[0-9A-Za-z.:-]*$")
     ] = ""
     port_first: Annotated[int, _setting("first TCP port for volumes attached from afar", "port", ge=1, le=65535)] = 10900
     ports: Annotated[int, _setting("how many such ports", "ports", ge=1, le=10000)] = 1000

@@ -85,6 +85,15 @@ class LibvirtHarness:
     async def volume(self, *, size_bytes: int = 1 << 20, over_tcp: bool = False) -> VolumeConnection:
         return await asyncio.to_thread(self._volumes.serve, size_bytes, over_tcp=over_tcp)
 
+    async def volume_afar(self) -> VolumeConnection:
+        """A volume of another machine: its socket is not to be seen from this host."""
+        return await asyncio.to_thread(self._volumes.afar, await self.volume())
+
+    def relays(self) -> list[int]:
+        """Processes by which guests of this host reach volumes of other machines."""
+        found = [int(path.read_text()) for path in (self.paths.runtime / "volumes").glob("*.pid")]
+        return [pid for pid in found if Path(f"/proc/{pid}").exists()]
+
     def volume_file(self, connection: VolumeConnection) -> Path:
         """Where the data of a volume that `volume` made is: raw."""
         return self._volumes.directory / connection.export

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from uuid import uuid4
 
 import msgspec
@@ -14,7 +16,7 @@ from instar.model.guest import DiskDefinition, WorkProgress
 from instar.model.states import PowerState
 from instar.model.volume import VolumeDisk
 
-from .libvirt_two_hosts import LibvirtTwoHosts
+from .libvirt_two_hosts import LibvirtTwoHosts, StreamHost
 from .test_contract import MIB, definition, running
 from .test_contract_moves import OPTIONS, boot, migrating, nobody, ready, running_and_ready, set_aside_and_offered
 from .test_libvirt_moves import holds, hosts, root, sharing_hosts, write
@@ -113,14 +115,45 @@ async def test_shared_storage_that_is_not_recognised_costs_no_disk(sharing_hosts
     assert await hosts.source.hypervisor.observe(guest.instance_id) == state
 
 
-async def test_a_volume_goes_along_by_its_connection_at_the_target(hosts: LibvirtTwoHosts) -> None:
-    connection = await hosts.source.volume()
-    volume = VolumeDisk(volume_id=str(uuid4()), connection=connection, device="vdb")
-    guest = msgspec.structs.replace(definition(hosts.source), volumes=(volume,))
-    await running(hosts.source, guest)
-    await hosts.source.hypervisor.migrate_live(guest, await ready(hosts, guest), OPTIONS, nobody)
-    assert (await hosts.target.hypervisor.observe(guest.instance_id)).power_state is PowerState.RUNNING
-    await hosts.target.hypervisor.ensure_volume_detached(guest.instance_id, volume.volume_id)
+async def relayed(host: StreamHost) -> int:
+    """The one process by which a guest of this host reaches its volume; a new one may be on its way."""
+    async with asyncio.timeout(20):
+        while len(found := await asyncio.to_thread(host.relays)) != 1:
+            await asyncio.sleep(0.05)
+    return found[0]
+
+
+async def test_volumes_go_along_by_their_connections_at_the_target(hosts: LibvirtTwoHosts) -> None:
+    """One that is seen on both hosts, and one of another machine: by a relay that outlives agents and is watched."""
+    source, target = hosts.source, hosts.target
+    near, far = await source.volume(), await source.volume_afar()
+    volumes = (VolumeDisk(str(uuid4()), near, "vdb"), VolumeDisk(str(uuid4()), far, "vdc"))
+    guest = msgspec.structs.replace(definition(source), volumes=volumes[:1])
+    await running(source, guest)
+    guest = msgspec.structs.replace(guest, volumes=volumes)
+    await source.hypervisor.ensure_volume_attached(guest, volumes[1].volume_id)
+    relay = await relayed(source)
+    await source.reopen()
+    assert await relayed(source) == relay
+    refused = msgspec.structs.replace(far, gateway=msgspec.structs.replace(far.gateway, secret="0" * 64))
+    for wrong in (refused, msgspec.structs.replace(far, gateway=None)):
+        more = VolumeDisk(str(uuid4()), wrong, "vdd")
+        with pytest.raises(HypervisorError):
+            await source.hypervisor.ensure_volume_attached(
+                msgspec.structs.replace(guest, volumes=(*volumes, more)), more.volume_id
+            )
+    await source.hypervisor.migrate_live(guest, await ready(hosts, guest), OPTIONS, nobody)
+    assert (await target.hypervisor.observe(guest.instance_id)).power_state is PowerState.RUNNING
+    await source.hypervisor.ensure_absent(guest.instance_id, keep_disks=False)
+    assert source.relays() == []
+    relay = await relayed(target)
+    os.kill(relay, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while await relayed(target) == relay:
+            await asyncio.sleep(0.05)
+    for volume in volumes:
+        await target.hypervisor.ensure_volume_detached(guest.instance_id, volume.volume_id)
+    assert target.relays() == []
 
 
 async def test_a_guest_that_was_held_still_in_vain_goes_on(hosts: LibvirtTwoHosts) -> None:

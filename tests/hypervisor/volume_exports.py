@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import time
 from pathlib import Path
 from uuid import uuid4
 
-from instar.model.volume import VolumeConnection
+import msgspec
+
+from instar.model.volume import VolumeConnection, VolumeGateway
+from instar.nbd.relay import Key, Relay, RelayExport, RelayPlan, UnixSource
 
 START_TIMEOUT_S = 20.0
 
@@ -19,6 +23,7 @@ class VolumeExports:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._servers: list[subprocess.Popen[bytes]] = []
+        self._gateways: list[Relay] = []
 
     def serve(self, size_bytes: int, *, over_tcp: bool = False) -> VolumeConnection:
         """Blocking: returns when it can be reached."""
@@ -45,7 +50,24 @@ class VolumeExports:
             time.sleep(0.01)
         return connection
 
+    def afar(self, connection: VolumeConnection) -> VolumeConnection:
+        """As hosts are told that are on another machine than the socket. Blocking."""
+        assert connection.socket is not None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        key = Key("a-host", secrets.token_hex(32))
+        source = UnixSource(connection.socket, connection.export)
+        gateway = Relay(Path(f"/tmp/instar-test-{connection.export}"), "g")
+        gateway.ensure(RelayPlan(source, (RelayExport("out", writable=True, key=key),), "127.0.0.1", port))
+        self._gateways.append(gateway)
+        told = VolumeGateway("127.0.0.1", port, "out", key.user, key.secret)
+        return msgspec.structs.replace(connection, place="another machine", gateway=told)
+
     def close(self) -> None:
+        for gateway in self._gateways:
+            gateway.end()
+        self._gateways.clear()
         for server in self._servers:
             server.terminate()
             server.wait(timeout=20)

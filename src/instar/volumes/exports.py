@@ -108,7 +108,9 @@ class Exports:
                 size_bytes = await asyncio.to_thread(served.process.size_bytes)
                 path = str(served.process.socket)
                 gateway = (
-                    await self._gateways.offer(volume, attachment, path, size_bytes=size_bytes) if afar else None
+                    await self._gateways.offer(volume, attachment, path, size_bytes=size_bytes, host_ip=host_ip)
+                    if afar
+                    else None
                 )
             except MonitorError as error:
                 served.names = before

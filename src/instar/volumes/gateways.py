@@ -32,6 +32,7 @@ log = structlog.get_logger()
 
 HOSTS_MAX = 3  # of one attachment: where it is, and where it was until a live migration was over
 PORT_ATTEMPTS = 20
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
 class Gateways:
@@ -64,7 +65,7 @@ class Gateways:
         return bool(self._settings.listen) and not await asyncio.to_thread(_is_ours, host_ip)
 
     async def offer(
-        self, volume: VolumeRecord, attachment: AttachmentRecord, path: str, *, size_bytes: int
+        self, volume: VolumeRecord, attachment: AttachmentRecord, path: str, *, size_bytes: int, host_ip: str
     ) -> VolumeGateway:
         """The attachment's host may reach the volume, which is served at the Unix socket `path`. Raises VolumeFailed."""
         export = _export_for(await asyncio.to_thread(_secret_in, self._secret), volume, attachment)
@@ -76,7 +77,7 @@ class Gateways:
         plan = RelayPlan(source, exports, self._settings.listen, size_bytes=size_bytes, about=volume.id)
         port = await self._ensure(volume.id, plan, before)
         assert export.key is not None, "made above"
-        address = self._settings.advertise or self._settings.listen
+        address = await asyncio.to_thread(self._address_for, host_ip)
         return VolumeGateway(address, port, export.name, export.key.user, export.key.secret)
 
     async def keep_only(self, volume_id: str, attachments: Collection[str]) -> None:
@@ -117,6 +118,17 @@ class Gateways:
                     break
         log.error("gateway.failed", volume=volume_id, reason=reason)
         raise VolumeFailed(volume_id=volume_id, reason="its data cannot be served to other machines")
+
+    def _address_for(self, host_ip: str) -> str:
+        """Where that host finds us: what was set, else the address by which this machine speaks to it. Blocking."""
+        told = self._settings.advertise or self._settings.listen
+        if told not in WILDCARDS:
+            return told
+        family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect((host_ip, 9))  # sends nothing
+            return str(probe.getsockname()[0])
+        return told
 
     def _ports(self, volume_id: str, taken: set[int]) -> list[int]:
         """Some that no other volume has, beginning somewhere else for each."""
