@@ -1,6 +1,6 @@
 # One command for each wish. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo up down test test-fast check bench lock dist clean
+.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast check bench lock dist clean
 
 BIN := .venv/bin
 # Real guests need root; the tests' and the demo's own environment goes with it.

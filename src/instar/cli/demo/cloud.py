@@ -18,8 +18,8 @@ from instar.cli.demo.footprint import Footprint
 from instar.cli.state_dir import MODE, StateDir
 from instar.errors import StartupError
 
-START_DEADLINE_S = 90.0
-STOP_DEADLINE_S = 30.0
+START_DEADLINE_S = 180.0
+STOP_DEADLINE_S = 60.0
 DOWN_DEADLINE_S = 120.0
 GONE_DEADLINE_S = 5.0
 READY = b"ready: "
@@ -28,10 +28,11 @@ LOG_LINES_SHOWN = 25
 
 
 class DemoCloud:
-    """Made by `start`, and always ended by `remove`, whatever happened in between."""
+    """Made by `start`, and always ended by `remove`, whatever happened in between. `distributed`: of many processes."""
 
-    def __init__(self, hosts: int) -> None:
+    def __init__(self, hosts: int, *, distributed: bool = False) -> None:
         self._hosts = hosts
+        self._distributed = distributed
         self.directory = Path(tempfile.mkdtemp(prefix="instar-demo-"))
         self.directory.chmod(MODE)  # the hypervisor's processes pass through
         self.state = StateDir(self.directory)
@@ -42,14 +43,17 @@ class DemoCloud:
 
     def start(self) -> None:
         """Blocking, until it answers. Raises StartupError."""
-        command = [sys.executable, "-m", "instar.cli", "up", "--dir", str(self.directory), "--port", "0"]
-        command += ["--hosts", str(self._hosts)]
+        command = [sys.executable, "-m", "instar.cli", *self._verb("up"), "--hosts", str(self._hosts)]
+        command += [] if self._distributed else ["--port", "0"]
         with self._log.open("w") as log:
             # A session of its own: Ctrl-C is for the demo, which then stops the cloud in order.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
         self.url = self._wait_until_ready(self._process)
+
+    def _verb(self, verb: str) -> list[str]:
+        return [*(["distributed"] if self._distributed else []), verb, "--dir", str(self.directory)]
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str:
         assert process.stdout is not None
@@ -65,11 +69,9 @@ class DemoCloud:
         raise StartupError(f"The cloud did not answer within {START_DEADLINE_S:g} seconds.")
 
     def log_end(self) -> str:
-        """The last lines of the cloud's log."""
-        try:
-            return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
-        except OSError:
-            return ""
+        """The last lines of the cloud's log; of many processes, those of each."""
+        logs = [self._log, *sorted((self.directory / "log").glob("*.log"))]
+        return "\n".join(f"{log.name}:\n{_end_of(log)}" if len(logs) > 1 else _end_of(log) for log in logs)
 
     def remove(self, say: Callable[[str], None]) -> list[str]:
         """Stop the cloud, end its guests, remove its networks, its libvirtd and its directory. What is left, if any."""
@@ -81,7 +83,7 @@ class DemoCloud:
 
     def _down(self, say: Callable[[str], None]) -> bool:
         # A process of its own can be given up: a libvirtd that hangs would hold a thread of ours for ever.
-        command = [sys.executable, "-m", "instar.cli", "down", "--dir", str(self.directory)]
+        command = [sys.executable, "-m", "instar.cli", *self._verb("down")]
         try:
             down = subprocess.run(command, capture_output=True, text=True, timeout=DOWN_DEADLINE_S, check=False)
         except subprocess.TimeoutExpired:
@@ -114,3 +116,10 @@ class DemoCloud:
         finally:
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def _end_of(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+    except OSError:
+        return ""

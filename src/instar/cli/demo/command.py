@@ -25,7 +25,8 @@ from instar.errors import InstarError, StartupError
 
 @click.command()
 @click.option("--one-host", is_flag=True, help="The short walk: create, reboots, stop, start, delete, on one host.")
-def demo(one_host: bool) -> None:
+@click.option("--distributed", is_flag=True, help="In a cloud of many processes, on PostgreSQL and RabbitMQ.")
+def demo(one_host: bool, distributed: bool) -> None:
     """Walk a real guest through its whole life on two hosts, and leave nothing behind.
 
     Starts a cloud of its own in a temporary directory and uses it as any OpenStack user and operator would: reboot, pause,
@@ -47,7 +48,7 @@ def demo(one_host: bool) -> None:
         click.echo(f"[{time.monotonic() - began:6.1f} s] {text}")
 
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_demo(1 if one_host else 2, say))
+    sys.exit(_demo(DemoCloud(1 if one_host else 2, distributed=distributed), say))
 
 
 Say = Callable[[str], None]
@@ -62,11 +63,10 @@ def _go_on(_number: int, _frame: FrameType | None) -> None:
     return
 
 
-def _demo(hosts: int, say: Say) -> int:
+def _demo(cloud: DemoCloud, say: Say) -> int:
     failure, story = "", Story()
-    asyncio.run(ensure_built(say))
-    cloud = DemoCloud(hosts)
     try:
+        asyncio.run(ensure_built(say))
         _walk(cloud, story, say)
     except KeyboardInterrupt:
         failure = INTERRUPTED

@@ -78,7 +78,7 @@ class LocalCloud:
 
     def _start(self) -> str:
         self._stack.callback(self._rest)
-        self._stack.callback(self.processes.close)
+        self._stack.callback(self._stop_processes)
         settings = self._start_servers()
         self._say("preparing the database")
         self._initialise(settings)
@@ -100,6 +100,13 @@ class LocalCloud:
         """Of our own processes, the servers aside, in the order of their start."""
         return [name for name in self.processes.names if name not in ("postgresql", "rabbitmq")]
 
+    def _stop_processes(self) -> None:
+        """Those that ask before those that are asked."""
+        names = self.names
+        for kinds in (("api-",), ("conductor-",), ("host-", "simulated-", "storage")):
+            self.processes.stop_all([name for name in names if name.startswith(kinds)])
+        self.processes.stop_all([name for name in self.processes.names if name not in names])
+
     def _rest(self) -> None:
         """Hosts without guests end, and what joins them when there is none left."""
         for host in self._hosts:
@@ -115,7 +122,10 @@ class LocalCloud:
         self._say("starting PostgreSQL and RabbitMQ")
         if self._hosts:
             self.state.hosts.mkdir(mode=MODE, exist_ok=True)
-            asyncio.run(self._underlay.ensure())  # the broker listens there
+            asyncio.run(self._underlay.ensure())
+            self.rabbitmq = PrivateRabbitMq(
+                self.rabbitmq.directory, also_on=(self._underlay.machine_address,)
+            )
         self.processes.add_server("postgresql", self.postgresql)
         self.processes.add_server("rabbitmq", self.rabbitmq)
         self.processes.start_all(["postgresql", "rabbitmq"])
@@ -123,7 +133,17 @@ class LocalCloud:
         api = {"host": LOOPBACK, "port": port, "port_shared": True, "public_url": f"http://{LOOPBACK}:{port}"}
         settings = self.layout.settings_with(database=self.postgresql.url, bus=self.rabbitmq.url(), api=api)
         write_settings(self.config, settings)
+        for host in self._hosts:
+            write_settings(self._agent_config(host), self._agent_settings(settings))
         return settings
+
+    def _agent_settings(self, settings: Settings) -> Settings:
+        """What an agent on a machine of its own would have: the broker's address there, and no database."""
+        bus = self.rabbitmq.url(at=self._underlay.machine_address)
+        return msgspec.structs.replace(settings, database="", bus=bus)
+
+    def _agent_config(self, host: LocalHost) -> Path:
+        return self.state.path / f"agent-{host.name}.toml"
 
     def _port(self) -> int:
         """The same at each start, and ours while we run: nobody else of this machine gets it between two APIs' lives."""
@@ -174,7 +194,7 @@ class LocalCloud:
                 asyncio.run(self._plug(number, process))
             return agent_command(
                 host, self.state.path, address=self._underlay.address(number), shares=len(self._hosts),
-                log_format=self.layout.log_format, config=self.config,
+                log_format=self.layout.log_format, config=self._agent_config(host),
             )  # fmt: skip
 
         return Launch(command, real_pid=lambda: host.agent)

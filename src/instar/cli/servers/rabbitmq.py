@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ START_MAX_S = 90.0
 STOP_MAX_S = 30.0
 CTL_MAX_S = 60.0
 POLL_S = 0.05
+LOOPBACK = "127.0.0.1"
 USER = "rabbitmq"
 ADMIN = "instar"
 
@@ -52,11 +54,13 @@ class _Broker(msgspec.Struct, frozen=True):
 
 
 class PrivateRabbitMq:
-    """The broker of `directory`, which only its own user needs to reach. Raises StartupError where it cannot run."""
+    """The broker of `directory`, which only its own user needs to reach. It listens on loopback and on `also_on`, addresses
+    that this machine has. Raises StartupError where it cannot run."""
 
-    def __init__(self, directory: Path, *, tls: Tls | None = None) -> None:
+    def __init__(self, directory: Path, *, tls: Tls | None = None, also_on: Sequence[str] = ()) -> None:
         self.directory = directory.absolute()
         self._tls = tls
+        self._also_on = also_on
         self._record = self.directory / "broker.json"
         self._known: _Broker | None = None
 
@@ -75,11 +79,13 @@ class PrivateRabbitMq:
         """Of the user `instar`, who may do everything."""
         return self._broker().password
 
-    def url(self, vhost: str = "/", *, user: str = ADMIN, password: str | None = None, tls: bool = False) -> str:
+    def url(
+        self, vhost: str = "/", *, user: str = ADMIN, password: str | None = None, tls: bool = False, at: str = "localhost"
+    ) -> str:
         """The setting `bus` for this broker, with the password in it."""
         scheme, port = ("amqps", self.tls_port) if tls else ("amqp", self.port)
         secret = quote(self.password if password is None else password, safe="")
-        return f"{scheme}://{quote(user, safe='')}:{secret}@localhost:{port}/{quote(vhost, safe='')}"
+        return f"{scheme}://{quote(user, safe='')}:{secret}@{at}:{port}/{quote(vhost, safe='')}"
 
     @property
     def pid(self) -> int | None:
@@ -181,7 +187,8 @@ class PrivateRabbitMq:
     def _configuration(self) -> str:
         broker = self._broker()
         lines = [
-            f"listeners.tcp.1 = 127.0.0.1:{broker.port}",
+            f"listeners.tcp.1 = {LOOPBACK}:{broker.port}",
+            *(f"listeners.tcp.{number} = {address}:{broker.port}" for number, address in enumerate(self._also_on, 2)),
             f"default_user = {ADMIN}",
             f"default_pass = {broker.password}",
             "default_user_tags.administrator = true",
