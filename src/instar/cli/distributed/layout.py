@@ -17,7 +17,8 @@ SIMULATED_ZONE = "simulated"
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`settings` is a tree as in the TOML file, on top of what the layout itself sets.
 
-    `restarts`: processes that die are started again, as systemd would. `simulated_processes` share the simulated hosts."""
+    `restarts`: processes that die are started again, as systemd would. `simulated_processes` share the simulated
+    hosts. `durable`: what the database has committed survives a power cut."""
 
     apis: int = 2
     conductors: int = 2
@@ -25,6 +26,7 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     simulated_hosts: int = 200
     simulated_processes: int = 1
     restarts: bool = True
+    durable: bool = True
     settings: Mapping[str, Any] = {}
     log_format: str = "console"
 

@@ -62,7 +62,7 @@ class LocalCloud:
         self._plugging = threading.Lock()
         self._underlay = Underlay(self.state.cloud_id, self.state.hosts / "underlay")
         self._hosts = [LocalHost(self.state.hosts, f"host-{number + 1}") for number in range(layout.libvirt_hosts)]
-        self.postgresql = PrivatePostgresql(self.state.path / "postgresql")
+        self.postgresql = PrivatePostgresql(self.state.path / "postgresql", durable=layout.durable)
         self.rabbitmq = PrivateRabbitMq(self.state.path / "rabbitmq")
         self.processes = Supervisor(self.state.path / "log", restarts=layout.restarts)
 
