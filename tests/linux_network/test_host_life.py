@@ -17,6 +17,7 @@ import pytest
 from instar.errors import HypervisorError
 from instar.hypervisor.linux_network import LinuxNetwork
 from instar.hypervisor.linux_network.dhcp import dhcp_processes
+from instar.hypervisor.linux_network.filter_generation import filter_generation
 from instar.hypervisor.linux_network.names import CloudNames
 from instar.model.network import PortDefinition
 
@@ -331,6 +332,20 @@ async def test_many_ports_come_and_go_at_once_and_the_filter_stays_what_memory_s
 def sorted_elements(text: str) -> str:
     """Sets and chains are listed in the order of their making."""
     return "\n".join(sorted(" ".join(text.split()).replace("{", "\n").replace("}", "\n").replace(",", "\n").split("\n")))
+
+
+def test_each_change_of_the_kernels_filter_is_seen_in_its_generation() -> None:
+    before, table = filter_generation(), f"instar_{uuid.uuid4().hex[:8]}"
+    command("nft", "add", "table", "ip", table)
+    try:
+        between = filter_generation()
+    finally:
+        command("nft", "delete", "table", "ip", table)
+    after = filter_generation()
+    assert before is not None
+    assert between is not None
+    assert after is not None
+    assert before < between < after
 
 
 async def test_what_is_not_an_id_or_an_address_never_reaches_the_host(make_cloud: MakeCloud) -> None:

@@ -17,7 +17,8 @@ import structlog
 
 from instar.errors import HypervisorError, InstarError
 from instar.hypervisor.linux_network.dhcp import DhcpServer, remove_directory, stop_processes
-from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run
+from instar.hypervisor.linux_network.filter_generation import filter_generation
+from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run, run_both
 from instar.hypervisor.linux_network.links import Link, choose_link, host_routes, turn_to_choose
 from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames, validate_id, validate_ports
 from instar.hypervisor.linux_network.plumbing import SYS_NET, Plumbing, master_of
@@ -54,6 +55,7 @@ class LinuxNetwork:
         self._filter_wanted = self._filter_loaded = 0
         self._filters = PortFilters()
         self._in_kernel: Ruleset | None = None
+        self._generation: int | None = None  # of the kernel's filter, when it is known to be `_in_kernel`
 
     async def open(self) -> None:
         """Check what the host can do, then adopt and repair what an earlier process left. Raises HypervisorError when a
@@ -93,9 +95,11 @@ class LinuxNetwork:
         await asyncio.to_thread(self._records.save_instance, instance_id, ports)
         self._instances[instance_id] = ports
         definitions = {port.network.id: port.network for port in ports}
-        for network_id in sorted(definitions.keys() | {port.network.id for port in before}):
-            await self._settle(network_id, definitions.get(network_id), thorough=again)
-        await self._load_filter()  # before the tunnels: nobody may send through them who must not
+        if again:  # nothing new that one of them would have to wait for
+            await run_both(self._settle_all(definitions, thorough=True), self._load_filter())
+        else:
+            await self._settle_all(definitions, {port.network.id for port in before})
+            await self._load_filter()  # before the tunnels: nobody may send through them who must not
         announced = () if again else tuple((port.id, port.mac_address) for port in before if not port.arriving)
         here = [port for port in ports if not port.arriving and (port.id, port.mac_address) not in announced]
         for network_id in sorted(definitions):
@@ -142,7 +146,7 @@ class LinuxNetwork:
             self._instances.clear()
             self._networks.clear()
             self._tunnels.clear()
-            self._in_kernel = None
+            self._in_kernel = self._generation = None
         left = [*await asyncio.to_thread(self._own_interfaces), *await asyncio.to_thread(self._own_namespaces)]
         if left:
             raise HypervisorError(reason=f"{len(left)} interfaces or namespaces of the cloud cannot be removed")
@@ -154,6 +158,13 @@ class LinuxNetwork:
 
     def _ports_of(self, network_id: str) -> list[PortDefinition]:
         return [port for port in self._all_ports() if port.network.id == network_id]
+
+    async def _settle_all(
+        self, definitions: dict[str, NetworkDefinition], others: Iterable[str] = (), *, thorough: bool = False
+    ) -> None:
+        """These networks, and others of which there is no new definition."""
+        for network_id in sorted({*definitions, *others}):
+            await self._settle(network_id, definitions.get(network_id), thorough=thorough)
 
     async def _settle(
         self, network_id: str, definition: NetworkDefinition | None = None, *, thorough: bool = False
@@ -231,7 +242,8 @@ class LinuxNetwork:
     async def _load_filter(self) -> None:
         """The packet filter is what memory says at this moment or later. Loads that wait are done by one.
 
-        When nothing is new it is loaded whole: whoever asks again for what was done wants it repaired."""
+        When nothing is new it is loaded whole, for whoever asks again for what was done wants it repaired; unless the
+        kernel's filter was not touched by anybody since."""
         self._filter_wanted += 1
         ticket = self._filter_wanted
         async with self._filter_lock:
@@ -245,10 +257,18 @@ class LinuxNetwork:
             parts = self._filters.of(self._all_ports())
             wanted = render_ruleset(self._names, parts, links, outside=self._outside)
             change = wanted.change(self._in_kernel) if self._in_kernel is not None else None
-            self._in_kernel = None  # unknown until the load is done
-            if not change or not await _try_change(change):
-                await nft_load(wanted.whole())
-            self._in_kernel = wanted
+            before = await asyncio.to_thread(filter_generation)
+            untouched = before is not None and before == self._generation
+            if change is None or change or not untouched:
+                self._in_kernel = self._generation = None  # unknown until the load is done
+                in_part = bool(change) and await _try_change(change or "")
+                if not in_part:
+                    await nft_load(wanted.whole())
+                # Known for sure after one load of ours and nothing else, on something that was known, or of all of it.
+                after = await asyncio.to_thread(filter_generation)
+                if before is not None and after == before + 1 and (untouched or not in_part):
+                    self._generation = after
+                self._in_kernel = wanted
             self._filter_loaded = upto
 
     # --- what is there ---

@@ -85,16 +85,18 @@ class Plumbing:
         `thorough` only the host's side is looked at, which costs no process."""
         standing = await asyncio.to_thread(self._look, network, taps)
         addresses = self._addresses(network, link)
-        well = standing.well
+        well, routes = standing.well, list[HostRoute]()
         if well and thorough:
-            found, _ = await asyncio.gather(self._found_addresses(), nft_load(_NAMESPACE_RULES, namespace=self._namespace))
+            found, routes, _ = await asyncio.gather(
+                self._found_addresses(), host_routes(), nft_load(_NAMESPACE_RULES, namespace=self._namespace)
+            )
             well = found == addresses
         if not well:
             await self._build(network, link, standing, addresses)
         if standing.strays or not standing.bridge:
             await self._plug(network, taps)
         if network.nat and (thorough or not well):
-            await self._ensure_routes(network, link)
+            await self._ensure_routes(network, link, routes if well else await host_routes())
         return not (standing.namespace and standing.server)
 
     async def remove(self, *, taps: tuple[str, ...] = ()) -> None:
@@ -227,9 +229,8 @@ class Plumbing:
                     raise
                 await asyncio.sleep(PLUG_PAUSE_S)
 
-    async def _ensure_routes(self, network: NetworkDefinition, link: Link) -> None:
-        """The host reaches the subnets, unless a route of its own is in the way."""
-        routes = await host_routes()
+    async def _ensure_routes(self, network: NetworkDefinition, link: Link, routes: list[HostRoute]) -> None:
+        """The host reaches the subnets, unless a route of its own is in the way. `routes` are all that it has."""
         subnets = [ipaddress.ip_network(subnet.cidr) for subnet in network.subnets]
         wanted = [subnet for subnet in subnets if isinstance(subnet, ipaddress.IPv4Network)]
         lines = []
