@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 QUERY_FIELDS_MAX = 200
 CHUNK_DEADLINE_S = 60.0  # a client that sends nothing of its body for so long has gone
-DISCARD_DEADLINE_S = 2.0
+DISCARD_DEADLINE_S = 5.0
 DISCARD_MAX_BYTES = 16 << 20
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 

@@ -12,6 +12,7 @@ from instar.networks.addresses import text
 from instar.networks.reach import new_vni
 from instar.store.contract import Statement, WriteConflict
 from instar.store.network_records import NETWORKS, SUBNETS, NetworkRecord, SubnetRecord
+from instar.store.quotas import counting_lock
 
 NETWORK_NAME = "private"
 SUBNET_NAME = "private-subnet"
@@ -71,6 +72,7 @@ def bootstrap_statements(
         host_routes=(), allocation_pools=default_pools(block, gateway), created_at=now, updated_at=now,
     )  # fmt: skip
     return network, [
+        counting_lock("networks:nat"),
         NETWORKS.insert(network, guard="NOT EXISTS (SELECT 1 FROM networks WHERE nat = 1)", error=WriteConflict()),
         SUBNETS.insert(subnet),
     ]

@@ -115,7 +115,7 @@ class GroupRoutes:
         async def attempt() -> None:
             settings = self._networks.settings
             limits = await room_for(self._store, "security_group", settings.security_groups, dict(counts))
-            statements: list[Statement] = []
+            statements: list[Statement] = sql.quota_locks("security_group", limits)
             for group, rules in made:
                 condition = sql.quota_condition("security_group", limits[group.project_id])
                 statements += group_insert(group, rules, error=ChangedMeanwhile(), **condition)
@@ -184,7 +184,7 @@ class GroupRoutes:
                 await self._group(group_id, request.context)
             settings = self._networks.settings
             limits = await room_for(self._store, "security_group_rule", settings.security_group_rules, counts)
-            await self._store.write(*(rule_insert(
+            await self._store.write(*sql.quota_locks("security_group_rule", limits), *(rule_insert(
                 rule, sql.quota_condition("security_group_rule", limits[rule.project_id]), error=ChangedMeanwhile(),
                 duplicate=SecurityGroupRuleExists(),
             ) for rule in rules), *refresh.noting(rules=changed))  # fmt: skip

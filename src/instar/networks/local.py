@@ -194,7 +194,7 @@ class LocalNetworks:
                 with self.addressing.hold() as held:
                     ports = await plan.make(requested, security_groups or ("default",), held)
                     await self.store.write(*plan.statements, *self.refresh.noting(members=plan.groups))
-            except ChangedMeanwhile:
+            except (ChangedMeanwhile, WriteConflict):
                 continue
             self.refresh.members_changed(plan.groups, noted=True)
             if port_ids:
@@ -227,7 +227,7 @@ class LocalNetworks:
                 with self.addressing.hold() as held:
                     await plan.make((requested,), security_groups or ("default",), held, position, port_id)
                     await self.store.write(*plan.statements, *self.refresh.noting(members=plan.groups))
-            except ChangedMeanwhile:
+            except (ChangedMeanwhile, WriteConflict):
                 continue
             self.refresh.members_changed(plan.groups, noted=True)
         raise Conflict("The network is being changed by others again and again: try once more.")
@@ -365,7 +365,10 @@ class _Plan:
         Raises UnknownReference, PortInUse, NoFreeAddress."""
         self.topologies = await self._networks.topologies.get(self._facts.networks)
         limit = self._networks._check_quota(self._facts, sum(1 for one in requested if not one.port_id))
-        groups = self._security_groups(security_groups) if any(not one.port_id for one in requested) else ()
+        groups: tuple[str, ...] = ()
+        if any(not one.port_id for one in requested):
+            self.statements += sql.quota_locks("port", {self._project_id: limit})
+            groups = self._security_groups(security_groups)
         ports = []
         for position, one in enumerate(requested, first):
             if one.port_id:

@@ -69,7 +69,7 @@ class NetworkRoutes:
         async def attempt() -> None:
             limits = await room_for(self._store, "network", self._networks.settings.networks, counts)
             conditions = {project: sql.quota_condition("network", limit) for project, limit in limits.items()}
-            await self._store.write(*(
+            await self._store.write(*sql.quota_locks("network", limits), *(
                 NETWORKS.insert(replace(record, vni=new_vni()), error=ChangedMeanwhile(), duplicate=ChangedMeanwhile(),
                                 **conditions[record.project_id])
                 for record in records

@@ -80,7 +80,7 @@ class PortRoutes:
         async def attempt() -> list[PortRecord]:
             limits = await room_for(self._store, "port", self._networks.settings.ports, dict(Counter(projects)))
             ports: list[PortRecord] = []
-            statements: list[Statement] = []
+            statements: list[Statement] = sql.quota_locks("port", limits)
             with self._networks.addressing.hold() as held:
                 for one, project_id in zip(wanted, projects, strict=True):
                     port, more = await self._planned(one, project_id, limits[project_id], context, held)

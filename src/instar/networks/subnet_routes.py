@@ -84,6 +84,7 @@ class SubnetRoutes:
                 records.append(_new(one, network, context, beside))
             counts = dict(Counter(record.project_id for record in records))
             limits = await room_for(self._store, "subnet", self._networks.settings.subnets, counts)
+            statements += sql.quota_locks("subnet", limits)
             statements += [
                 SUBNETS.insert(record, error=ChangedMeanwhile(), **sql.quota_condition("subnet", limits[record.project_id]))
                 for record in records

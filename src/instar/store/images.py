@@ -12,6 +12,7 @@ import msgspec
 
 from instar.errors import Conflict, NotFound
 from instar.store.contract import Row, Statement, Store, Value
+from instar.store.quotas import counting_lock
 
 MEMBERS_MAX = 128  # projects that one image is shared with
 
@@ -357,7 +358,8 @@ async def image_member_list(store: Store, image_id: str) -> list[MemberRecord]:
 
 async def image_member_insert(store: Store, member: MemberRecord) -> bool:
     """False where the image has MEMBERS_MAX members. Raises Conflict for a project that is a member already."""
-    [result] = await store.write(
+    _, result = await store.write(
+        counting_lock(f"image_members:{member.image_id}"),
         Statement(
             "INSERT INTO image_members (image_id, project_id, status, created_at, updated_at) "
             "SELECT id, :project_id, :status, CAST(:created_at AS BIGINT), CAST(:updated_at AS BIGINT) "

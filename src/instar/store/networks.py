@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from instar.errors import InstarError
@@ -16,6 +16,7 @@ from instar.store.network_records import (
     SubnetRecord,
     any_of,
 )
+from instar.store.quotas import counting_lock
 
 ADMIN_QUOTA = -1  # no limit
 ID_CHUNK = 500  # ids in one statement
@@ -361,6 +362,11 @@ async def network_quota(store: Store, project_id: str) -> tuple[dict[str, int], 
 class QuotaCondition(TypedDict):
     guard: str
     params: dict[str, Value]
+
+
+def quota_locks(resource: str, limits: Mapping[str, int]) -> list[Statement]:
+    """To come before inserts with `quota_condition`, or `port_insert`: of projects that have a limit."""
+    return [counting_lock(f"{resource}:{project_id}") for project_id, limit in sorted(limits.items()) if limit >= 0]
 
 
 def quota_guard(resource: str) -> str:

@@ -60,6 +60,15 @@ _COUNTS: Mapping[str, str] = {
 }
 
 
+def counting_lock(owner: str) -> Statement:
+    """Holds a row of that name until the commit. Stands before whatever counts what others add at the same moment: without
+    it, two transactions of PostgreSQL both see the last place. `owner` names what is counted and whose it is."""
+    return Statement(
+        "INSERT INTO counting_locks VALUES (:lock, :now) ON CONFLICT (owner) DO UPDATE SET taken_at = :now",
+        {"lock": owner, "now": now_us()},
+    )
+
+
 def quota_take_one(resource: str, owner: str, limit: int) -> tuple[Statement, ...]:
     """There is room for one more of `owner`'s key_pairs or server_groups (limit -1: always). Stands before the INSERT.
 
@@ -67,10 +76,7 @@ def quota_take_one(resource: str, owner: str, limit: int) -> tuple[Statement, ..
     Raises QuotaExceeded."""
     lock = f"{resource}:{owner}"
     return (
-        Statement(
-            "INSERT INTO counting_locks VALUES (:lock, :now) ON CONFLICT (owner) DO UPDATE SET taken_at = :now",
-            {"lock": lock, "now": now_us()},
-        ),
+        counting_lock(lock),
         Statement(
             "UPDATE counting_locks SET taken_at = taken_at "  # noqa: S608 - one of two constants
             f"WHERE owner = :lock AND (:limit < 0 OR ({_COUNTS[resource]}) < :limit)",
