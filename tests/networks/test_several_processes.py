@@ -11,23 +11,34 @@ from uuid import uuid4
 import pytest
 
 from instar.bus.memory import MemoryBus
-from instar.errors import QuotaExceeded, Unavailable
+from instar.errors import Conflict, InstarError, QuotaExceeded, Unavailable
 from instar.model.guest import HostInventory
 from instar.model.network import RequestedNetwork
 from instar.networks import filter_notes
 from instar.networks.filter_notes import FilterKeeper
 from instar.networks.local import LocalNetworks
+from instar.networks.reach import new_vni
 from instar.networks.security_groups import new_rule
+from instar.store.contract import Store
 from instar.store.filter_changes import FRESH, LATE, filter_changes_fetch
 from instar.store.hosts import Capacity, host_report
-from instar.store.network_records import SECURITY_GROUPS, record_list
+from instar.store.network_records import (
+    NETWORKS,
+    SECURITY_GROUPS,
+    SUBNETS,
+    NetworkRecord,
+    SubnetRecord,
+    record_list,
+)
+from instar.store.networks import network_delete
+from instar.store.postgresql import PostgresqlStore
 from instar.store.security_groups import rule_delete
 from instar.store.sqlite import SqliteStore
 from tests.networks.network_cloud import SETTINGS
 
 
 class Cloud(NamedTuple):
-    stores: list[SqliteStore]
+    stores: list[Store]
     bus: MemoryBus
     one: LocalNetworks
     other: LocalNetworks
@@ -48,9 +59,14 @@ async def allocate(at: LocalNetworks, instance_id: str, network_id: str, project
     )  # fmt: skip
 
 
-@pytest.fixture
-async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
-    stores = [SqliteStore(tmp_path / "instar.db", durable=False) for _ in range(3)]
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cloud]:
+    stores: list[Store]
+    if request.param == "sqlite":
+        stores = [SqliteStore(tmp_path / "instar.db", durable=False) for _ in range(3)]
+    else:
+        url = request.getfixturevalue("postgresql_url")
+        stores = [PostgresqlStore(url) for _ in range(3)]
     for store in stores:
         await store.open()
     bus = MemoryBus()
@@ -204,7 +220,7 @@ async def test_limit_of_ports_holds_when_two_processes_want_the_last(cloud):
     assert sum(isinstance(one, tuple) for one in results) == limit
 
 
-async def _host(store: SqliteStore, name: str, address: str) -> None:
+async def _host(store: Store, name: str, address: str) -> None:
     inventory = HostInventory(1, 1, 1, "simulated", 1, name, host_ip=address)
     await store.write(host_report(name, inventory, Capacity(1, 1, 1), 1))
 
@@ -218,3 +234,26 @@ async def test_host_that_another_process_came_to_know_is_told_to_the_first(cloud
     [port] = await cloud.one.ports_of(second)
     assert port.definition.network.remotes == ("192.0.2.1",)
     assert cloud.network_id in (await filter_changes_fetch(cloud.stores[2], FRESH)).subjects["networks"]
+
+
+async def test_network_is_not_deleted_under_a_port_that_is_being_made(cloud):
+    """Whichever comes first: no port without a network, and no error that nobody foresaw."""
+    for _ in range(10):
+        network = NetworkRecord(
+            id=str(uuid4()), project_id="p1", name="n", description="", shared=False, admin_state_up=True, mtu=1450,
+            port_security=True, nat=False, created_at=1, updated_at=1, vni=new_vni(),
+        )  # fmt: skip
+        subnet = SubnetRecord(
+            id=str(uuid4()), network_id=network.id, project_id="p1", name="s", description="", cidr="10.9.0.0/24",
+            gateway_ip=None, dhcp_enabled=False, dhcp_ip=None, dns_nameservers=(), host_routes=(),
+            allocation_pools=(("10.9.0.1", "10.9.0.254"),), created_at=1, updated_at=1,
+        )  # fmt: skip
+        await cloud.stores[0].write(NETWORKS.insert(network), SUBNETS.insert(subnet))
+        deleted = cloud.stores[1].write(*network_delete(network.id, in_use=Conflict("in use")))
+        made, gone = await asyncio.gather(
+            allocate(cloud.one, str(uuid4()), network.id), deleted, return_exceptions=True
+        )
+        if isinstance(gone, Conflict):
+            assert isinstance(made, tuple), made
+        else:
+            assert isinstance(made, InstarError) and not isinstance(gone, BaseException), (made, gone)

@@ -39,7 +39,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     flavor_id = instance.spec.flavor.id
     stopped = arguments.stopped or instance.vm_state is VmState.STOPPED
     run.also(
-        migration_insert(
+        *migration_insert(
             migration, run.operation, MoveType.EVACUATION, source=dead, dest=arguments.host, old_flavor_id=flavor_id,
             new_flavor_id=flavor_id, status=MoveStatus.PRE_MIGRATING,
         )

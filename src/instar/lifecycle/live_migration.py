@@ -61,7 +61,7 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
     migration = await run.step("choose migration id", new_id)
     flavor_id = run.instance.spec.flavor.id
     run.also(
-        migration_insert(
+        *migration_insert(
             migration, run.operation, MoveType.LIVE, source=source, dest=arguments.host, old_flavor_id=flavor_id,
             new_flavor_id=flavor_id, status=MoveStatus.PREPARING,
         )

@@ -59,7 +59,7 @@ async def move(run: Run, cloud: Cloud) -> None:
     dest, claim_id = await _claim_destination(run, cloud, new, arguments)
     kind = MoveType.RESIZE if run.operation.action == Action.RESIZE else MoveType.MIGRATION
     run.also(
-        migration_insert(
+        *migration_insert(
             migration, run.operation, kind, source=source, dest=dest, old_flavor_id=old.id, new_flavor_id=new.id,
             status=MoveStatus.PRE_MIGRATING,
         )

@@ -6,6 +6,7 @@ import msgspec
 
 from instar.errors import Conflict, NotFound
 from instar.store.contract import Row, Statement, Store, Value
+from instar.store.quotas import counting_lock
 
 DEFAULT_ZONE = "nova"  # of hosts that are in no zone: the name that clients expect
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
@@ -26,7 +27,8 @@ class Aggregate(msgspec.Struct, frozen=True):
 
 async def aggregate_create(store: Store, *, uuid: str, name: str, zone: str | None, now_us: int) -> Aggregate:
     """Make an aggregate without hosts. Raises Conflict when the name is taken."""
-    (result,) = await store.write(
+    _, result = await store.write(
+        counting_lock("aggregates"),
         Statement(
             """INSERT INTO aggregates (id, uuid, name, availability_zone, metadata, created_at, updated_at)
                VALUES ((SELECT COALESCE(MAX(a.id), 0) + 1 FROM aggregates a), :uuid, :name, :zone, :metadata, :now,
@@ -67,6 +69,7 @@ def aggregate_update(aggregate: Aggregate, now_us: int) -> tuple[Statement, ...]
         "metadata": msgspec.msgpack.encode(aggregate.metadata),
     }  # fmt: skip
     return (
+        counting_lock("aggregates"),
         Statement(
             """UPDATE aggregates SET name = :name, availability_zone = :zone, metadata = :metadata, updated_at = :now
                WHERE id = :id""",
@@ -84,6 +87,7 @@ def aggregate_add_host(aggregate_id: int, host: str, now_us: int) -> tuple[State
     params: dict[str, Value] = {"id": aggregate_id, "host": host}
     now: dict[str, Value] = {"id": aggregate_id, "now": now_us}
     return (
+        counting_lock("aggregates"),
         Statement("UPDATE aggregates SET updated_at = :now WHERE id = :id", now, 1, _unknown(aggregate_id)),
         Statement(
             "INSERT INTO aggregate_hosts (aggregate_id, host) SELECT :id, h.name FROM hosts h WHERE h.name = :host",

@@ -11,6 +11,7 @@ from instar.model.guest import MigrationProgress
 from instar.model.move import IN_PROGRESS, Migration, MoveStatus, MoveType, migration_from_row
 from instar.model.operation import Operation
 from instar.store.contract import Statement, Store, Value
+from instar.store.quotas import counting_lock
 
 _IN_PROGRESS = ", ".join(f"'{status.value}'" for status in sorted(IN_PROGRESS))
 
@@ -25,9 +26,9 @@ def migration_insert(
     old_flavor_id: str,
     new_flavor_id: str,
     status: MoveStatus,
-) -> Statement:
-    """Recorded once for its uuid; again changes nothing."""
-    return Statement(
+) -> tuple[Statement, ...]:
+    """Recorded once for its uuid; again changes nothing. Numbers are given in turn, whoever begins a move meanwhile."""
+    insert = Statement(
         """INSERT INTO moves (id, uuid, instance_id, operation_id, type, status, source_host, dest_host,
              old_flavor_id, new_flavor_id, user_id, project_id, created_at, updated_at, progress)
            VALUES ((SELECT COALESCE(MAX(m.id), 0) + 1 FROM moves m), :uuid, :instance_id, :operation_id, :type,
@@ -40,6 +41,7 @@ def migration_insert(
             "now": now_us(), "progress": msgspec.msgpack.encode(MigrationProgress()),
         },
     )  # fmt: skip
+    return counting_lock("moves"), insert
 
 
 def migration_status(uuid: str, status: MoveStatus, *, dest: str | None = None) -> Statement:

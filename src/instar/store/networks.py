@@ -153,7 +153,7 @@ def network_delete(network_id: str, *, in_use: InstarError) -> list[Statement]:
     params: dict[str, Value] = {"id": network_id}
     return [
         Statement("DELETE FROM subnets WHERE network_id = :id AND NOT EXISTS "
-                  "(SELECT 1 FROM ports WHERE network_id = :id)", params),
+                  "(SELECT 1 FROM ports WHERE network_id = :id)", params, error=in_use),  # a port comes at this moment
         Statement("DELETE FROM networks WHERE id = :id AND NOT EXISTS (SELECT 1 FROM ports WHERE network_id = :id)",
                   params, rows=1, error=in_use),
     ]  # fmt: skip
