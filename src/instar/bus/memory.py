@@ -51,6 +51,8 @@ class MemoryBus:
         if not consumers:
             raise NobodyListens(queue)
         consumer = min(consumers, key=lambda c: c.busy)
+        consumers.remove(consumer)  # of those that are as busy, the one that had nothing for longest is the next
+        consumers.append(consumer)
         task = asyncio.ensure_future(consumer.handle(message))
         self._work.add(task)
         task.add_done_callback(self._work.discard)

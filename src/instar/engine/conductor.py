@@ -44,6 +44,7 @@ Clock = Callable[[], float]
 BEATS_PER_LEASE = 4
 LOOKS_PER_LEASE = 12  # at the beats of others: one that dies is noticed so much later than its lease, at most
 BLIND_LOOKS = 4  # who could not look for so many looks knows nothing of how long others were silent
+TAKEN_AT_ONCE = 16  # of what another one left
 REGISTER_AGAIN_S = 0.5
 DEFECTS_MAX = 3
 
@@ -365,9 +366,10 @@ class Conductor:
         found = await operations_to_take(self._store, room) if room > 0 else ()
         # One that the last poll has seen, too, is not just on its way here. No clock is asked: it may be another host's.
         seen, self._seen_unowned = self._seen_unowned, {row["id"] for row in found if row["owner"] is None}
-        for row in found:
-            if row["owner"] is not None or first or row["id"] in seen:
-                await self._take(row["id"], row["owner"])
+        due = [row for row in found if row["owner"] is not None or first or row["id"] in seen]
+        for start in range(0, len(due), TAKEN_AT_ONCE):
+            some = due[start : start + TAKEN_AT_ONCE]
+            await asyncio.gather(*(self._take(row["id"], row["owner"]) for row in some))
 
 
 async def tell_accepted(bus: Bus, operation: Operation) -> None:
