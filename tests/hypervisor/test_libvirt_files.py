@@ -260,12 +260,34 @@ async def test_a_disk_name_that_is_no_word_is_refused(tmp_path: Path, name: str)
         await disks(HostPaths(tmp_path)).ensure(str(uuid4()), DiskDefinition(name, MIB))
 
 
+@pytest.mark.parametrize("since", ["nothing", "said otherwise", "damaged", "replaced", "note lost"])
+async def test_a_config_drive_is_written_anew_unless_it_is_as_it_was_written(tmp_path: Path, since: str) -> None:
+    path = tmp_path / "instance" / "config.iso"
+    drive = ConfigDrive(meta_data="{}", network_data="{}")
+    await write_config_drive(drive, path, settings=SETTINGS, host="host-1")
+    written = path.read_bytes()
+    if since == "said otherwise":
+        drive = ConfigDrive(meta_data='{"uuid": "1"}', network_data="{}")
+    elif since == "damaged":
+        path.write_bytes(written[:100])
+    elif since == "replaced":
+        path.unlink()
+        path.write_bytes(written)
+    elif since == "note lost":
+        path.with_name(".config.iso.note").unlink()
+    inode = path.stat().st_ino
+    with path.open("rb"):  # so that its number is not given to a new file
+        await write_config_drive(drive, path, settings=SETTINGS, host="host-1")
+        assert (path.stat().st_ino == inode) == (since == "nothing")
+    assert len(path.read_bytes()) == len(written)
+
+
 async def test_a_config_drive_has_the_label_and_the_files_that_guests_look_for(tmp_path: Path) -> None:
     path = tmp_path / "instance" / "config.iso"
     drive = ConfigDrive(meta_data='{"uuid": "é"}', network_data='{"links": []}', user_data=b"#!/bin/sh\n\xff")
     for _ in range(2):
         await write_config_drive(drive, path, settings=SETTINGS, host="host-1")
-    assert [entry.name for entry in path.parent.iterdir()] == ["config.iso"]
+    assert {entry.name for entry in path.parent.iterdir()} == {"config.iso", ".config.iso.note"}
     assert path.stat().st_mode & 0o777 == 0o600
 
     def read(name: str) -> bytes:

@@ -127,7 +127,7 @@ def resume(connection: Any, instance_id: str) -> GuestState:
     domain = find(connection, instance_id)
     if domain is not None and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
         domain.resume()
-    return observe(connection, instance_id)
+    return state_of(domain)
 
 
 def press_power_button(connection: Any, instance_id: str) -> None:

@@ -24,13 +24,14 @@ log = structlog.get_logger()
 
 def pause(connection: Any, instance_id: str) -> GuestState:
     """The guest's processors stand still. Raises HypervisorError when it does not run. Blocking."""
-    state = domains.observe(connection, instance_id)
+    domain = domains.find(connection, instance_id)
+    state = domains.state_of(domain)
     if state.power_state == PowerState.PAUSED:
         return state
-    if state.domain_id is None:
+    if domain is None or state.domain_id is None:
         raise HypervisorError(reason="the guest does not run, it cannot be paused")
-    connection.lookupByUUIDString(instance_id).suspend()
-    return domains.observe(connection, instance_id)
+    domain.suspend()
+    return domains.state_of(domain)
 
 
 def save(connection: Any, instance_id: str) -> GuestState:

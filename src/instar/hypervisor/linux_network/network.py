@@ -115,9 +115,12 @@ class LinuxNetwork:
             await ip_batch([f"link del dev {tap}" for tap in there], force=True)
             self._instances.pop(instance_id)
             try:
-                for network_id in sorted({port.network.id for port in ports}):
-                    await self._settle(network_id)
-                await self._load_filter()
+                left = {port.network.id for port in ports}
+                if all(self._ports_of(network_id) for network_id in left):
+                    await run_both(self._settle_all({}, left), self._load_filter())
+                else:  # a network goes, and is not forgotten before it is gone
+                    await self._settle_all({}, left)
+                    await self._load_filter()
             except BaseException:
                 # Not yet gone: the record stays, and so must our knowledge of it, for whoever tries again.
                 self._instances.setdefault(instance_id, ports)
