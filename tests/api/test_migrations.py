@@ -121,3 +121,25 @@ async def test_what_a_hypervisor_counts(three_hosts: Cloud) -> None:
     await cloud.until(cloud.demo, server_id, "SHUTOFF")
     message = await cloud.admin.refused(409, "GET", path)
     assert message == f"Cannot 'get_diagnostics' instance {server_id} while it is in vm_state stopped"
+
+
+async def test_a_live_migration_that_still_prepares_is_aborted_since_2_65(three_hosts: Cloud) -> None:
+    cloud = three_hosts
+    admin, server_id = cloud.admin, await cloud.created(cloud.demo)
+    host = await cloud.host_of(server_id)
+    source = cloud.world.host(str(host)).faults
+    source.hang_next("offer_live")
+    await cloud.act(admin, server_id, "os-migrateLive", {"host": None, "block_migration": "auto"})
+    path, found = f"/servers/{server_id}/migrations", []
+    async with asyncio.timeout(SETTLE_S):
+        while not found:
+            found = (await admin.get(path))["migrations"]
+    assert found[0]["status"] == "preparing"
+    one = f"{path}/{found[0]['id']}"
+    message = await admin.refused(400, "DELETE", one, version="2.64")
+    assert "preparing" in message
+    assert (await admin.call("DELETE", one, version="2.65")).status_code == 202
+    source.release()
+    await cloud.until(cloud.demo, server_id, "ACTIVE")
+    assert await cloud.host_of(server_id) == host
+    assert (await admin.get("/os-migrations"))["migrations"][0]["status"] == "cancelled"

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from instar.errors import HypervisorError
+from instar.lifecycle.door import Lifecycle
+from instar.lifecycle.evacuate import EvacuateArguments
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.rebuild import RebuildArguments
 from instar.lifecycle.shelve import UnshelveArguments
@@ -17,6 +20,7 @@ from instar.lifecycle.snapshot import SnapshotArguments
 from instar.model.instance import Flavor, Instance
 from instar.model.states import PowerState, VmState
 from instar.store.flavors import flavor_fetch
+from instar.store.hosts import host_set_forced_down
 from tests.lifecycle import device_acts as devices
 from tests.lifecycle.harness import Plane
 
@@ -34,6 +38,7 @@ class Scenario(NamedTuple):
     power: PowerState
     ready: Act | None = None  # what else it needs before it begins
     check: Check | None = None  # what must be so afterwards
+    after: Callable[[Plane], Awaitable[None]] | None = None  # what happens before anything is looked at
 
 
 async def _create(plane: Plane, _: Instance | None) -> Instance:
@@ -109,6 +114,59 @@ async def _image_id(plane: Plane, _: Instance) -> str:
     return (await plane.image()).id
 
 
+async def _shelved(plane: Plane, instance: Instance | None) -> Instance:
+    """Shelved, and still on its host: it could not leave it."""
+    assert instance is not None
+
+    async def cannot_leave(name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if name == "remove guest":
+            raise HypervisorError(reason="it stays for the test")
+        return await call()
+
+    plane.around_step = cannot_leave
+    await plane.control.lifecycle.shelve(plane.context(), instance)
+    await plane.settled()
+    plane.around_step = None
+    return instance
+
+
+async def _soft_delete(plane: Plane, instance: Instance | None) -> Instance:
+    """As where a reclaim interval is set."""
+    assert instance is not None
+    cloud = plane.control.cloud
+    lifecycle = msgspec.structs.replace(cloud.settings.lifecycle, reclaim_instance_interval_s=3600)
+    settings = msgspec.structs.replace(cloud.settings, lifecycle=lifecycle)
+    door = Lifecycle(cloud._replace(settings=settings), plane.control.lifecycle._quota_limits)
+    await door.delete(plane.context(), instance)
+    return instance
+
+
+async def _with_agent(plane: Plane, instance: Instance | None) -> Instance:
+    """In the place of the instance one whose guest has an agent."""
+    assert instance is not None
+    await plane.control.lifecycle.delete(plane.context(), instance)
+    image = await plane.image()
+    properties = {**image.properties, "hw_qemu_guest_agent": "yes"}
+    return await plane.created("victim", image=msgspec.structs.replace(image, properties=properties))
+
+
+async def _host_down(plane: Plane, instance: Instance | None) -> Instance:
+    """The instance's host, and no other, is down by an admin's word."""
+    assert instance is not None
+    for host in plane.hosts:
+        await plane.control.store.write(host_set_forced_down(host, host == instance.host))
+    await plane.control.hosts.refresh()
+    return instance
+
+
+async def _host_back(plane: Plane) -> None:
+    """The host that was down is seen again: what it still has of the instance goes."""
+    for host in plane.hosts:
+        await plane.control.store.write(host_set_forced_down(host, False))
+        await plane.control.reconciler.reconcile_host(host)
+    await plane.control.hosts.refresh()
+
+
 _V, _P = VmState, PowerState
 # How to get from an active instance to where an operation can begin.
 WAYS: Mapping[VmState, tuple[Act, ...]] = {
@@ -119,6 +177,8 @@ WAYS: Mapping[VmState, tuple[Act, ...]] = {
     _V.RESCUED: (_door("rescue", _image_id),),
     _V.RESIZED: (_door("resize", _larger),),
     _V.SHELVED_OFFLOADED: (_door("shelve"),),
+    _V.SHELVED: (_shelved,),
+    _V.SOFT_DELETED: (_soft_delete,),
 }
 
 
@@ -161,6 +221,30 @@ SCENARIOS: Mapping[str, Scenario] = {
     "unrescue": Scenario(_door("unrescue"), _V.RESCUED, _V.ACTIVE, _only(_V.RESCUED, _V.ACTIVE), _P.RUNNING),
     "live-migrate": Scenario(
         _door("migrate_live", LiveArguments()), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING
+    ),
+    "shelve-offload": Scenario(
+        _door("shelve_offload"), _V.SHELVED, _V.SHELVED_OFFLOADED, _only(_V.SHELVED), _P.SHUTDOWN
+    ),
+    "unshelve-in-place": Scenario(
+        _door("unshelve", UnshelveArguments()), _V.SHELVED, _V.ACTIVE, _only(_V.SHELVED, _V.ACTIVE), _P.RUNNING
+    ),
+    "evacuate": Scenario(
+        _door("evacuate", EvacuateArguments()), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, _host_down,
+        after=_host_back,
+    ),
+    "evacuate-stopped": Scenario(
+        _door("evacuate", EvacuateArguments()), _V.STOPPED, _V.STOPPED, _only(_V.STOPPED), _P.SHUTDOWN, _host_down,
+        after=_host_back,
+    ),
+    "change-password": Scenario(
+        _door("change_password", "s3cret"), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, _with_agent
+    ),
+    "soft-delete": Scenario(
+        _soft_delete, _V.ACTIVE, _V.SOFT_DELETED, _only(_V.ERROR, _V.SOFT_DELETED), _P.SHUTDOWN
+    ),
+    "restore": Scenario(_door("restore"), _V.SOFT_DELETED, _V.ACTIVE, _only(_V.SOFT_DELETED), _P.RUNNING),
+    "delete-soft-deleted": Scenario(
+        _delete, _V.SOFT_DELETED, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE
     ),
     "delete": Scenario(_delete, _V.ACTIVE, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),
     "delete-resized": Scenario(_delete, _V.RESIZED, _V.DELETED, _only(_V.ERROR, _V.DELETED), _P.NOSTATE),

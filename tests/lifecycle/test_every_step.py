@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from instar.errors import HypervisorError
+from instar.lifecycle.audit import Finding
 from instar.model.states import VmState
 from tests.lifecycle.harness import Plane, plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
@@ -45,7 +46,7 @@ async def run_clean(directory: Path, image_file: Path, name: str) -> list[str]:
         ended = await one.fetch(instance.id)
         assert (ended.vm_state, ended.facts.fault) == (scenario.ends, None)
         assert ended.power_state is scenario.power
-        assert await one.findings() == []
+        assert await findings(one, name) == []
         await check_devices(one, name, instance.id)
         return [step.name for step in await one.journal(instance.id)]
 
@@ -93,7 +94,7 @@ async def check_put_back(one: Plane, name: str, instance_id: str, step: str) -> 
     scenario = SCENARIOS[name]
     ended = await one.fetch(instance_id)
     assert ended.task_state is None, step
-    assert await one.findings() == [], step
+    assert await findings(one, name) == [], step
     guests = await one.guests()
     await check_devices(one, name, instance_id)
     if ended.vm_state is scenario.ends:
@@ -110,6 +111,13 @@ async def check_put_back(one: Plane, name: str, instance_id: str, step: str) -> 
     assert (await one.fetch(instance_id)).vm_state is VmState.DELETED
     assert await one.guests() == {}
     assert await one.findings() == []
+
+
+async def findings(one: Plane, name: str) -> list[Finding]:
+    after = SCENARIOS[name].after
+    if after is not None:
+        await after(one)
+    return await one.findings()
 
 
 async def check_devices(one: Plane, name: str, instance_id: str) -> None:
@@ -130,7 +138,7 @@ async def test_a_step_done_twice_changes_nothing(tmp_path: Path, image_file: Pat
             await one.settled()
             ended = await one.fetch(changed.id)
             assert (ended.vm_state, ended.facts.fault) == (scenario.ends, None), step
-            assert await one.findings() == [], step
+            assert await findings(one, name) == [], step
             await check_devices(one, name, ended.id)
 
 
@@ -154,5 +162,5 @@ async def test_kill_9_at_any_step_is_only_a_delay(tmp_path: Path, image_file: Pa
             await one.settled()
             ended = await one.fetch(instance_id)
             assert (ended.vm_state, ended.task_state) == (scenario.ends, None), f"killed {when} '{step}'"
-            assert await one.findings() == [], f"killed {when} '{step}'"
+            assert await findings(one, name) == [], f"killed {when} '{step}'"
             await check_devices(one, name, instance_id)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from instar.api.resource import ApiRoute, Compute, add_next, page_of, refuse_unk
 from instar.api.servers.actions import decode_action
 from instar.api.servers.listing import visible_instance
 from instar.clock import iso_us
-from instar.errors import BadRequest, Conflict, NotFound, OperationError, Unavailable
+from instar.errors import BadRequest, NotFound, OperationError, Unavailable
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.request import Request
 from instar.model.instance import Instance
@@ -144,11 +145,11 @@ class Migrations:
     async def abort(self, request: Request) -> Answer:
         instance = await self._server(request)
         migration = await self._migration(request, instance)
-        if instance.task_state is not None and migration.status is not MoveStatus.RUNNING:
-            if migration.status in NOT_BEGUN and request.microversion >= ABORT_EARLY_SINCE:
-                raise Conflict(f"Migration {migration.id} is still {migration.status}: it can be aborted once it runs.")
+        early = migration.status in NOT_BEGUN and request.microversion >= ABORT_EARLY_SINCE
+        if instance.task_state is not None and migration.status is not MoveStatus.RUNNING and not early:
             raise BadRequest(_not_running(migration, "abort"))
-        await self._tell(self._compute.lifecycle.guests.abort_migration, instance)
+        abort = partial(self._compute.lifecycle.guests.abort_migration, early=migration.uuid if early else None)
+        await self._tell(abort, instance)
         return empty_answer(202)
 
     async def _tell(self, call: Callable[[Instance], Awaitable[None]], instance: Instance) -> None:

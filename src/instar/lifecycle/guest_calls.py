@@ -1,9 +1,12 @@
 """What goes straight to the host of a guest: questions, and a word to a live migration in flight. The API calls it.
 
-Nothing of these calls is recorded: there is no operation, and a lock does not stand in their way.
+There is no operation of these calls, and a lock does not stand in their way. All that is recorded of them is that a live
+migration which has not begun is not to begin.
 """
 
 from __future__ import annotations
+
+import structlog
 
 from instar.engine.hosts import HostClient
 from instar.errors import GuestAgentMissing, OperationError, WrongState
@@ -12,6 +15,10 @@ from instar.lifecycle.definition import host_of
 from instar.model.guest import GuestDiagnostics
 from instar.model.instance import Instance
 from instar.model.states import TaskState, VmState
+from instar.store.contract import WriteConflict
+from instar.store.moves import migration_abort_early
+
+log = structlog.get_logger()
 
 ANSWER_DEADLINE_S = 15.0
 RUNNING_STATES = frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.RESCUED, VmState.RESIZED})
@@ -23,9 +30,17 @@ class GuestCalls:
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
 
-    async def abort_migration(self, instance: Instance) -> None:
-        """A live migration in flight ends with the guest where it was. Raises WrongState where none is."""
+    async def abort_migration(self, instance: Instance, *, early: str | None = None) -> None:
+        """A live migration in flight ends with the guest where it was. Raises WrongState where none is.
+
+        `early`: the uuid of one that is still queued or prepared. It ends when the step at hand has."""
         _while_migrating(instance, "abort live migration")
+        if early is not None:
+            try:
+                await self._cloud.store.write(migration_abort_early(early))
+                return
+            except WriteConflict:
+                log.info("live_migration.runs_already", instance=instance.id)
         await self._client(instance).abort_live(host_of(instance))
 
     async def force_migration(self, instance: Instance) -> None:

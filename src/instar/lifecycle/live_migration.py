@@ -36,7 +36,7 @@ from instar.model.instance import Instance, InstanceVolume
 from instar.model.move import MoveStatus, MoveType
 from instar.model.network import InstancePort
 from instar.model.states import PowerState
-from instar.store.moves import migration_insert, migration_status
+from instar.store.moves import migration_goes_on, migration_insert, migration_status
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -82,6 +82,9 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
             raise
         except WORTH_ANOTHER_HOST as error:
             refusals.add(dest, error)
+            run.also(
+                migration_goes_on(migration, MoveStatus.PREPARING, dest=None, aborted=MigrationAborted(id=run.instance.id))
+            )
         else:
             run.also(migration_status(migration, MoveStatus.COMPLETED))
             return await _stay(run, cloud, source, dest, connected)
@@ -104,7 +107,9 @@ async def _migrate_to(
     if arguments.block_migration is not None and arguments.block_migration is target.shared_storage and guest.disks:
         shared = "share" if target.shared_storage else "do not share"
         raise HypervisorError(reason=f"the two hosts {shared} storage, which is not what was asked for")
-    run.also(migration_status(migration, MoveStatus.RUNNING, dest=dest))
+    run.also(
+        migration_goes_on(migration, MoveStatus.RUNNING, dest=dest, aborted=MigrationAborted(id=instance.id))
+    )
     await _until_it_is_there(run, cloud, source, dest, guest, target)
     return connected
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from instar.clock import now_us
+from instar.errors import InstarError
 from instar.model.guest import MigrationProgress
 from instar.model.move import IN_PROGRESS, Migration, MoveStatus, MoveType, migration_from_row
 from instar.model.operation import Operation
@@ -50,6 +51,32 @@ def migration_status(uuid: str, status: MoveStatus, *, dest: str | None = None) 
         "UPDATE moves SET status = :status, updated_at = :now, dest_host = COALESCE(:dest, dest_host) WHERE uuid = :uuid",
         {"uuid": uuid, "status": status.value, "now": now_us(), "dest": dest},
     )
+
+
+def migration_goes_on(uuid: str, status: MoveStatus, *, dest: str | None, aborted: InstarError) -> Statement:
+    """As `migration_status`, unless the move was aborted meanwhile: raises `aborted` then. Again changes nothing."""
+    return Statement(
+        "UPDATE moves SET status = :status, updated_at = :now, dest_host = COALESCE(:dest, dest_host) "
+        "WHERE uuid = :uuid AND status <> :cancelled",
+        {
+            "uuid": uuid, "status": status.value, "now": now_us(), "dest": dest,
+            "cancelled": MoveStatus.CANCELLED.value,
+        },
+        1,
+        aborted,
+    )  # fmt: skip
+
+
+def migration_abort_early(uuid: str) -> Statement:
+    """A move that has not begun to run is not to begin. Raises WriteConflict for one that runs, or has ended."""
+    return Statement(
+        "UPDATE moves SET status = :cancelled, updated_at = :now WHERE uuid = :uuid AND status IN (:queued, :preparing)",
+        {
+            "uuid": uuid, "now": now_us(), "cancelled": MoveStatus.CANCELLED.value, "queued": MoveStatus.QUEUED.value,
+            "preparing": MoveStatus.PREPARING.value,
+        },
+        1,
+    )  # fmt: skip
 
 
 def migrations_end(instance_id: str, status: MoveStatus) -> Statement:
