@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -187,16 +188,23 @@ async def prepared(
     """A plane in an empty directory, with an image and a network: a copy of one that lies beside `image_file`."""
     template = image_file.with_name("prepared")
     if not template.exists():
-        half = image_file.with_name("half prepared")
+        half = image_file.with_name(f"prepared-{uuid.uuid4()}")  # several may make it at once
         async with plane(half) as one:
             await one.prepare(image_file)
-        half.rename(template)
+        with contextlib.suppress(OSError):
+            half.rename(template)
     shutil.copytree(template, directory, dirs_exist_ok=True)
     async with plane(directory, settings, boot_id=boot_id) as one:
         yield one
 
 
 async def hosts_up(one: Plane) -> None:
+    """All but those that an admin said to be down."""
+
+    def is_seen(host: str) -> bool:
+        known = one.control.hosts.get(host)
+        return known is not None and (known.forced_down or one.control.hosts.is_up(host))
+
     async with asyncio.timeout(SETTLE_DEADLINE_S):
-        while not all(one.control.hosts.is_up(host) for host in one.hosts):
+        while not all(is_seen(host) for host in one.hosts):
             await asyncio.sleep(0.005)

@@ -20,14 +20,6 @@ from tests.lifecycle.scenarios import SCENARIOS, victim
 KILL_DEADLINE_S = 60
 
 
-@pytest.fixture(scope="session")
-def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("image") / "disk.raw"
-    with path.open("wb") as file:
-        file.truncate(1 << 20)
-    return path
-
-
 _clean: dict[str, list[str]] = {}
 
 

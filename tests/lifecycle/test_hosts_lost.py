@@ -14,7 +14,7 @@ import pytest
 
 from instar.config import EngineSettings, HostSettings, LifecycleSettings
 from instar.model.states import VmState
-from tests.lifecycle.harness import SETTINGS, Plane, prepared
+from tests.lifecycle.harness import SETTINGS, Plane, hosts_up, prepared
 from tests.lifecycle.losing import AWAY, SILENT, UNHEARD, Loss, check_whole, look_again
 from tests.lifecycle.scenarios import SCENARIOS, victim
 from tests.lifecycle.test_every_step import clean_steps
@@ -80,6 +80,7 @@ async def lose_host(one: Plane, name: str, step: str, role: str, loss: str) -> N
     assert trouble.happened or trouble.host is None
     assert (await one.fetch(changed.id)).task_state is None, about
     trouble.come_back()
+    await hosts_up(one)
     try:
         await look_again(one)
         ended = await check_whole(one, changed.id, about)

@@ -15,7 +15,7 @@ import structlog
 from instar.bus.contract import Message, Subscription
 from instar.clock import now_us
 from instar.engine.hosts import HostClient
-from instar.errors import InstarError, NotFound
+from instar.errors import InstarError, NotFound, StaleEpoch
 from instar.lifecycle.audit import Finding, Kind, audit, leftovers
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
@@ -180,6 +180,8 @@ class Reconciler:
             state = census.guests.get(instance.id, GuestState(exists=False))
             if restarted and _should_run(instance, state):
                 await self._resume(instance)
+            elif _should_be_off(instance, state):
+                await self._end_guest(instance, host)
             else:
                 await sync(self._cloud, instance, state)
         for finding in leftovers(host, census, known, owners):
@@ -204,6 +206,17 @@ class Reconciler:
             await self._lifecycle.reboot(system_context(instance), instance, hard=True)
         except InstarError as error:
             log.warning("host.guest_not_resumed", instance=instance.id, reason=error.message)
+
+    async def _end_guest(self, instance: Instance, host: str) -> None:
+        """Under the epoch of the last operation: one that begins meanwhile is stronger."""
+        log.warning("reconcile.ends_guest", instance=instance.id, host=host, vm_state=instance.vm_state.value)
+        client = HostClient(
+            self._cloud.bus, instance_id=instance.id, epoch=instance.epoch, deadline_s=HOST_DEADLINE_S
+        )
+        try:
+            await client.ensure_stopped(host, 0.0)
+        except StaleEpoch:
+            log.info("reconcile.guest_is_busy", instance=instance.id, host=host)
 
     async def _remove_leftover(self, finding: Finding) -> None:
         if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.ASIDE, Kind.PLUGS) or finding.host is None:
@@ -273,6 +286,12 @@ class Reconciler:
 
     def _client(self) -> HostClient:
         return HostClient(self._cloud.bus, deadline_s=HOST_DEADLINE_S)
+
+
+def _should_be_off(instance: Instance, state: GuestState) -> bool:
+    """It was deleted, to be restored perhaps, while its host was away."""
+    runs = state.power_state in (PowerState.RUNNING, PowerState.PAUSED)
+    return instance.task_state is None and instance.vm_state is VmState.SOFT_DELETED and runs
 
 
 def _should_run(instance: Instance, state: GuestState) -> bool:

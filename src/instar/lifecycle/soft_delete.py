@@ -8,6 +8,7 @@ from __future__ import annotations
 import structlog
 
 from instar.clock import now_us
+from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
 from instar.errors import HOST_AWAY
 from instar.lifecycle.cloud import Cloud
@@ -32,7 +33,9 @@ async def soft_delete(run: Run, cloud: Cloud) -> None:
     try:
         await run.step("stop guest", run.hosts.ensure_stopped, instance.host, grace_s, deadline_s=grace_s + 60)
     except HOST_AWAY as error:
+        # The guest is ended when the host answers again (reconcile.py).
         log.warning("soft_delete.host_away", instance=instance.id, host=instance.host, reason=error.message)
+        await tell_leftovers(cloud.bus, instance.host)
     marks = {WAS: instance.vm_state.value, SINCE: str(now_us())}
     run.note(facts={"system_metadata": {**instance.facts.system_metadata, **marks}})
     await run.settle(VmState.SOFT_DELETED, power_state=PowerState.SHUTDOWN)
