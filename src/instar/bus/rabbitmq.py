@@ -133,11 +133,14 @@ class RabbitMqBus:
 
     async def _keep_connected(self) -> None:
         settings = self._settings
-        pause_s = settings.reconnect_min_s
+        pause_s, said = settings.reconnect_min_s, ""
         while True:
             try:
                 link = await self._connect()
                 self._tried.set()
+                if said or self._lost_before:
+                    log.info("bus.connected", broker=address(self._url))
+                said = ""
                 self._spawn(self._listen_to_ourselves(link))
                 await asyncio.shield(link.gone)
                 log.warning("bus.connection_lost", broker=address(self._url))
@@ -145,7 +148,10 @@ class RabbitMqBus:
                     pause_s = settings.reconnect_min_s
             except (TimeoutError, LinkLost, *TROUBLE) as error:
                 # Not the text of every error: one may hold more of the URL than belongs into a log.
-                log.warning("bus.not_connected", broker=address(self._url), reason=type(error).__name__)
+                reason = type(error).__name__
+                tell = log.debug if reason == said else log.warning
+                tell("bus.not_connected", broker=address(self._url), reason=reason)
+                said = reason
             self._unlink()
             self._tried.set()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- so that not all come at once
@@ -169,7 +175,6 @@ class RabbitMqBus:
         if self._lost_before:
             self._listens_from = time.monotonic() + COME_BACK_S
         self._linked.set()
-        log.debug("bus.connected", broker=address(self._url))
         return link
 
     def _unlink(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from instar.bus.contract import Bus, Message
+from instar.bus.contract import Bus, BusAway, Message
 from instar.clock import iso, now_us
 from instar.errors import InstarError
 from instar.model.instance import Instance, InstanceFacts
@@ -106,6 +106,9 @@ class Outbox:
             try:
                 while await self._publish_some():
                     pass
+            except BusAway:
+                await asyncio.sleep(RETRY_S)  # the bus itself says that it is away
+                self._waiting.set()
             except Exception:
                 log.exception("outbox.failed")
                 await asyncio.sleep(RETRY_S)
