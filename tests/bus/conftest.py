@@ -1,47 +1,53 @@
-"""One private RabbitMQ for all tests of the bus in this run, and a vhost of its own for each test."""
+"""One private RabbitMQ for all tests of the bus in this process. Each test leaves it without queues."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import aio_pika
 import pytest
 
-from instar.cli.servers.rabbitmq import PROGRAMS, PrivateRabbitMq
+from instar.bus import rabbitmq_wire as wire
+from instar.cli.servers.rabbitmq import PROGRAMS, PrivateRabbitMq, Tls
+from tests.bus.certificates import make_certificates
 
-VHOSTS = 40
+QUEUES = ("q", "held", "later", "late", "poison", "host.a", "host.b", "agent.simulated", wire.DEAD_LETTERS)
 
 
-class Rabbit:
-    """The broker and how many of its vhosts have been given out."""
+class Rabbit(NamedTuple):
+    broker: PrivateRabbitMq
+    tls: Tls
 
-    def __init__(self, broker: PrivateRabbitMq) -> None:
-        self.broker = broker
-        self.given = 0
-
-    def vhost(self) -> str:
-        self.given += 1
-        return f"test-{self.given}"
+    @property
+    def url(self) -> str:
+        return self.broker.url()
 
 
 @pytest.fixture(scope="session")
 def rabbit() -> Iterator[Rabbit]:
     if not PROGRAMS.exists():
         pytest.skip("rabbitmq-server is not installed")
+    # Not below pytest's own folder, which only root may enter: the broker is another user.
     directory = Path(tempfile.mkdtemp(prefix="instar-rabbitmq-"))
-    broker = PrivateRabbitMq(directory)
+    tls = make_certificates(directory / "tls")
+    broker = PrivateRabbitMq(directory, tls=tls)
     try:
         broker.start()
-        broker.add_vhosts([f"test-{number}" for number in range(1, VHOSTS + 1)])
-        yield Rabbit(broker)
+        yield Rabbit(broker, tls)
     finally:
         broker.remove()
         shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
-def rabbit_vhost(rabbit: Rabbit) -> str:
-    """The URL of an empty vhost."""
-    return rabbit.broker.url(rabbit.vhost())
+async def empty_broker(rabbit: Rabbit) -> AsyncIterator[str]:
+    """Its URL. What the test made is removed again."""
+    yield rabbit.url
+    async with await aio_pika.connect(rabbit.url) as connection:
+        channel = await connection.channel()
+        for queue in QUEUES:
+            await channel.queue_delete(queue)

@@ -37,10 +37,12 @@ async def over_socket(directory: Path) -> AsyncIterator[Bus]:
         await server.close()
 
 
-@pytest.fixture(params=[memory, over_socket, "rabbitmq"], ids=["memory", "socket", "rabbitmq"])
+@pytest.fixture(
+    params=[memory, over_socket, pytest.param("rabbitmq", marks=pytest.mark.host)], ids=["memory", "socket", "rabbitmq"]
+)
 async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
     if request.param == "rabbitmq":
-        bus = RabbitMqBus(request.getfixturevalue("rabbit_vhost"), RabbitMqSettings())
+        bus = RabbitMqBus(request.getfixturevalue("empty_broker"), RabbitMqSettings())
         await bus.open()
         yield bus
         await bus.close()

@@ -15,8 +15,8 @@ from instar.bus import rabbitmq_wire as wire
 from instar.model.commands import GUEST_EVENTS, HOST_QUEUE, WORK_PROGRESS
 from instar.model.host import HOST_REPORTS
 
-NOTHING = "^$"
 _NEVER = "a^"  # matches no routing key, not even an empty one
+_OWN_QUEUES = r"amq\.gen-[A-Za-z0-9_-]+"
 HOST_EVENTS = (HOST_REPORTS, GUEST_EVENTS, WORK_PROGRESS)
 
 
@@ -41,22 +41,29 @@ def user_of(host: str) -> str:
     return HOST_QUEUE + host
 
 
+def agent_user(agent: str) -> str:
+    """The same of an agent of many hosts."""
+    wire.check_name(agent)
+    return wire.AGENT_QUEUE + agent
+
+
 def host_permissions(hosts: list[str], *, agent: str = "") -> Permissions:
     """Of an agent that serves these hosts: one, or with `agent`, its name, many that have a queue in common."""
     for host in hosts:
         wire.check_name(host)
-    names = _any_of(hosts)
-    queues = re.escape(wire.AGENT_QUEUE + agent) if agent else re.escape(HOST_QUEUE) + names
-    events = _any_of(list(HOST_EVENTS))
+    names, user = _any_of(hosts), agent_user(agent) if agent else user_of(hosts[0])
+    queue = re.escape(wire.AGENT_QUEUE + agent) if agent else re.escape(HOST_QUEUE) + names
+    # Queues that the broker names belong to the connection that made them: no other gets at them.
+    queues = f"{queue}|{_OWN_QUEUES}"
     return Permissions(
-        configure=f"^{queues}$",
-        # The queue itself and the exchange of dead letters: that is what making and binding a queue asks for.
+        configure=f"^({queues})$",
+        # To make a queue one must be allowed to write to where its dead letters go; what may be written is said below.
         write=f"^({queues}|{_any_of([wire.EVENTS, wire.REPLIES, wire.DEAD])})$",
-        # An answer needs a queue of its own connection, which the broker names; so does what is said to oneself.
-        read=f"^({queues}|{re.escape(wire.COMMANDS)})$",
+        read=f"^({queues}|{_any_of([wire.COMMANDS, wire.REPLIES])})$",
         topics=(
             TopicPermission(wire.COMMANDS, _NEVER, f"^{re.escape(HOST_QUEUE)}{names}$"),
-            TopicPermission(wire.EVENTS, rf"^{events}\.{names}$", _NEVER),
+            TopicPermission(wire.REPLIES, ".*", rf"^{re.escape(user)}\.[0-9a-f]+$"),
+            TopicPermission(wire.EVENTS, rf"^{_any_of(list(HOST_EVENTS))}\.{names}$", _NEVER),
             TopicPermission(wire.DEAD, _NEVER, _NEVER),
             TopicPermission(wire.NOTIFICATIONS, _NEVER, _NEVER),
         ),

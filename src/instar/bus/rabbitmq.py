@@ -33,7 +33,7 @@ from instar.bus.contract import (
     Reply,
 )
 from instar.bus.notification_form import notification_form
-from instar.bus.rabbitmq_link import TROUBLE, Link, LinkLost, Overfull, Unroutable, address
+from instar.bus.rabbitmq_link import TROUBLE, Link, LinkLost, Overfull, QueueStuck, Unroutable, address, user_in
 from instar.bus.rabbitmq_work import Served, Work
 from instar.bus.subscriber import Subscriber
 from instar.config import RabbitMqSettings
@@ -49,6 +49,7 @@ QUIET_MAX_S = 2.0  # without a word for so long, not even our own, nobody's sile
 SILENT_HEARTBEATS = 3
 AGAIN_S = 0.25
 HOLD_FAILED_S = 1.0  # a command that nobody waits for and whose handler failed is tried again after so long
+STUCK_MAX = 2
 LIVED_WELL_S = 5.0
 DEAD_LETTERS_SHOWN_MAX = 500
 
@@ -64,7 +65,7 @@ class RabbitMqBus:
         self._settings = settings
         self._shared = _Consumer(shared_queue, settings.prefetch_max) if shared_queue else None
         self._name = name
-        self._replies_key = secrets.token_hex(16)
+        self._replies_key = f"{user_in(url)}.{secrets.token_hex(16)}"
         self._link: Link | None = None
         self._linked = asyncio.Event()
         self._tried = asyncio.Event()
@@ -280,9 +281,20 @@ class RabbitMqBus:
         async def on_delivery(channel: Channel, delivered: DeliveredMessage) -> None:
             self._spawn(self._handle(consumer, channel, delivered))
 
-        consumer.end = await _or_lost(
-            link, link.serve(consumer.queue, list(consumer.served), consumer.prefetch, on_delivery)
-        )
+        serving = link.serve(consumer.queue, list(consumer.served), consumer.prefetch, on_delivery)
+        try:
+            consumer.end = await _or_lost(link, serving)
+            consumer.stuck = 0
+        except QueueStuck as error:
+            # RabbitMQ 3.10 forgets what it had of a queue that was made less than two seconds before the broker was
+            # killed, and then leaves the queue without a leader for ever. Nothing is lost by making it anew.
+            consumer.stuck += 1
+            log.warning("bus.queue_stuck", queue=consumer.queue, times=consumer.stuck)
+            if consumer.stuck >= STUCK_MAX:
+                consumer.stuck = 0
+                await _or_lost(link, link.delete_queue(consumer.queue))
+            link.lose()
+            raise LinkLost from error
 
     async def _end(self, consumer: _Consumer, served: Served) -> None:
         """No more commands come here; the queue stays, for who comes next."""
@@ -335,7 +347,7 @@ class RabbitMqBus:
         try:
             properties = wire.answer_properties(kind, incoming.id, link.user)
             await link.publish(wire.REPLIES, incoming.reply_to, body, properties, mandatory=False)
-        except (LinkLost, Overfull, NobodyListens):
+        except (LinkLost, Overfull, QueueStuck, NobodyListens):
             log.info("bus.reply_dropped", kind=incoming.message.kind, why="the broker is away")
             return False
         return True
@@ -366,7 +378,7 @@ class RabbitMqBus:
         try:
             async with asyncio.timeout(NOTIFY_MAX_S):
                 await link.publish(wire.NOTIFICATIONS, key, body, properties, mandatory=False)
-        except (LinkLost, Overfull, NobodyListens, TimeoutError) as error:
+        except (LinkLost, Overfull, QueueStuck, NobodyListens, TimeoutError) as error:
             raise BusAway("the broker did not promise to keep it") from error
 
     async def subscribe(self, topic: str, handler: EventHandler) -> Subscriber:
@@ -452,6 +464,7 @@ class _Consumer:
         self.prefetch = prefetch
         self.served: dict[str, list[Served]] = {}
         self.end: Callable[[], Awaitable[None]] | None = None
+        self.stuck = 0
 
 
 class _Serving:

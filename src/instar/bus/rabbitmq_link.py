@@ -29,6 +29,7 @@ from instar.errors import StartupError
 log = structlog.get_logger()
 
 CLOSE_MAX_S = 5.0
+SERVE_MAX_S = 10.0
 EVENT_MAX_S = 5.0  # a broker that takes nothing (its memory or disk is full) does not hold up who tells an event
 TROUBLE = (aiormq.exceptions.AMQPError, ConnectionError, RuntimeError, OSError, EOFError)
 
@@ -43,12 +44,20 @@ class Unroutable(Exception):
     """No queue is bound for this key."""
 
 
+class QueueStuck(Exception):
+    """The broker does not let anybody consume this queue."""
+
+
 class Overfull(Exception):
     """The broker did not take it: the queue has all that it may have."""
 
 
 class Refused(NobodyListens):
     """Who is logged in may not do this."""
+
+
+def user_in(url: str) -> str:
+    return URL(url).user or "guest"
 
 
 def address(url: str) -> str:
@@ -106,7 +115,7 @@ class Link:
         full = await asyncio.to_thread(_url, url, settings)
         context = await asyncio.to_thread(_tls, url, settings)
         connection = aio_pika.Connection(full, ssl_context=context, client_properties={"connection_name": name})
-        link = cls(connection, full.user or "guest", settings)
+        link = cls(connection, user_in(url), settings)
         connection.close_callbacks.add(lambda *_: link.lose())
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
@@ -196,13 +205,18 @@ class Link:
     async def serve(
         self, queue: str, keys: list[str], prefetch: int, on_delivery: OnDelivery
     ) -> Callable[[], Awaitable[None]]:
-        """Commands of `queue` come to `on_delivery`, at most `prefetch` that are not acknowledged. Returns what ends it."""
+        """Commands of `queue` come to `on_delivery`, at most `prefetch` that are not acknowledged. Returns what ends it.
+        Raises QueueStuck."""
         await self._ensure_queue(queue, wire.queue_arguments(queue, self._settings))
         channel = await self._channel()
         for key in keys:
             await channel.queue_bind(queue, wire.COMMANDS, key, nowait=True)
         await channel.basic_qos(prefetch_count=prefetch)
-        tag = await self._consume(channel, queue, on_delivery, no_ack=False)
+        try:
+            async with asyncio.timeout(SERVE_MAX_S):
+                tag = await self._consume(channel, queue, on_delivery, no_ack=False)
+        except TimeoutError:
+            raise QueueStuck(queue) from None
 
         async def end() -> None:
             with contextlib.suppress(*TROUBLE):

@@ -24,11 +24,11 @@ VERSION = 1
 
 COMMANDS = "instar.commands"  # topic exchange; routing key: the queue of the contract
 EVENTS = "instar.events"  # topic exchange; routing key: the topic, and the host that is spoken of
-REPLIES = "instar.replies"  # direct exchange; routing key: a secret of who waits
+REPLIES = "instar.replies"  # topic exchange; routing key: the user who waits, and a secret of theirs
 DEAD = "instar.dead"  # topic exchange; only the broker itself may publish to it
 DEAD_LETTERS = "instar.dead-letters"
 NOTIFICATIONS = "nova"  # topic exchange: where consumers of OpenStack's notifications look
-EXCHANGES = {COMMANDS: "topic", EVENTS: "topic", REPLIES: "direct", DEAD: "topic", NOTIFICATIONS: "topic"}
+EXCHANGES = {COMMANDS: "topic", EVENTS: "topic", REPLIES: "topic", DEAD: "topic", NOTIFICATIONS: "topic"}
 
 AGENT_QUEUE = "agent."  # + the name of an agent of many hosts
 EVENTS_WAITING_MAX = 10_000  # in the broker, for a process that is slow to take them
@@ -105,12 +105,14 @@ def event_binding(topic: str) -> str:
 
 
 def event_topic(incoming: Incoming) -> str | None:
-    """The topic of an event, or None for one that may not be believed: the broker lets an agent use only routing keys that
-    end with its host's name, so that name must be the one in the event."""
-    host = incoming.message.host
+    """The topic of an event, or None for one that may not be believed. The broker has checked who the sender is, and lets
+    an agent use only routing keys that end with its host's name: so that name must be the one in the event."""
+    host, sender = incoming.message.host, incoming.sender
     if not host:
-        return incoming.key
-    if not incoming.key.endswith(f".{host}"):
+        return incoming.key if sender and not sender.startswith((HOST_QUEUE, AGENT_QUEUE)) else None
+    if not sender or not incoming.key.endswith(f".{host}"):
+        return None
+    if sender.startswith(HOST_QUEUE) and sender != HOST_QUEUE + host:
         return None
     try:
         spoken_of = _decode_host(incoming.message.body).host

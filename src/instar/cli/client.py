@@ -76,6 +76,12 @@ class CloudClient:
     def get_json(self, path: str, **query: str | None) -> Any:
         return json.loads(self.get(path, **query))
 
+    def delete_json(self, path: str) -> Any:
+        """The answer of DELETE `path` of the operators' API. Raises CloudUnreachable with what was said."""
+        if not self._token:
+            self._log_in()
+        return json.loads(self._ask("DELETE", self._operator_path + path, {"X-Auth-Token": self._token})[0])
+
     def compute(self, method: str, path: str, body: object = None, **query: str) -> Any:
         """The JSON answer of a request of the Compute API (`/servers`). Raises CloudUnreachable with what was said."""
         if not self._token:

@@ -9,6 +9,7 @@ import click
 from instar import __version__
 from instar.cli.agent import agent
 from instar.cli.build_image import image
+from instar.cli.bus_admin import admin_bus_user, admin_dead_letters
 from instar.cli.demo.command import demo
 from instar.cli.distributed.command import distributed
 from instar.cli.down import down
@@ -38,6 +39,9 @@ def instar() -> None:
 
 for command in (up, down, demo, image, server, admin, host, api, conductor, storage, agent, cloud, distributed, config):
     instar.add_command(command)
+
+for command in (admin_dead_letters, admin_bus_user):
+    admin.add_command(command)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def _client(directory: Path | None, cloud: str | None) -> CloudClient:
     return CloudClient(read_login(directory, default_dir(), cloud))
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """With these headers, for `print_table`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -106,7 +108,7 @@ def admin_hosts(directory: Path | None, os_cloud: str) -> None:
       instar admin hosts --dir /srv/a
     """
     hosts = _client(directory, os_cloud).get_json("/v1/hosts")["hosts"]
-    table = _table("host", "state", "zone", "type", "servers", "busy", "vcpus", "memory MiB", "disk GiB")
+    table = new_table("host", "state", "zone", "type", "servers", "busy", "vcpus", "memory MiB", "disk GiB")
     for host in hosts:
         table.add_row(*_host_cells(host))
     print_table(table)
@@ -128,7 +130,7 @@ AMOUNTS = (("vcpus", ""), ("memory", "_mib"), ("disk", "_gib"))
 def admin_operations(directory: Path | None, os_cloud: str) -> None:
     """Operations in flight, oldest first, with the conductor that runs each."""
     answer = _client(directory, os_cloud).get_json("/v1/operations")
-    table = _table("operation", "server", "request", "conductor", "epoch")
+    table = new_table("operation", "server", "request", "conductor", "epoch")
     for one in answer["operations"]:
         owner = one["owner"] or "nobody yet"
         table.add_row(one["rule"], one["server_id"], one["request_id"], owner, str(one["epoch"]))
@@ -175,7 +177,7 @@ def config_show(path: Path | None) -> None:
       instar config show
       INSTAR_QUOTA_CORES=64 instar config show --config /etc/instar.toml
     """
-    table = _table("setting", "value", "default", "unit", "what it is for")
+    table = new_table("setting", "value", "default", "unit", "what it is for")
     for info in describe(load(path)):
         default = "=" if info.value == info.default else _plain(info.default)
         value = without_password(str(info.value)) if info.name in URLS else _plain(info.value)
@@ -186,4 +188,5 @@ def config_show(path: Path | None) -> None:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", text)  # of URLs with a password

@@ -10,7 +10,8 @@ import asyncio
 
 import msgspec
 
-from instar.errors import BadRequest, NotFound
+from instar.bus.contract import BusAway
+from instar.errors import BadRequest, NotFound, Unavailable
 from instar.http.answer import Answer, json_answer
 from instar.http.app import Service
 from instar.http.faults import compute_fault
@@ -34,10 +35,12 @@ POLICY = Policy(
         "instar:audit": ADMIN,
         "instar:hosts": ADMIN,
         "instar:operations": ADMIN,
+        "instar:dead_letters": ADMIN,
         "instar:servers:operations": READER,
         "instar:servers:diagram": READER,
     }
 )
+BUS_RETRY_AFTER_S = 5
 ID_SHOWN_MAX = 80  # of an id that was given and does not exist
 
 
@@ -52,6 +55,8 @@ def operator_service(cloud: Cloud, hosts: HostTable) -> Service:
             Route("GET", "/", "instar:versions", operators.versions),
             Route("GET", "/v1/audit", "instar:audit", operators.audit),
             Route("GET", "/v1/hosts", "instar:hosts", operators.hosts),
+            Route("GET", "/v1/dead-letters", "instar:dead_letters", operators.dead_letters),
+            Route("DELETE", "/v1/dead-letters", "instar:dead_letters", operators.purge_dead_letters),
             Route("GET", "/v1/operations", "instar:operations", operators.operations_in_flight),
             Route("GET", "/v1/servers/{server_id}/operations", "instar:servers:operations", operators.operations),
             Route("GET", "/v1/servers/{server_id}/diagram", "instar:servers:diagram", operators.diagram),
@@ -84,6 +89,20 @@ class _Operators:
             if host is not None:
                 lines.append(host_line(host, is_up=self._hosts.is_up(name)))
         return json_answer({"hosts": lines})
+
+    async def dead_letters(self, _request: Request) -> Answer:
+        """Commands that nobody will do any more, oldest first. What they say is not shown: it may be secret."""
+        try:
+            found = await self._cloud.bus.dead_letters(self._cloud.settings.api.list_limit_max)
+        except BusAway as error:
+            raise Unavailable(retry_after_s=BUS_RETRY_AFTER_S) from error
+        return json_answer({"dead_letters": found})
+
+    async def purge_dead_letters(self, _request: Request) -> Answer:
+        try:
+            return json_answer({"purged": await self._cloud.bus.purge_dead_letters()})
+        except BusAway as error:
+            raise Unavailable(retry_after_s=BUS_RETRY_AFTER_S) from error
 
     async def operations_in_flight(self, request: Request) -> Answer:
         """Of all instances, oldest first; at most as many as a list may have."""

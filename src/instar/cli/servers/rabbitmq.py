@@ -147,15 +147,6 @@ class PrivateRabbitMq:
             raise StartupError(f"rabbitmqctl {arguments[0]} failed: {(done.stderr or done.stdout).strip()[-500:]}")
         return done.stdout
 
-    def add_vhosts(self, names: list[str]) -> None:
-        """Each for the user `instar`. One call for many: rabbitmqctl takes half a second to begin."""
-        made = (
-            f'rabbit_vhost:add(<<"{name}">>, Admin),'
-            f'rabbit_auth_backend_internal:set_permissions(Admin, <<"{name}">>, Any, Any, Any, Admin),'
-            for name in names
-        )
-        self.control("eval", f'Admin = <<"{ADMIN}">>, Any = <<".*">>, {"".join(made)} ok.')
-
     # --- how --------------------------------------------------------------------------------------------------------
 
     def _broker(self) -> _Broker:

@@ -1,0 +1,448 @@
+"""The bus on RabbitMQ: what is lost, and what not, when brokers, connections and consumers come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aio_pika
+import aiormq.exceptions
+import msgspec
+import pytest
+import structlog
+
+from instar.bus import rabbitmq_wire as wire
+from instar.bus.contract import BusAway, ConsumerFailed, Message, MessageTooLarge, NobodyListens, Reply
+from instar.bus.permissions import host_permissions, user_of
+from instar.bus.rabbitmq import RabbitMqBus
+from instar.cli.servers.bus_users import ensure_user
+from instar.config import RabbitMqSettings
+from instar.errors import StartupError
+from instar.model.host import HOST_REPORTS
+from tests.bus.blackhole import Blackhole
+from tests.bus.conftest import Rabbit
+
+pytestmark = pytest.mark.host
+
+QUICK = RabbitMqSettings(heartbeat_s=1, reconnect_min_s=0.05, reconnect_max_s=0.3)
+Make = Callable[..., Awaitable[RabbitMqBus]]
+
+
+@pytest.fixture
+async def make(empty_broker: str) -> AsyncIterator[Make]:
+    """Opens buses, and closes them."""
+    made: list[RabbitMqBus] = []
+
+    async def open_one(url: str = empty_broker, settings: RabbitMqSettings = QUICK, **options: Any) -> RabbitMqBus:
+        bus = RabbitMqBus(url, settings, **options)
+        made.append(bus)
+        await bus.open()
+        return bus
+
+    yield open_one
+    for bus in made:
+        await bus.close()
+
+
+def message(text: str = "hello", deadline_s: float = 20, **fields: Any) -> Message:
+    return Message("Test", text.encode(), deadline_s, **fields)
+
+
+async def echo(received: Message) -> Reply:
+    return Reply(received.body.upper())
+
+
+async def until(what: Callable[[], bool], limit_s: float = 20) -> None:
+    async with asyncio.timeout(limit_s):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
+class Held:
+    """A handler that works until it is let go, and counts."""
+
+    def __init__(self) -> None:
+        self.begun, self.let_go = asyncio.Event(), asyncio.Event()
+        self.seen: list[Message] = []
+
+    async def __call__(self, received: Message) -> Reply:
+        self.seen.append(received)
+        self.begun.set()
+        await self.let_go.wait()
+        return Reply(received.body.upper())
+
+
+# --- the broker goes, and the network ----------------------------------------------------------------------------------
+
+
+async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: Rabbit, make: Make) -> None:
+    """Work at hand goes on, its caller has the answer; what nobody took yet is done later; all hear and serve again."""
+    caller, consumer, held, heard = await make(), await make(), Held(), asyncio.Event()
+    later: list[bytes] = []
+
+    async def hear(_: Message) -> None:
+        heard.set()
+
+    async def do_later(received: Message) -> Reply:
+        later.append(received.body)
+        return Reply()
+
+    await consumer.serve("held", held, concurrency_max=1)
+    absent = await consumer.serve("later", do_later, concurrency_max=1)
+    await absent.cancel()
+    await caller.send("later", message("kept"))
+    await caller.subscribe("t.*", hear)
+    call = asyncio.create_task(caller.call("held", message(deadline_s=120)))
+    await asyncio.wait_for(held.begun.wait(), 20)
+    await asyncio.sleep(2.5)  # RabbitMQ 3.10 forgets queues that are younger when it is killed
+    await asyncio.to_thread(rabbit.broker.kill)
+    heard_so_far = caller.listening_s()
+    with pytest.raises(NobodyListens):
+        await caller.send("held", message())
+    with pytest.raises(BusAway):
+        await caller.notify("notifications.x", message())
+    await caller.publish("t.one", message())
+    waiting = asyncio.create_task(caller.call("held", message("second", deadline_s=120)))
+    held.let_go.set()
+    await asyncio.to_thread(rabbit.broker.start)
+    assert caller.listening_s() - heard_so_far < 3, "the clock of who is cut off stands still"
+    async with asyncio.timeout(60):
+        assert (await call).body == b"HELLO"
+        assert (await waiting).body == b"SECOND"
+        await consumer.serve("later", do_later, concurrency_max=1)
+        await until(lambda: later == [b"kept"])
+        while not heard.is_set():
+            await consumer.publish("t.one", message())
+            await asyncio.sleep(0.05)
+    assert [one.body for one in held.seen] == [b"hello", b"second"], "a command that came twice was done once"
+
+
+async def test_a_partition_is_noticed_and_survived(rabbit: Rabbit, make: Make, empty_broker: str) -> None:
+    async with Blackhole(rabbit.broker.port) as hole:
+        url = empty_broker.replace(f":{rabbit.broker.port}/", f":{hole.port}/")
+        cut_off, consumer, held = await make(url), await make(), Held()
+        await consumer.serve("q", held, concurrency_max=2)
+        call = asyncio.create_task(cut_off.call("q", message(deadline_s=60)))
+        await asyncio.wait_for(held.begun.wait(), 10)
+        hole.swallow = True
+        held.let_go.set()
+        began = time.monotonic()
+        await asyncio.sleep(0.5)
+        assert not call.done(), "its reply was swallowed"
+        await until(lambda: hole.connections > 1)
+        assert time.monotonic() - began < 15
+        hole.swallow = False
+        async with asyncio.timeout(20):
+            assert (await call).body == b"HELLO"
+
+
+async def test_a_consumer_that_dies_leaves_its_command_to_the_next(make: Make) -> None:
+    caller, dying, held = await make(), await make(), Held()
+    await dying.serve("q", held, concurrency_max=1)
+    call = asyncio.create_task(caller.call("q", message()))
+    await asyncio.wait_for(held.begun.wait(), 10)
+    await dying.close()
+    next_one = await make()
+    await next_one.serve("q", echo, concurrency_max=1)
+    async with asyncio.timeout(10):
+        assert (await call).body == b"HELLO"
+
+
+async def test_a_broker_that_is_away_at_the_start_is_waited_for(make: Make, rabbit: Rabbit, empty_broker: str) -> None:
+    async with Blackhole(rabbit.broker.port) as hole:
+        hole.refuse = True
+        bus = await make(empty_broker.replace(f":{rabbit.broker.port}/", f":{hole.port}/"))
+        await bus.serve("q", echo, concurrency_max=1)
+        call = asyncio.create_task(bus.call("q", message()))
+        with pytest.raises(TimeoutError):
+            await bus.call("q", message(deadline_s=0.2))
+        hole.refuse = False
+        async with asyncio.timeout(10):
+            assert (await call).body == b"HELLO"
+
+
+# --- consumers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_consumer_does_not_hold_up_the_others(make: Make) -> None:
+    caller, slow, fast, held = await make(), await make(), await make(), Held()
+    await slow.serve("q", held, concurrency_max=1)
+    await fast.serve("q", echo, concurrency_max=4)
+    calls = [asyncio.create_task(caller.call("q", message(str(number)))) for number in range(20)]
+    await until(lambda: sum(call.done() for call in calls) == 19, 10)
+    held.let_go.set()
+    await asyncio.gather(*calls)
+    assert len(held.seen) == 1
+
+
+async def test_many_hosts_of_one_agent_have_one_queue_each_with_its_own_limit_and_order(rabbit: Rabbit, make: Make) -> None:
+    caller, agent = await make(), await make(shared_queue="agent.simulated")
+    now: dict[str, int] = {}
+    most: dict[str, int] = {}
+    order: dict[str, list[bytes]] = {}
+    names = [f"sim-{number}" for number in range(30)]
+
+    def handler(name: str) -> Callable[[Message], Awaitable[Reply]]:
+        async def handle(received: Message) -> Reply:
+            order.setdefault(name, []).append(received.body)
+            now[name] = now.get(name, 0) + 1
+            most[name] = max(most.get(name, 0), now[name])
+            await asyncio.sleep(0.05)
+            now[name] -= 1
+            return Reply(name.encode())
+
+        return handle
+
+    for name in names:
+        await agent.serve(f"host.{name}", handler(name), concurrency_max=2)
+    calls = [caller.call(f"host.{name}", message(str(number))) for number in range(6) for name in names]
+    replies = await asyncio.gather(*calls)
+    assert [reply.body.decode() for reply in replies] == names * 6
+    assert max(most.values()) == 2
+    assert all(bodies == [str(number).encode() for number in range(6)] for bodies in order.values())
+    with pytest.raises(NobodyListens):
+        await caller.call("host.sim-30", message())
+    queues = await asyncio.to_thread(rabbit.broker.control, "list_queues", "--no-table-headers", "name")
+    assert [name for name in queues.split() if name.startswith(("host.", "agent."))] == ["agent.simulated"]
+
+
+async def test_a_queue_that_is_forgotten_is_gone_until_it_is_served_again(make: Make) -> None:
+    caller, agent = await make(), await make()
+    await agent.serve("host.a", echo, concurrency_max=1)
+    await agent.close()
+    await caller.forget("host.a")
+    with pytest.raises(NobodyListens):
+        await caller.call("host.a", message())
+    again = await make()
+    await again.serve("host.a", echo, concurrency_max=1)
+    assert (await caller.call("host.a", message())).body == b"HELLO"
+    await caller.forget("host.a")  # while it is served: its agent makes it anew
+    await until(lambda: again._lost_before)
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(NobodyListens):
+                await caller.call("host.a", message())
+                return
+
+
+async def test_names_that_would_take_others_commands_are_refused(make: Make) -> None:
+    bus = await make()
+    for name in ("host.*", "host.#", "#", ""):
+        with pytest.raises(ValueError, match="cannot be the name"):
+            await bus.serve(name, echo, concurrency_max=1)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_message_carries_arrives(make: Make) -> None:
+    bus, held = await make(), Held()
+    held.let_go.set()
+    await bus.serve("q", held, concurrency_max=1)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await bus.call("q", message(trace=trace, epoch=7))
+    assert (held.seen[0].kind, held.seen[0].trace, held.seen[0].epoch) == ("Test", trace, 7)
+    assert 15 < held.seen[0].deadline_s <= 20
+
+
+async def test_what_is_too_large_is_refused(make: Make) -> None:
+    small = msgspec.structs.replace(QUICK, message_max_bytes=65_536)
+    bus = await make(settings=small)
+
+    async def talkative(_: Message) -> Reply:
+        return Reply(b"x" * 70_000)
+
+    await bus.serve("q", talkative, concurrency_max=1)
+    with pytest.raises(MessageTooLarge):
+        await bus.call("q", message("x" * 70_000))
+    with pytest.raises(ConsumerFailed, match="too large"):
+        await bus.call("q", message())
+
+
+async def test_a_handler_that_raises_is_told_to_who_waits(make: Make) -> None:
+    bus = await make()
+
+    async def fail(_: Message) -> Reply:
+        raise RuntimeError
+
+    await bus.serve("q", fail, concurrency_max=1)
+    with pytest.raises(ConsumerFailed, match="RuntimeError"):
+        await bus.call("q", message())
+
+
+async def test_messages_of_other_versions(make: Make, empty_broker: str) -> None:
+    """Headers that are not known do no harm; a version above ours is refused, and kept among the dead letters."""
+    bus, held = await make(), Held()
+    held.let_go.set()
+    await bus.serve("q", held, concurrency_max=1)
+    connection = await aio_pika.connect(empty_broker)
+    async with connection:
+        channel = await connection.channel()
+        commands = await channel.get_exchange(wire.COMMANDS)
+        for id_, headers in (("new", {"v": 1, "later": "x", "deadline_s": "?"}), ("newer", {"v": 2}), ("alien", {})):
+            await commands.publish(aio_pika.Message(b"body", headers=headers, message_id=id_, type="Test"), "q")
+    await until(lambda: bool(held.seen))
+    letters = []
+    async with asyncio.timeout(10):
+        while len(letters) < 2:
+            letters = await bus.dead_letters(10)
+            await asyncio.sleep(0.02)
+    assert {(one.id, one.reason, one.queue) for one in letters} == {("newer", "rejected", "q"), ("alien", "rejected", "q")}
+    assert len(held.seen) == 1
+
+
+async def test_commands_that_nobody_does_become_dead_letters_without_their_secrets(make: Make) -> None:
+    limited = msgspec.structs.replace(QUICK, delivery_limit=1)
+    bus = await make(settings=limited)
+    absent = await bus.serve("late", echo, concurrency_max=1)
+    await absent.cancel()
+
+    async def fail(_: Message) -> Reply:
+        raise RuntimeError
+
+    await bus.serve("poison", fail, concurrency_max=1)
+    await bus.send("poison", message("secret"))
+    with pytest.raises(TimeoutError):
+        await bus.call("late", message("secret", deadline_s=0.1, epoch=3))
+    letters = []
+    async with asyncio.timeout(15):
+        while len(letters) < 2:
+            letters = await bus.dead_letters(10)
+            await asyncio.sleep(0.05)
+    told = {one.queue: one for one in letters}
+    assert (told["late"].reason, told["late"].kind, told["late"].epoch) == ("expired", "Test", 3)
+    assert told["poison"].reason == "delivery_limit"
+    assert told["poison"].sender == "instar"
+    assert abs(told["late"].died_at / 1e6 - time.time()) < 60
+    assert "secret" not in repr(letters)
+    assert await bus.purge_dead_letters() == 2
+    assert await bus.dead_letters(10) == []
+
+
+async def test_nobody_is_heard_who_speaks_of_another_host(make: Make, empty_broker: str) -> None:
+    bus = await make()
+    heard: list[str] = []
+
+    async def hear(received: Message) -> None:
+        heard.append(received.host)
+
+    await bus.subscribe(HOST_REPORTS, hear)
+
+    def told(host: str, body_host: str) -> Message:
+        return Message("HostReport", msgspec.msgpack.encode({"host": body_host}), host=host)
+
+    await bus.publish(HOST_REPORTS, told("a.example", "other"))
+    connection = await aio_pika.connect(empty_broker)
+    async with connection:
+        channel = await connection.channel()
+        events = await channel.get_exchange(wire.EVENTS)
+        body = msgspec.msgpack.encode({"host": "b"})
+        nameless = aio_pika.Message(body, headers={"v": 1, "host": "b"}, message_id="1", type="HostReport")
+        await events.publish(nameless, "hosts.report.b")
+        await events.publish(
+            aio_pika.Message(body, headers={"v": 1, "host": "b"}, message_id="2", type="HostReport", user_id="instar"),
+            "hosts.report.c",
+        )
+    await bus.publish(HOST_REPORTS, told("a.example", "a.example"))
+    await until(lambda: bool(heard))
+    assert heard == ["a.example"]
+
+
+async def test_no_password_is_logged(make: Make, empty_broker: str) -> None:
+    url = empty_broker.replace(empty_broker.split(":")[2].split("@")[0], "wrong-secret")
+    with structlog.testing.capture_logs() as logs:
+        await make(url)
+    assert [line["event"] for line in logs] == ["bus.not_connected"]
+    assert "wrong-secret" not in repr(logs)
+
+
+# --- who may do what ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_hosts_credentials_are_good_for_that_host_alone(rabbit: Rabbit, make: Make, empty_broker: str) -> None:
+    await asyncio.to_thread(
+        ensure_user, rabbit.broker.control, "/", user_of("a"), host_permissions(["a"]), "password-of-a"
+    )
+    url = rabbit.broker.url(user=user_of("a"), password="password-of-a")
+    cloud, agent, other = await make(), await make(url), await make()
+    heard: list[str] = []
+
+    async def hear(received: Message) -> None:
+        heard.append(received.host)
+
+    await cloud.subscribe(HOST_REPORTS, hear)
+    await other.serve("host.b", echo, concurrency_max=1)
+    await agent.serve("host.a", echo, concurrency_max=1)
+    assert (await cloud.call("host.a", message())).body == b"HELLO"
+    await agent.publish(HOST_REPORTS, Message("HostReport", msgspec.msgpack.encode({"host": "a"}), host="a"))
+    await until(lambda: heard == ["a"])
+
+    async def refused(work: Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]) -> None:
+        async with await aio_pika.connect(url) as connection:
+            with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
+                await work(await connection.channel())
+
+    def publish(exchange: str, key: str, user: str = user_of("a")) -> Callable[[aio_pika.abc.AbstractChannel], Any]:
+        async def work(channel: aio_pika.abc.AbstractChannel) -> None:
+            told = aio_pika.Message(b"", user_id=user)
+            found = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
+            await found.publish(told, key)
+
+        return work
+
+    def consume(queue: str) -> Callable[[aio_pika.abc.AbstractChannel], Any]:
+        async def work(channel: aio_pika.abc.AbstractChannel) -> None:
+            await (await channel.get_queue(queue, ensure=False)).consume(lambda _: asyncio.sleep(0))
+
+        return work
+
+    def bind(exchange: str, key: str) -> Callable[[aio_pika.abc.AbstractChannel], Any]:
+        async def work(channel: aio_pika.abc.AbstractChannel) -> None:
+            queue = await channel.declare_queue(exclusive=True)
+            await queue.bind(exchange, key)
+
+        return work
+
+    await refused(publish(wire.COMMANDS, "host.b"))
+    await refused(publish(wire.COMMANDS, "conductor"))
+    await refused(publish("", "host.b"))
+    await refused(publish(wire.EVENTS, f"{HOST_REPORTS}.b"))
+    await refused(publish(wire.EVENTS, "operations.cancel"))
+    await refused(publish(wire.DEAD, "host.a"))
+    await refused(publish(wire.NOTIFICATIONS, "versioned_notifications.info"))
+    await refused(consume("host.b"))
+    await refused(consume(wire.DEAD_LETTERS))
+    await refused(bind(wire.COMMANDS, "host.b"))
+    await refused(bind(wire.COMMANDS, "host.*"))
+    await refused(bind(wire.EVENTS, "#"))
+    await refused(bind(wire.REPLIES, "#"))
+    await refused(bind(wire.REPLIES, cloud._replies_key))
+    await refused(lambda channel: channel.declare_queue("host.c", durable=True))
+    await refused(lambda channel: channel.queue_delete("host.b"))
+    async with await aio_pika.connect(url) as connection:
+        with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):  # in another's name
+            await publish(wire.EVENTS, f"{HOST_REPORTS}.a", user=user_of("b"))(await connection.channel())
+    assert heard == ["a"]
+
+
+async def test_over_tls_with_the_right_authority_alone(rabbit: Rabbit, make: Make) -> None:
+    url = rabbit.broker.url(tls=True)
+    ours = msgspec.structs.replace(
+        QUICK, ca_file=str(rabbit.tls.authority), certificate_file=str(rabbit.tls.certificate), key_file=str(rabbit.tls.key)
+    )
+    bus = await make(url, ours)
+    await bus.serve("q", echo, concurrency_max=1)
+    assert (await bus.call("q", message())).body == b"HELLO"
+    stranger = await make(url)
+    with pytest.raises(NobodyListens, match="away"):
+        await stranger.send("q", message())
+
+
+async def test_settings_that_cannot_be_used_are_said_at_the_start(rabbit: Rabbit, make: Make) -> None:
+    with pytest.raises(StartupError, match="password"):
+        await make(settings=msgspec.structs.replace(QUICK, password_file="/nowhere"))
+    with pytest.raises(StartupError, match="certificates"):
+        await make(rabbit.broker.url(tls=True), msgspec.structs.replace(QUICK, ca_file="/nowhere"))
