@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from instar.cli.servers.postgresql import PrivatePostgresql
 from instar.store.postgresql import PostgresqlStore
 
 TEMPLATE = "migrated"
+AFTER_US = 'read -r _; kill -INT "$(head -n 1 "$1")" && sleep 1; rm -rf "$2"'
 
 
 class TestServer:
@@ -23,6 +25,12 @@ class TestServer:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="instar-pg-"))  # the tests' own folders are closed to `postgres`
         self.server = PrivatePostgresql(self._directory / "server", durable=False)
+        # Where this process is killed, its end of the pipe closes, and the server goes too.
+        pid_file = self._directory / "server" / "data" / "postmaster.pid"
+        self._watch = subprocess.Popen(
+            ["sh", "-c", AFTER_US, "sh", str(pid_file), str(self._directory)],
+            stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
         try:
             self._directory.chmod(0o711)
             self.server.start()
@@ -53,6 +61,9 @@ class TestServer:
     def close(self) -> None:
         self.server.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
+        assert self._watch.stdin is not None
+        self._watch.stdin.close()
+        self._watch.wait(10)
 
 
 async def _migrate(url: str) -> None:

@@ -20,6 +20,9 @@ class Statement(NamedTuple):
 
     `rows`: exactly so many rows must be changed (or returned), else the whole transaction is rolled back and `error` is
     raised (`WriteConflict` when there is none). `duplicate` is raised instead when a uniqueness rule refuses the row.
+
+    `alone`: from this statement on, transactions that name the same follow each other. For a rule over rows that no two
+    of them would both write (a count under a limit): where several write at once, each would see the others' too late.
     """
 
     sql: str
@@ -27,6 +30,7 @@ class Statement(NamedTuple):
     rows: int | None = None
     error: InstarError | None = None
     duplicate: InstarError | None = None
+    alone: str | None = None
 
 
 class Row(Protocol):

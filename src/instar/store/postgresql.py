@@ -246,7 +246,11 @@ class PostgresqlStore:
             },
         )
         # Sums of 64-bit numbers are exact decimals on PostgreSQL.
-        await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=_number, format="text")
+        try:
+            await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=_number, format="text")
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     async def _first_connection(self) -> asyncpg.Connection:
@@ -275,10 +279,13 @@ class PostgresqlStore:
                     return None
                 await asyncio.sleep(min(wait, max(job.deadline - loop.time(), 0.0)))
                 continue
+            session: Session | None = None
             try:
                 session = Session(await self._dial(), self._shapes)
                 await session.begin()
             except (asyncpg.PostgresError, *LOST) as error:
+                if session is not None:
+                    session.drop()
                 if not self._away:
                     self._away = True
                     log.warning("store.away", database=self._place, cause=_reason(error))

@@ -20,6 +20,7 @@ from instar.errors import BadRequest, Unavailable
 from instar.store.contract import Duplicate, Result, Row, Statement, Value, WriteConflict
 from instar.store.postgresql_sql import (
     FENCED,
+    HOLD,
     INFERRED,
     MARKER,
     PARAMETERS_MAX,
@@ -41,7 +42,10 @@ AGAIN = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadloc
 # What ends a connection or says that this server cannot serve now: shutting down, starting, a standby, too many clients.
 AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300", FENCED})
 NO_ROOM = frozenset({"53000", "53100", "53200", "53400", "57014", "58030"})  # disk full, no memory, took too long
-LOST = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncio.TimeoutError, EOFError)
+LOST = (
+    OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncio.TimeoutError, EOFError,
+    asyncpg.InternalClientError,  # what it says when the server has ended the connection between two calls
+)  # fmt: skip
 
 
 class Lost(Exception):
@@ -68,13 +72,13 @@ class Shapes:
     """The shapes of a program's transactions, for all its sessions."""
 
     def __init__(self) -> None:
-        self._common: dict[tuple[tuple[str, int | None], ...], Shape | int] = {}
+        self._common: dict[tuple[tuple[str, int | None, bool], ...], Shape | int] = {}
         self._types: dict[str, tuple[str, ...]] = {}
         self._returned: dict[str, tuple[ReturnedColumn, ...]] = {}
 
     async def find(self, connection: asyncpg.Connection, statements: Sequence[Statement]) -> Shape | None:
         """The shape of a transaction, once it is known to come often."""
-        key = tuple((statement.sql, statement.rows) for statement in statements)
+        key = tuple((one.sql, one.rows, one.alone is None) for one in statements)
         known = self._common.get(key, 0)
         if isinstance(known, Shape):
             return known
@@ -236,6 +240,8 @@ class Session:
             self.drop()
 
     async def _execute(self, statement: Statement) -> Result:
+        if statement.alone is not None:
+            await self._connection.execute(HOLD, statement.alone)
         text, values = translate(statement.sql, statement.params)
         if has_returning(statement.sql):
             rows = await self._connection.fetch(text, *values)

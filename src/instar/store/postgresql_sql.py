@@ -17,6 +17,7 @@ import msgspec
 
 from instar.store.contract import Result, Statement, Value
 
+HOLD = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 MARKER = "UPDATE store_sessions SET seq = {seq}, result = {result} WHERE id = {session} AND seq < {seq}"
 REFUSED = "IS001"  # our SQLSTATE: a statement did not touch the rows that it had to; DETAIL is its number
 FENCED = "IS002"  # our SQLSTATE: another connection has asked for this session's end and was told that nothing more comes
@@ -99,7 +100,12 @@ class Shape:
                 places[name] = f"(${array})[{counts[array]}]"
                 self._places.append((number, name, array))
             sql = _TOKEN.sub(lambda match, places=places: places[match[1]] if match[1] else match[0], statement.sql)  # type: ignore[misc]
-            lines.append(self._line(number, _SPACE.sub(" ", sql.strip())))
+            held = ""
+            if statement.alone is not None:
+                counts[_ARRAYS["text"]] += 1
+                held = f"PERFORM pg_advisory_xact_lock(hashtextextended(($2)[{counts[_ARRAYS['text']]}], 0)); "
+                self._places.append((number, "", _ARRAYS["text"]))
+            lines.append(held + self._line(number, _SPACE.sub(" ", sql.strip())))
         marker = MARKER.format(seq="$6", session="$5", result="instar_told" if self.told else "''")
         return "\n".join((
             "",
@@ -132,7 +138,7 @@ class Shape:
         """The values as the function takes them; None where one has another type than the shape was made for."""
         found: tuple[list[Any], ...] = ([], [], [], [], [])
         for number, name, array in self._places:
-            value = statements[number].params[name]
+            value = statements[number].params[name] if name else statements[number].alone
             if value is not None and _ARRAYS.get(TYPES.get(type(value), "")) != array:
                 return None
             found[array].append(value)

@@ -137,4 +137,5 @@ def server_group_room(group_id: str, new: int, limit: int) -> Statement:
         {"id": group_id, "new": new, "limit": limit},
         rows=1,
         error=QuotaExceeded(resource="server_group_members", requested=new, used="?", limit=limit),
+        alone=f"server group {group_id}",
     )

@@ -14,7 +14,8 @@ VOLUME_KEYS = {
     "id": "t.id", "status": "t.status", "size": "t.size_gib", "availability_zone": "t.availability_zone",
     "created_at": "t.created_at", "name": "COALESCE(t.name, '')", "bootable": "t.bootable",
     "multiattach": "t.multiattach", "volume_type_id": "t.type_id", "user_id": "t.user_id", "project_id": "t.project_id",
-    "updated_at": "COALESCE(t.updated_at, 0)", "snapshot_id": "t.snapshot_id", "source_volid": "t.source_volume_id",
+    "updated_at": "COALESCE(t.updated_at, 0)", "snapshot_id": "COALESCE(t.snapshot_id, '')",
+    "source_volid": "COALESCE(t.source_volume_id, '')",
 }  # fmt: skip
 SNAPSHOT_KEYS = {
     "id": "t.id", "status": "t.status", "size": "t.size_gib", "volume_id": "t.volume_id", "created_at": "t.created_at",
@@ -50,7 +51,7 @@ def _select(table: str, keys: dict[str, str], query: ListQuery, *, owner: str) -
         conditions.append(f"{keys[name]} = :e{number}")
         bound[f"e{number}"] = value
     for number, (name, text) in enumerate(query.like):
-        conditions.append(f"{keys[name]} LIKE :l{number} ESCAPE '!'")
+        conditions.append(f"lower({keys[name]}) LIKE lower(:l{number}) ESCAPE '!'")
         bound[f"l{number}"] = "%" + text.replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%"
     sort = query.sort if any(name == "id" for name, _ in query.sort) else (*query.sort, ("id", query.sort[-1][1]))
     if query.marker is not None:

@@ -217,6 +217,7 @@ def volume_status(
         },
         rows=1,
         error=error,
+        alone=f"volume {volume_id}" if alone else None,
     )  # fmt: skip
 
 
@@ -425,6 +426,7 @@ def snapshot_insert(record: SnapshotRecord, allowed: tuple[str, ...], error: Ins
             },
             rows=1,
             error=error,
+            alone=f"volume {record.volume_id}",
         ),
         _insert("volume_snapshots", record, SNAPSHOT_COLUMNS, Conflict(f"A snapshot {record.id} exists already.")),
     )  # fmt: skip

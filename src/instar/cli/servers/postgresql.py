@@ -31,7 +31,7 @@ PROGRAM_S = 60.0
 INSTALL = "install PostgreSQL (packaging/install.sh distributed)"
 LIBRARIES = Path("/usr/lib/postgresql")  # where Debian has one directory for each version
 # For tests and trials: as fast as memory, and worth nothing after a crash of the machine (one of PostgreSQL loses nothing).
-FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
+FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=32MB")
 SETTINGS = (
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
