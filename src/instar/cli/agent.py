@@ -75,8 +75,8 @@ def agent(
     simulated = hypervisor == "simulated"
     if simulated == bool(name):
         raise StartupError("Give --host its name, or --hypervisor simulated a number of --hosts.")
-    host = LocalHost(state.hosts, name or f"{prefix}x")  # refuses what cannot be the name of a host
-    folder = state.hosts / f"{prefix}simulated" if simulated else host.directory
+    host = LocalHost(state.hosts, name or f"{prefix}x")  # refuses what cannot be a name
+    folder = state.path / "simulated" / host.name if simulated else host.directory
     if not settings.bus and not simulated and not folder.is_dir():
         raise StartupError(f"{state.path} has no host {name}.")
     folder.mkdir(mode=MODE, parents=True, exist_ok=True)

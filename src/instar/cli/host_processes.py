@@ -97,7 +97,7 @@ class SimulatedHostsProcess:
         world.streams = streams.server
         hypervisors = {name: world.host(name) for name in self._names}
         # Thousands of queues of their own would cost the broker more than the hosts are worth: one for them all.
-        bus = agent_bus(self._state, self._settings, name=f"instar agent {first}…", many=self._folder.name)
+        bus = agent_bus(self._state, self._settings, name=f"instar agent {first}…", many=first)
         await _serve(self._stack, bus, self._settings, hypervisors, Fence(self._folder / "fences"))
         log.info("agent.ready", first=first, hosts=len(hypervisors))
         return f"agent of {len(hypervisors)} simulated hosts, {first} and on"
