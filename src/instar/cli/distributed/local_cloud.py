@@ -81,14 +81,14 @@ class LocalCloud:
         self._stack.callback(self._stop_processes)
         settings = self._start_servers()
         self._say("preparing the database")
-        self._initialise(settings)
+        self._initialise()
+        if self.layout.is_mixed:
+            asyncio.run(ensure_zone_of_simulated(settings, self._simulated_names()))
         self._add_processes()
         self._say(f"starting {len(self.names)} processes")
         self.processes.start_all(self.names)
         self.url = settings.api.public_url
         self._wait_for_hosts()
-        if self.layout.is_mixed:
-            asyncio.run(ensure_zone_of_simulated(settings, self._simulated_names()))
         return self.url
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class LocalCloud:
         record.write_bytes(msgspec.json.encode(_Kept(port)))
         return port
 
-    def _initialise(self, settings: Settings) -> None:
+    def _initialise(self) -> None:
         once = Supervisor(self.state.path / "log", restarts=False)
         once.add("cloud-init", Launch(lambda: self._instar("cloud", "init")))
         try:
