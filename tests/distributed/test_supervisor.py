@@ -116,3 +116,18 @@ def test_processes_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
         assert runs(pid)
         outer.kill("supervisor")
         until(lambda: not runs(pid))
+
+
+def test_what_is_held_waits_and_begins_when_it_is_let_go(tmp_path: Path) -> None:
+    """A host that is switched off must not be started by whoever sees to its agent."""
+    switch = tmp_path / "off"
+    switch.touch()
+    with closing(Supervisor(tmp_path)) as supervisor:
+        supervisor.add("waits", Launch(python(WAITS).command, held=switch.exists))
+        assert supervisor.start("waits") == "" and supervisor.pid("waits") is None
+        switch.unlink()
+        until(lambda: supervisor.pid("waits") is not None)
+        switch.touch()
+        os.kill(supervisor.pid("waits") or 0, signal.SIGKILL)
+        time.sleep(0.8)
+        assert supervisor.pid("waits") is None

@@ -40,6 +40,8 @@ def down(directory: Path | None, delete: bool) -> None:
         return
     if not (path / "cloud-id").exists() and not (path / "instar.db").exists():
         raise StartupError(f"{path} is not the directory of a cloud.")
+    if (path / "postgresql").is_dir():
+        raise StartupError(f"{path} is a cloud of many processes: instar distributed down --dir {path}")
     configure_log("console", "warning")
     state = StateDir(path)
     if any((path / name).exists() for name in LIBVIRT_TRACES):

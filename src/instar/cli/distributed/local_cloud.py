@@ -197,7 +197,7 @@ class LocalCloud:
                 log_format=self.layout.log_format, config=self._agent_config(host),
             )  # fmt: skip
 
-        return Launch(command, real_pid=lambda: host.agent)
+        return Launch(command, real_pid=lambda: host.agent, held=lambda: host.is_off)
 
     async def _plug(self, number: int, process: int) -> None:
         await self._underlay.ensure()
@@ -220,7 +220,7 @@ class LocalCloud:
 
     def _wait_for_hosts(self) -> None:
         """Every API knows a host as soon as it reported; one that answers for all is asked."""
-        wanted = self.layout.libvirt_hosts + self.layout.simulated_hosts
+        wanted = self.layout.simulated_hosts + sum(not host.is_off for host in self._hosts)
         client = CloudClient(read_login(self.state.path, self.state.path, None))
         deadline = time.monotonic() + HOSTS_UP_MAX_S
         while True:

@@ -28,6 +28,7 @@ STOP_MAX_S = 20.0
 END_MAX_S = 10.0  # after a SIGKILL
 POLL_S = 0.02
 SERVER_LOOK_S = 0.5
+HELD_POLL_S = 0.3
 RETRY_FIRST_S, RETRY_MAX_S = 0.2, 10.0
 LIVED_WELL_S = 10.0  # a process that ran so long before it ended is started again at once
 LOG_LINES_SHOWN = 15
@@ -36,11 +37,13 @@ LOG_LINES_SHOWN = 15
 class Launch(NamedTuple):
     """How a process is started. `command` is made at each start and may prepare what it needs, raising StartupError.
 
-    `real_pid`: where what is started is not yet the process that is meant (but, say, the door to its namespaces)."""
+    `real_pid`: where what is started is not yet the process that is meant (but, say, the door to its namespaces). While
+    `held` says so it is not started again: its host is switched off."""
 
     command: Callable[[], list[str]]
     environment: Mapping[str, str] = {}
     real_pid: Callable[[], int | None] | None = None
+    held: Callable[[], bool] | None = None
 
 
 class Server(Protocol):
@@ -157,7 +160,10 @@ class _Child:
             if self._wanted and (self.pid is not None or self._keeper is not None):
                 return
             self._wanted = True
-            self._begin()
+            if self._is_held():
+                self._process = None  # the thread begins it when it is not held any more
+            else:
+                self._begin()
             self._keeper = threading.Thread(target=self._keep, name=f"keeps {self.name}", daemon=True)
             self._keeper.start()
 
@@ -174,6 +180,8 @@ class _Child:
         deadline = time.monotonic() + READY_MAX_S
         while time.monotonic() < deadline:
             process = self._process
+            if process is None and self._is_held():
+                return ""
             for line in _text(self._said).splitlines(keepends=True):
                 if line.startswith(READY) and line.endswith("\n"):
                     return line.removeprefix(READY).strip()
@@ -232,28 +240,41 @@ class _Child:
     def _keep(self) -> None:
         """A thread: waits for the end of the process, and begins the next one."""
         pause_s = RETRY_FIRST_S
-        while (process := self._process) is not None:
-            began = time.monotonic()
-            code = process.wait()
-            pause_s = RETRY_FIRST_S if time.monotonic() - began > LIVED_WELL_S else min(pause_s * 2, RETRY_MAX_S)
+        while True:
+            process, began = self._process, time.monotonic()
+            if process is not None:
+                code = process.wait()
+                pause_s = RETRY_FIRST_S if time.monotonic() - began > LIVED_WELL_S else min(pause_s * 2, RETRY_MAX_S)
             with self._change:
                 if not self._wanted:
                     return
-                if code or self._restarts:
-                    log.warning("supervisor.ended", name=self.name, code=code, restarts=self._restarts)
-                while self._wanted and self._restarts:
-                    self._change.wait(pause_s)
-                    if not self._wanted:
+                if process is not None:
+                    if code or self._restarts:
+                        log.warning("supervisor.ended", name=self.name, code=code, restarts=self._restarts)
+                    if not self._restarts:
+                        self._keeper = None
                         return
-                    try:
-                        self._begin()
-                        break
-                    except (InstarError, OSError, subprocess.SubprocessError) as error:
-                        log.warning("supervisor.not_started", name=self.name, reason=str(error))
-                        pause_s = min(pause_s * 2, RETRY_MAX_S)
-                else:
-                    self._keeper = None
+                    self._change.wait(pause_s)
+                if not self._begin_again(pause_s):
                     return
+
+    def _begin_again(self, pause_s: float) -> bool:
+        """False: it is not wanted any more. The caller has the turn."""
+        while self._wanted:
+            if self._is_held():
+                self._change.wait(HELD_POLL_S)
+                continue
+            try:
+                self._begin()
+                return True
+            except (InstarError, OSError, subprocess.SubprocessError) as error:
+                log.warning("supervisor.not_started", name=self.name, reason=str(error))
+                pause_s = min(pause_s * 2, RETRY_MAX_S)
+                self._change.wait(pause_s)
+        return False
+
+    def _is_held(self) -> bool:
+        return self._launch.held is not None and self._launch.held()
 
     def log_end(self) -> str:
         return "\n".join(_text(self._log).splitlines()[-LOG_LINES_SHOWN:])
