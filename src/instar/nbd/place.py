@@ -1,17 +1,36 @@
-"""Whether a path names the same directory here as where somebody else saw it: another machine may have one of that name."""
+"""Whether a path names the same directory here as where somebody else saw it: another machine may have one of that name.
+
+A file in it says so, which whoever owns the directory has made with a random name for it. (The kernel's id of this start of
+the machine would not do: hosts that one machine plays have ids of their own, and see the same directory.)
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 from pathlib import Path
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+FILE = "place"
+
+
+def ensure_place(directory: Path) -> str:
+    """The directory's name as nothing else in the world has it; made at the first call. Blocking. Raises OSError."""
+    if not (found := place_of(directory)):
+        draft = directory / f".{FILE}.{secrets.token_hex(8)}"
+        draft.write_text(secrets.token_hex(16), encoding="ascii")
+        try:
+            with contextlib.suppress(FileExistsError):  # another process was first: its name is the one
+                os.link(draft, directory / FILE)
+        finally:
+            draft.unlink()
+        found = place_of(directory)
+    return found
 
 
 def place_of(directory: Path) -> str:
-    """The directory as nothing else in the world is named: the start of its machine, file system and inode. Empty when
-    there is none. Blocking."""
+    """The same of a directory of somebody else; empty when there is none here. Blocking."""
     try:
-        seen = directory.stat()
-        return f"{_BOOT_ID.read_text(encoding='ascii').strip()}:{seen.st_dev}:{seen.st_ino}"
-    except OSError:
+        return (directory / FILE).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
         return ""

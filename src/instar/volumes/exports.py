@@ -19,7 +19,7 @@ import structlog
 from instar.errors import VolumeFailed
 from instar.model.volume import VolumeConnection
 from instar.nbd.monitor import MonitorError
-from instar.nbd.place import place_of
+from instar.nbd.place import ensure_place
 from instar.store.volumes import AttachmentRecord, VolumeRecord
 from instar.volumes.export_process import ExportProcess, export_volumes
 from instar.volumes.files import VolumeFiles
@@ -118,7 +118,7 @@ class Exports:
             except VolumeFailed:
                 served.names = before
                 raise
-            place = await asyncio.to_thread(place_of, self._runtime)
+            place = await asyncio.to_thread(ensure_place, self._runtime)
         return VolumeConnection(
             export=name, socket=path, size_bytes=size_bytes, read_only=not writable, place=place, gateway=gateway
         )
