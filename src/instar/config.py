@@ -169,6 +169,15 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     directory: Annotated[
         str, _setting("where image data is; all API, conductor and storage processes share it (NFSv4). Empty: in --dir")
     ] = ""
+    reach: Annotated[
+        str, _setting("how hosts get at images: file (they see the directory) or http", pattern="^(file|http)$")
+    ] = "file"
+    reach_url: Annotated[
+        str, _setting("where hosts reach the API, for image.reach = http", pattern=r"^(https?://[^\s?#]+[^\s?#/])?$")
+    ] = ""
+    url_lifetime_s: Annotated[
+        float, _setting("a URL that a host is given for an image is good for", "seconds", ge=60)
+    ] = 86_400
     sweep_s: Annotated[float, _setting("how often what dead processes left of uploads is removed", "seconds", gt=0)] = 300
     size_max_bytes: Annotated[int, _setting("largest image file", "bytes", ge=1)] = 1 << 40
     virtual_size_max_bytes: Annotated[int, _setting("largest virtual disk of an image", "bytes", ge=1)] = 16 << 40

@@ -23,7 +23,7 @@ class ImagesForVolumes:
         return await self._images.image_fetch(image_id, project_id=project_id, is_admin=is_admin)
 
     async def image_source(self, image_id: str) -> ImageSource:
-        return await self._images.image_source(image_id)
+        return await self._images.image_file(image_id)  # whoever owns volumes sees the image directory
 
     async def image_new(
         self, name: str, *, project_id: str, is_admin: bool, disk_format: str, visibility: str, protected: bool,

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlencode
 
-from instar.errors import BadRequest, InstarError, NotFound, TooLarge, UnsupportedMedia
+from instar.errors import BadRequest, ImageGone, InstarError, NotFound, TooLarge, UnsupportedMedia
 from instar.http.answer import Answer, empty_answer, json_answer, stream_answer
 from instar.http.app import Service
-from instar.http.faults import image_fault
+from instar.http.faults import RouteNotFound, image_fault
 from instar.http.paging import read_page
 from instar.http.policy import MEMBER, OPEN, READER, Policy
 from instar.http.request import ClientGone, Request
@@ -21,7 +21,7 @@ from instar.http.routing import Route
 from instar.images.byte_range import ByteRange, requested_range
 from instar.images.fields import Caller
 from instar.images.listing import image_query
-from instar.images.local import LocalImages
+from instar.images.local import Download, LocalImages
 from instar.images.patch import MEDIA_TYPES, changes_from
 from instar.images.schemas import SCHEMAS
 from instar.images.view import image_view, member_view
@@ -30,6 +30,7 @@ from instar.store.images import ImageRecord
 PREFIX = "/image"
 VERSIONS = ("v2.9", "v2.7", "v2.6", "v2.5", "v2.4", "v2.3", "v2.2", "v2.1", "v2.0")  # newest first
 DATA_TYPE = "application/octet-stream"
+_SYSTEM = Caller("", is_admin=True)
 # An upload that is refused at once is still read so far: most clients see an answer only after they have sent it all.
 DRAIN_MAX_BYTES = 64 << 20
 
@@ -42,6 +43,7 @@ POLICY = Policy({
     "image:images:delete": MEMBER,
     "image:data:download": READER,
     "image:data:upload": MEMBER,
+    "image:data:host": OPEN,  # the URL itself is signed
     "image:images:deactivate": MEMBER,
     "image:images:reactivate": MEMBER,
     "image:tags:add": MEMBER,
@@ -92,6 +94,8 @@ class _ImageApi:
             Route("GET", f"{one}/members/{{project_id}}", "image:members:show", self.member_show),
             Route("PUT", f"{one}/members/{{project_id}}", "image:members:update", self.member_update),
             Route("DELETE", f"{one}/members/{{project_id}}", "image:members:remove", self.member_remove),
+            Route("GET", "/hosts/images/{image_id}", "image:data:host", self.host_download),
+            Route("PUT", "/hosts/images/{image_id}", "image:data:host", self.host_upload),
             Route("GET", "/v2/schemas/{name}", "image:schemas:show", self.schema_show),
             Route("GET", "/v2/info/import", "image:info:show", self.info_import),
             Route("GET", "/v2/info/stores", "image:info:show", self.info_stores),
@@ -204,6 +208,10 @@ class _ImageApi:
         download = await self._images.open_data(image_id, _caller(request))
         if download is None:
             return empty_answer()
+        return self._part_of(download, request)
+
+    def _part_of(self, download: Download, request: Request) -> Answer:
+        """The data, or the part of it that is asked for."""
         headers = [(b"accept-ranges", b"bytes")]
         try:
             part = requested_range(request.header(b"range"), download.size_bytes)
@@ -220,6 +228,40 @@ class _ImageApi:
             headers.append((b"content-range", f"bytes {part.start}-{last}/{download.size_bytes}".encode()))
         chunks = self._images.blobs.stream(download.file, part.start, part.length)
         return stream_answer(chunks, length_bytes=part.length, status=status, headers=headers)
+
+    # --- for hosts that do not see the directory ----------------------------------------------------------------------
+
+    async def host_download(self, request: Request) -> Answer:
+        image_id = self._checked(request)
+        download = await self._images.open_data(image_id, _SYSTEM)
+        if download is None or download.image.status != "active":
+            if download is not None:
+                download.file.close()
+            raise NotFound(kind="Data of image", id=image_id)
+        return self._part_of(download, request)
+
+    async def host_upload(self, request: Request) -> Answer:
+        image_id, size_bytes = self._checked(request), _announced_size(request)
+        if size_bytes is None:
+            raise BadRequest("The size of the data must be announced.")
+        if size_bytes > self._images.size_max_bytes:
+            raise TooLarge(f"The image is larger than the {self._images.size_max_bytes} bytes allowed.")
+        data = _UploadedData(request, self._images.size_max_bytes)
+        try:
+            await self._images.receive_from_host(image_id, data.chunks(), size_bytes)
+        except ImageGone as error:
+            await data.drain()
+            raise NotFound(kind="Image", id=image_id) from error
+        return empty_answer()
+
+    def _checked(self, request: Request) -> str:
+        """The image that the URL opens. Raises RouteNotFound where hosts need no URLs, Forbidden."""
+        if self._images.urls is None:
+            raise RouteNotFound()
+        image_id = request.params["image_id"]
+        expires, signature = (request.query_one(name) or "" for name in ("expires", "signature"))
+        self._images.urls.check(request.method, image_id, expires, signature)
+        return image_id
 
     # --- members ------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ without such an image is swept at the next start. The data stays under its incom
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from uuid import uuid4
 
 import msgspec
 
@@ -81,8 +82,9 @@ class InstanceImages:
         if not await instance_image_saving(self._store, image_id):
             raise HypervisorError(reason=f"no host was told to write image {image_id}")
         try:
-            received = await self._blobs.adopt(image_id, size_max_bytes=self._size_max_bytes)
-            await self._storing.keep(record, image_id, received)
+            async with self._blobs.locks.hold(_lock_of(image_id)):
+                received = await self._blobs.adopt(image_id, size_max_bytes=self._size_max_bytes)
+                await self._storing.keep(record, image_id, received)
         except (FileNotFoundError, NotFound, ImageUnusable, UnsupportedMedia) as error:
             # The file was taken from under us, when the image was deleted meanwhile or another call for it was faster.
             record = await self._fetch(image_id)
@@ -93,6 +95,22 @@ class InstanceImages:
         record = await self._fetch(image_id)
         await self._tidy(record)
         return record
+
+    async def receive(self, image_id: str, chunks: AsyncIterator[bytes], size_bytes: int) -> None:
+        """What a host writes that does not see the directory: whole under the incoming name, in the place of what an
+        earlier attempt sent. Raises ImageGone (nobody wants it any more), BadRequest, TooLarge."""
+        if not await instance_image_saving(self._store, image_id):
+            raise ImageGone(image_id=image_id)
+        name = f"{image_id}.{uuid4().hex}"
+        async with self._blobs.writing(name) as incoming:
+            received = await incoming.receive(chunks, size_max_bytes=self._size_max_bytes)
+            if received.size_bytes != size_bytes:
+                raise BadRequest(f"{size_bytes} bytes were announced, but {received.size_bytes} arrived.")
+            async with self._blobs.locks.hold(_lock_of(image_id)):
+                # A host that was slow must not change what has been taken over from another attempt meanwhile.
+                if not await instance_image_saving(self._store, image_id):
+                    raise ImageGone(image_id=image_id)
+                await self._blobs.rename_incoming(name, image_id)
 
     async def _tidy(self, record: ImageRecord) -> None:
         """Nothing is left of the upload but, until it has its final name, the data itself."""
@@ -120,3 +138,8 @@ class InstanceImages:
             await self._blobs.discard_incoming(image_id)
             raise ImageGone(image_id=image_id)
         return record
+
+
+def _lock_of(image_id: str) -> str:
+    """Held while the incoming file changes, and from its being taken over until the row says so."""
+    return f"host-{image_id[:2]}"

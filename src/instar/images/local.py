@@ -24,7 +24,7 @@ import structlog
 
 from instar.clock import now_us
 from instar.config import ImageSettings
-from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, InstarError, NotFound, TooLarge
+from instar.errors import BadRequest, Conflict, Forbidden, ImageGone, InstarError, NotFound, StartupError, TooLarge
 from instar.images.blobs import Blobs, Incoming, Received
 from instar.images.checksums import Checksums
 from instar.images.contract import Image, ImageDraft
@@ -32,9 +32,11 @@ from instar.images.fields import TAGS_MAX, Caller, new_image, tag_of, with_field
 from instar.images.instance_images import InstanceImages
 from instar.images.naming import Naming
 from instar.images.patch import Change, apply_changes
+from instar.images.reach import GET, KEY_NAME, PUT, SignedUrls
 from instar.images.sharing import ImageMembers
 from instar.images.storing import Storing
 from instar.model.guest import ImageSource
+from instar.store.cloud_keys import cloud_key
 from instar.store.contract import Store
 from instar.store.image_queries import ImageQuery, image_list
 from instar.store.images import (
@@ -84,6 +86,7 @@ class LocalImages:
         self._clock = clock
         self._system = Caller("", is_admin=True)
         self.blobs = Blobs(Path(settings.directory) if settings.directory else state_dir / "images")
+        self.urls: SignedUrls | None = None  # where hosts do not see the directory
         self.members = ImageMembers(store, clock)
         self._checksums = Checksums(store, self.blobs)
         self._naming = Naming(store, self.blobs)
@@ -100,10 +103,20 @@ class LocalImages:
 
     async def open(self) -> None:
         """Make the directory, and remove what killed processes have left in it."""
+        settings = self._settings
+        if settings.reach == "http":
+            if not settings.reach_url:
+                raise StartupError("image.reach is http: image.reach_url must say where hosts reach the API.")
+            self.urls = SignedUrls(
+                settings.reach_url, await cloud_key(self._store, KEY_NAME), settings.url_lifetime_s, self._clock_s
+            )
         await self.blobs.prepare()
         await self.sweep()
         self._checksums.open()
         self._sweeper = asyncio.create_task(self._sweep_on_timer(), name="image-sweep")
+
+    def _clock_s(self) -> float:
+        return self._clock() / 1_000_000
 
     async def close(self) -> None:
         if self._sweeper is not None:
@@ -149,6 +162,13 @@ class LocalImages:
         return _image(record)
 
     async def image_source(self, image_id: str) -> ImageSource:
+        source = await self.image_file(image_id)
+        if self.urls is None:
+            return source
+        return msgspec.structs.replace(source, location=self.urls.url(GET, image_id))
+
+    async def image_file(self, image_id: str) -> ImageSource:
+        """The same for who sees the image directory, whatever hosts do. Raises ImageGone."""
         record = await self._named(image_id)
         if record is None or record.status != "active" or record.sha256 is None:
             raise ImageGone(image_id=image_id)
@@ -171,7 +191,12 @@ class LocalImages:
         await self._made.queue(image_id, draft)
 
     async def upload_target(self, image_id: str) -> str:
-        return await self._made.upload_target(image_id)
+        target = await self._made.upload_target(image_id)
+        return target if self.urls is None else self.urls.url(PUT, image_id)
+
+    async def receive_from_host(self, image_id: str, chunks: AsyncIterator[bytes], size_bytes: int) -> None:
+        """A host sends what `upload_target` asked for. Raises ImageGone, BadRequest, TooLarge."""
+        await self._made.receive(image_id, chunks, size_bytes)
 
     async def finish_upload(self, image_id: str) -> Image:
         record = await self._made.finish_upload(image_id)

@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import structlog
 
 from instar.errors import HypervisorError, ImageGone
+from instar.hypervisor.image_transfer import fetched
 from instar.hypervisor.libvirt.cache_notes import CacheNotes
 from instar.hypervisor.libvirt.cache_sweep import CacheSweep
 from instar.hypervisor.libvirt.host_command import run_limited
@@ -185,8 +186,11 @@ class ImageCache:
             if location.scheme == "file" and location.netloc in ("", "localhost"):
                 self._fetch_file(image, Path(unquote(location.path)), part, deadline)
             elif location.scheme in ("http", "https"):
-                with _download(location, image, self._token(), self._settings.image_idle_timeout_s) as response:
-                    self._store(image, _chunks(response), part, deadline)
+                chunks = fetched(
+                    location, image.id, image.size_bytes, idle_timeout_s=self._settings.image_idle_timeout_s,
+                    deadline=deadline, token=self._token(),
+                )  # fmt: skip
+                self._store(image, chunks, part, deadline)
             else:
                 raise HypervisorError(reason=f"the location of image {image.id} is of an unknown kind")
         except OSError as error:
@@ -289,23 +293,3 @@ def _verify(
             write(chunk)
     if size_bytes != image.size_bytes or digest.hexdigest() != image.sha256:
         raise HypervisorError(reason=f"image {image.id} does not match its checksum")
-
-
-@contextlib.contextmanager
-def _download(
-    location: SplitResult, image: ImageSource, token: str | None, idle_timeout_s: float
-) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a GET. Redirects are not followed: the location is what the image service said."""
-    kind = http.client.HTTPSConnection if location.scheme == "https" else http.client.HTTPConnection
-    connection = kind(location.hostname or "", location.port, timeout=idle_timeout_s)
-    try:
-        target = location.path + (f"?{location.query}" if location.query else "")
-        connection.request("GET", target, headers={"Authorization": f"Bearer {token}"} if token else {})
-        response = connection.getresponse()
-        if response.status in (404, 410):
-            raise ImageGone(image_id=image.id)
-        if response.status != 200:
-            raise HypervisorError(reason=f"image {image.id}: the image service answered {response.status}")
-        yield response
-    finally:
-        connection.close()

@@ -1,4 +1,5 @@
-"""Standalone copies of a disk, written once, straight where the image service wants them. The driver calls it.
+"""Standalone copies of a disk, written once, straight where the image service wants them. The driver calls it. Where that
+is reached by HTTP alone, the copy is written beside the disk and sent.
 
 A guest that is off (or suspended) has its disk converted by qemu-img. One that runs or is paused goes on: QEMU itself
 copies the disk as it was when the backup job began. Either way the copy of a call that ended early is removed, and one
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +24,7 @@ import structlog
 
 from instar.errors import HypervisorError, ImageGone
 from instar.hypervisor.contract import Report
+from instar.hypervisor.image_transfer import send
 from instar.hypervisor.libvirt import domains
 from instar.hypervisor.libvirt.backup_job import BackupGone, abort_backup, has_ended, read_backup
 from instar.hypervisor.libvirt.connection import LibvirtConnection
@@ -54,12 +57,13 @@ class Snapshots:
 
     async def take(self, instance_id: str, disk: str, target: SnapshotTarget, report: Report) -> SnapshotTaken:
         """See the contract. Raises DiskFull, ImageGone (nothing can be written there any more), HypervisorError."""
-        source, path = self._paths.disk(instance_id, disk), _file_of(target)
+        source, path = self._paths.disk(instance_id, disk), self._file_of(instance_id, target)
+        is_local = urlsplit(target.location).scheme == "file"
         if not await asyncio.to_thread(source.exists):
             raise HypervisorError(reason=f"disk {disk} of the instance does not exist")
 
         def tell(percent: int) -> None:
-            report(WorkProgress(instance_id, min(percent, 99)))
+            report(WorkProgress(instance_id, min(percent if is_local else percent // 2, 99)))
 
         try:
             await asyncio.to_thread(_make_room, path, target)
@@ -72,11 +76,45 @@ class Snapshots:
                 await self._convert(source, path, target, tell)
             size_bytes = (await asyncio.to_thread(path.stat)).st_size
             virtual_bytes = await asyncio.to_thread(virtual_size_bytes, path, target.format)
+            if not is_local:
+                await self._send(path, target, lambda percent: tell(100 + percent))
+                await asyncio.to_thread(path.unlink)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(path.unlink, missing_ok=True))
             raise
         report(WorkProgress(instance_id, 100))
         return SnapshotTaken(size_bytes=size_bytes, virtual_size_bytes=virtual_bytes)
+
+    def _file_of(self, instance_id: str, target: SnapshotTarget) -> Path:
+        """Where the copy is written: at once where it is wanted, or beside the disk, to be sent from there."""
+        if target.format not in FORMATS:
+            raise HypervisorError(
+                reason=f"this host writes images as {' or '.join(FORMATS)}, not as {target.format[:40]!r}"
+            )
+        location = urlsplit(target.location)
+        if location.scheme == "file" and location.netloc in ("", "localhost"):
+            return Path(unquote(location.path))
+        if location.scheme in ("http", "https"):
+            return self._paths.instance(instance_id) / "snapshot.part"
+        raise HypervisorError(reason=f"this host cannot write image {target.image_id} where it is wanted")
+
+    async def _send(self, path: Path, target: SnapshotTarget, tell: Any) -> None:
+        """A thread sends; it is told to stop when the caller is."""
+        stop, loop = threading.Event(), asyncio.get_running_loop()
+        sending = asyncio.ensure_future(
+            asyncio.to_thread(
+                send, path, target.location, target.image_id, idle_timeout_s=self._settings.image_idle_timeout_s,
+                stop=stop, tell=lambda percent: loop.call_soon_threadsafe(tell, percent),
+            )
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self._settings.copy_timeout_s):
+                await asyncio.shield(sending)
+        except TimeoutError as error:
+            raise HypervisorError(reason=f"image {target.image_id} could not be sent in time") from error
+        finally:
+            stop.set()
+            await asyncio.wait([sending])
 
     async def _convert(self, source: Path, path: Path, target: SnapshotTarget, tell: Any) -> None:
         await asyncio.to_thread(_create, path, target)
@@ -148,15 +186,6 @@ class Snapshots:
             if error.errno in FULL:
                 raise disk_full(path, self._host) from error
             raise
-
-
-def _file_of(target: SnapshotTarget) -> Path:
-    location = urlsplit(target.location)
-    if location.scheme != "file" or location.netloc not in ("", "localhost"):
-        raise HypervisorError(reason=f"this host cannot write image {target.image_id} where it is wanted")
-    if target.format not in FORMATS:
-        raise HypervisorError(reason=f"this host writes images as {' or '.join(FORMATS)}, not as {target.format[:40]!r}")
-    return Path(unquote(location.path))
 
 
 def _make_room(path: Path, target: SnapshotTarget) -> None:

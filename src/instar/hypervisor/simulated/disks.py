@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+import tempfile
+import threading
+from pathlib import Path
 
 import msgspec
 
 from instar.config import SimulatedSettings
 from instar.errors import DiskFull, HypervisorError, ImageGone
 from instar.hypervisor.contract import Report
+from instar.hypervisor.image_transfer import send
 from instar.hypervisor.simulated.faults import HostFaults
 from instar.hypervisor.simulated.image_check import ImageCheck, file_of
 from instar.hypervisor.simulated.machine import Machine
@@ -20,6 +24,7 @@ from instar.hypervisor.simulated.snapshot_file import write_snapshot
 from instar.model.guest import DiskDefinition, ImageSource, SnapshotTaken, SnapshotTarget, WorkProgress
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+SEND_IDLE_S = 30.0
 KEPT = "kept"  # behind a disk's name, while it is put away
 
 
@@ -132,13 +137,10 @@ class Disks:
         disk = self._machine.disks_of(instance_id).get(name)  # as it is now: what is written from here on is not on it
         if disk is None:
             raise HypervisorError(reason=f"disk {name} does not exist")
-        path = file_of(target.location)
-        if path is None:
-            raise HypervisorError(reason="a simulated host can write a snapshot into a file only")
         await take_time(self._settings.snapshot_s, instance_id, report)
         self.check_room()
         try:
-            size_bytes = await asyncio.to_thread(write_snapshot, path, target.format, disk.size_bytes, disk.content)
+            size_bytes = await asyncio.to_thread(_write, target, disk)
         except FileNotFoundError as error:
             raise ImageGone(image_id=target.image_id) from error
         except OSError as error:
@@ -147,6 +149,21 @@ class Disks:
             raise HypervisorError(reason=f"the snapshot cannot be written: {error.strerror}") from error
         report(WorkProgress(instance_id, 100))
         return SnapshotTaken(size_bytes, disk.size_bytes)
+
+
+def _write(target: SnapshotTarget, disk: SimulatedDisk) -> int:
+    """Blocking: the snapshot where it is wanted, in a file or by HTTP; its size."""
+    path = file_of(target.location)
+    if path is not None:
+        return write_snapshot(path, target.format, disk.size_bytes, disk.content)
+    with tempfile.TemporaryDirectory(prefix="instar-snapshot-") as folder:
+        path = Path(folder) / "disk"
+        size_bytes = write_snapshot(path, target.format, disk.size_bytes, disk.content)
+        send(
+            path, target.location, target.image_id, idle_timeout_s=SEND_IDLE_S, stop=threading.Event(),
+            tell=lambda _percent: None,
+        )  # fmt: skip
+        return size_bytes
 
 
 def check_id(instance_id: str) -> None:
