@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -22,6 +23,7 @@ from instar.cli.servers.bus_users import ensure_user
 from instar.config import RabbitMqSettings
 from instar.errors import StartupError
 from instar.model.host import HOST_REPORTS
+from instar.model.operation import Notification
 from tests.bus.blackhole import Blackhole
 from tests.bus.conftest import Rabbit
 
@@ -446,3 +448,94 @@ async def test_settings_that_cannot_be_used_are_said_at_the_start(rabbit: Rabbit
         await make(settings=msgspec.structs.replace(QUICK, password_file="/nowhere"))
     with pytest.raises(StartupError, match="certificates"):
         await make(rabbit.broker.url(tls=True), msgspec.structs.replace(QUICK, ca_file="/nowhere"))
+
+
+# --- notifications -----------------------------------------------------------------------------------------------------
+
+
+async def test_notifications_have_the_form_that_consumers_of_openstack_read(make: Make, empty_broker: str) -> None:
+    """As a consumer with oslo.messaging has it: its own queue, bound to the exchange `nova`, format 2.0."""
+    bus = await make()
+    async with await aio_pika.connect(empty_broker) as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("nova", "topic", durable=True)
+        queue = await channel.declare_queue("versioned_notifications.info", durable=True)
+        await queue.bind(exchange, "versioned_notifications.info")
+        try:
+            await bus.notify("notifications.instance.stop.end", Message("Notification", msgspec.msgpack.encode(STOPPED)))
+            got = await queue.get(timeout=10)
+        finally:
+            await queue.delete(if_unused=False, if_empty=False)
+    assert got is not None
+    assert (got.content_type, got.content_encoding) == ("application/json", "utf-8")
+    assert got.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    envelope = json.loads(got.body)
+    assert envelope.keys() == {"oslo.version", "oslo.message"}
+    assert envelope["oslo.version"] == "2.0"
+    told = json.loads(envelope["oslo.message"])
+    assert told["event_type"] == "instance.power_off.end"
+    assert (told["priority"], told["publisher_id"], told["message_id"]) == ("INFO", "conductor:c1", "m1")
+    assert told["timestamp"] == "2023-11-14 22:13:20.000000"
+    payload = told["payload"]
+    assert payload["nova_object.name"] == "InstanceActionPayload"
+    assert (payload["nova_object.namespace"], payload["nova_object.version"]) == ("nova", "1.8")
+    data = payload["nova_object.data"]
+    assert data.keys() == ACTION_FIELDS
+    assert (data["uuid"], data["host"], data["state"], data["power_state"]) == ("u1", "h1", "stopped", "shutdown")
+    assert data["flavor"]["nova_object.name"] == "FlavorPayload"
+    assert data["flavor"]["nova_object.data"].keys() == FLAVOR_FIELDS
+    address = data["ip_addresses"][0]
+    assert address["nova_object.name"] == "IpPayload"
+    assert address["nova_object.data"] == {
+        "label": "", "mac": "fa:16:3e:00:00:01", "meta": {}, "port_uuid": "p1", "version": 4, "address": "10.0.0.5",
+        "device_name": None,
+    }  # fmt: skip
+    assert data["block_devices"][0]["nova_object.name"] == "BlockDevicePayload"
+    assert data["fault"]["nova_object.data"]["exception"] == "StepFailed"
+
+
+async def test_notifications_without_a_consumer_are_kept_as_many_as_told(make: Make, empty_broker: str) -> None:
+    bus = await make(settings=msgspec.structs.replace(QUICK, notifications_kept=3))
+    for number in range(5):
+        told = msgspec.structs.replace(STOPPED, message_id=str(number))
+        await bus.notify("notifications.instance.stop.end", Message("Notification", msgspec.msgpack.encode(told)))
+    async with await aio_pika.connect(empty_broker) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue("versioned_notifications.info")
+        try:
+            kept = [await queue.get(timeout=5) for _ in range(3)]
+            assert [one.message_id for one in kept if one] == ["2", "3", "4"]
+        finally:
+            await channel.queue_delete("versioned_notifications.info")
+            await channel.queue_delete("versioned_notifications.error")
+
+
+STOPPED = Notification(
+    message_id="m1",
+    event_type="instance.stop.end",
+    timestamp=1_700_000_000_000_000,
+    publisher_id="conductor:c1",
+    payload={
+        "uuid": "u1", "display_name": "first", "tenant_id": "t1", "user_id": "me", "request_id": "req-1",
+        "state": "stopped", "power_state": "shutdown", "task_state": None, "host": "h1", "image_uuid": None,
+        "flavor": {"flavorid": "1", "name": "m1.nano", "vcpus": 1, "memory_mb": 64},
+        "ip_addresses": [{"mac": "fa:16:3e:00:00:01", "address": "10.0.0.5", "port_uuid": "p1"}],
+        "block_devices": [
+            {"volume_id": "v1", "device_name": "/dev/vdb", "tag": None, "boot_index": None, "delete_on_termination": False}
+        ],
+        "created_at": "2023-11-14T22:13:20Z", "launched_at": None, "terminated_at": None,
+        "fault": {"exception": "StepFailed", "exception_message": "no"},
+    },
+)  # fmt: skip
+# Of Nova's documented samples of these versions.
+ACTION_FIELDS = {
+    "action_initiator_project", "action_initiator_user", "architecture", "auto_disk_config", "availability_zone",
+    "block_devices", "created_at", "deleted_at", "display_description", "display_name", "fault", "flavor", "host",
+    "host_name", "image_uuid", "ip_addresses", "kernel_id", "key_name", "launched_at", "locked", "locked_reason",
+    "metadata", "node", "os_type", "power_state", "progress", "ramdisk_id", "request_id", "reservation_id", "state",
+    "task_state", "tenant_id", "terminated_at", "updated_at", "user_id", "uuid",
+}  # fmt: skip
+FLAVOR_FIELDS = {
+    "description", "disabled", "ephemeral_gb", "extra_specs", "flavorid", "is_public", "memory_mb", "name", "projects",
+    "root_gb", "rxtx_factor", "swap", "vcpu_weight", "vcpus",
+}  # fmt: skip

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
+import aiormq.exceptions
 import msgspec
 import structlog
 from aiormq.abc import DeliveredMessage
@@ -149,7 +150,8 @@ class RabbitMqBus:
                     pause_s = settings.reconnect_min_s
             except (TimeoutError, LinkLost, *TROUBLE) as error:
                 # Not the text of every error: one may hold more of the URL than belongs into a log.
-                reason = type(error).__name__
+                about_channel = isinstance(error, aiormq.exceptions.AMQPChannelError)
+                reason = str(error) if about_channel else type(error).__name__
                 tell = log.debug if reason == said else log.warning
                 tell("bus.not_connected", broker=address(self._url), reason=reason)
                 said = reason

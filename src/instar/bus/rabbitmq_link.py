@@ -265,14 +265,18 @@ class Link:
         """Who may not make them (agents) finds them made, or comes again. The queue of dead letters likewise."""
         try:
             channel = await self._scratch()
-            for name, kind in wire.EXCHANGES.items():
-                await channel.exchange_declare(name, exchange_type=kind, durable=True)
+            for name in wire.EXCHANGES:
+                await channel.exchange_declare(name, exchange_type="topic", durable=True)
         except aiormq.exceptions.ChannelAccessRefused:
             channel = await self._scratch()
             await channel.exchange_declare(wire.COMMANDS, passive=True)
             await channel.close()
             return
-        await channel.close()
+        try:
+            await channel.exchange_declare(wire.NOTIFICATIONS, exchange_type="topic", durable=True)
+            await channel.close()
+        except aiormq.exceptions.ChannelPreconditionFailed:  # it is the consumers', too, and they were first
+            log.warning("bus.exchange_differs", exchange=wire.NOTIFICATIONS)
         await self._ensure_queue(wire.DEAD_LETTERS, wire.dead_letters_arguments(self._settings))
         await self._bind_scratch(wire.DEAD_LETTERS, wire.DEAD, "#")
         if kept := self._settings.notifications_kept:

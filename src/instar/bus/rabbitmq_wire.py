@@ -28,7 +28,7 @@ REPLIES = "instar.replies"  # topic exchange; routing key: the user who waits, a
 DEAD = "instar.dead"  # topic exchange; only the broker itself may publish to it
 DEAD_LETTERS = "instar.dead-letters"
 NOTIFICATIONS = "nova"  # topic exchange: where consumers of OpenStack's notifications look
-EXCHANGES = {COMMANDS: "topic", EVENTS: "topic", REPLIES: "topic", DEAD: "topic", NOTIFICATIONS: "topic"}
+EXCHANGES = (COMMANDS, EVENTS, REPLIES, DEAD)  # topic exchanges: their routing keys can be permitted one by one
 
 AGENT_QUEUE = "agent."  # + the name of an agent of many hosts
 EVENTS_WAITING_MAX = 10_000  # in the broker, for a process that is slow to take them
