@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-from typing import Any
 
+from bench.device_acts import device_trips, new_volume
 from bench.http_client import Connection
 from bench.process import cloud
-from bench.refs import BUILD_DEADLINE_S, Refs, build, refs_of
-from bench.server_acts import MICROVERSION, Act, Took, act, delete, remove_snapshots, timed
+from bench.refs import Refs, build, refs_of
+from bench.server_acts import MICROVERSION, Act, Took, act, delete, remove_snapshots
 from bench.table import Sheet
 
 TURNS = 40
 POLL_S = 0.001
-COMPUTE, VOLUME = "/compute/v2.1", "/volume/v3"
+COMPUTE = "/compute/v2.1"
 _Timing = dict[str, list[Took]]
 
 
@@ -25,7 +24,7 @@ async def operations() -> Sheet:
         connection = one.connect(microversion=MICROVERSION)
         refs = await refs_of(connection)
         flavors = await _flavors(connection)
-        volume = await _volume(connection)
+        volume = await new_volume(connection, POLL_S)
         for turn in range(TURNS):
             await _life(connection, refs, flavors, volume, times, turn)
         await connection.close()
@@ -49,7 +48,7 @@ async def _life(
         took = await act(connection, built.id, one, POLL_S)
         times.setdefault(one.name, []).append(took)
     times.setdefault("evacuate", []).append(await _evacuate(connection, built.id))
-    for name, took in await _devices(connection, refs, built.id, volume):
+    for name, took in await device_trips(connection, refs, built.id, volume, POLL_S):
         times.setdefault(name, []).append(took)
     await remove_snapshots(connection, built.id)
     times.setdefault("delete", []).append(await delete(connection, built.id, POLL_S))
@@ -100,57 +99,3 @@ async def _evacuate(connection: Connection, server_id: str) -> Took:
         return await act(connection, server_id, Act("evacuate", {"evacuate": {}}, "ACTIVE", 200), POLL_S)
     finally:
         await connection.json("PUT", path, {"forced_down": False})
-
-
-# --- volumes ------------------------------------------------------------------------------------------------------------
-
-
-async def _volume(connection: Connection) -> str:
-    volume = {"volume": {"size": 1, "name": "bench"}}
-    volume_id: str = (await connection.json("POST", f"{VOLUME}/volumes", volume, expect=202))["volume"]["id"]
-    await _until(connection, volume_id, "available")
-    return volume_id
-
-
-async def _until(connection: Connection, volume_id: str, status: str) -> None:
-    async with asyncio.timeout(BUILD_DEADLINE_S):
-        while True:
-            volume: dict[str, Any] = (await connection.json("GET", f"{VOLUME}/volumes/{volume_id}"))["volume"]
-            if volume["status"] == status:
-                return
-            await asyncio.sleep(POLL_S)
-
-
-async def _devices(connection: Connection, refs: Refs, server_id: str, volume_id: str) -> list[tuple[str, Took]]:
-    """They have no task_state: what is waited for is the operation itself."""
-
-    async def settled() -> None:
-        await _none_in_flight(connection, server_id)
-
-    async def trip(what: str, path: str, body: dict[str, Any], key: str, field: str) -> list[tuple[str, Took]]:
-        path = f"{COMPUTE}/servers/{server_id}/{path}"
-        attached = await timed(connection, "POST", path, body, 200, settled)
-        (one,) = (other for other in (await connection.json("GET", path))[key] if other[field] not in before)
-        detached = await timed(connection, "DELETE", f"{path}/{one[field]}", None, 202, settled)
-        return [(f"attach {what}", attached), (f"detach {what}", detached)]
-
-    ports = (await connection.json("GET", f"{COMPUTE}/servers/{server_id}/os-interface"))["interfaceAttachments"]
-    before = {port["port_id"] for port in ports}
-    volume = {"volumeAttachment": {"volumeId": volume_id}}
-    interface = {"interfaceAttachment": {"net_id": refs.network}}
-    return [
-        *await trip("volume", "os-volume_attachments", volume, "volumeAttachments", "volumeId"),
-        *await trip("interface", "os-interface", interface, "interfaceAttachments", "port_id"),
-    ]
-
-
-async def _none_in_flight(connection: Connection, server_id: str) -> None:
-    """Raises RuntimeError where the last one failed."""
-    async with asyncio.timeout(BUILD_DEADLINE_S):
-        while True:
-            if not (await connection.json("GET", "/instar/v1/operations"))["total"]:
-                break
-            await asyncio.sleep(POLL_S)
-    last = (await connection.json("GET", f"/instar/v1/servers/{server_id}/operations"))["operations"][0]
-    if last["result"] != "Success":
-        raise RuntimeError(f"{last['action']}: {last['message']}")

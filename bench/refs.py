@@ -16,6 +16,7 @@ class Refs(NamedTuple):
     image: str
     flavor: str
     network: str
+    volume: str = ""
 
     def body(self, name: str) -> dict[str, Any]:
         return {
