@@ -78,7 +78,7 @@ def _deeds(image: str, larger: str) -> list[Deed]:
 
 # Beside the deeds. Devices come and go after the deed DEVICES_AFTER, when the guest has booted DEVICES_BOOTS times.
 OTHERS = (
-    ("create", "overlay, config drive, define, create"),
+    ("create", "overlay, drive, define, create"),
     ("attach volume", "attachDevice"),
     ("detach volume", "detachDevice"),
     ("attach interface", "attachDevice"),

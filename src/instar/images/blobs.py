@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from instar.errors import HypervisorError, TooLarge
 from instar.images.file_locks import FileLocks, is_held
+from instar.model.hash_note import note_hash
 
 _T = TypeVar("_T")
 
@@ -130,6 +131,7 @@ class Blobs:
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise HypervisorError(reason="the data of the image changed while it was read")
         sha256 = running.hexdigest()
+        await self._run(note_hash, path, sha256, after)
         return Received(path, after.st_size, None, sha256, None), sha256
 
     async def checksums(self, sha256: str) -> tuple[str, str]:
