@@ -10,6 +10,7 @@ from instar import __version__
 from instar.cli.agent import agent
 from instar.cli.build_image import image
 from instar.cli.bus_admin import admin_bus_user, admin_dead_letters
+from instar.cli.database import db
 from instar.cli.demo.command import demo
 from instar.cli.distributed.command import distributed
 from instar.cli.down import down
@@ -37,7 +38,7 @@ def instar() -> None:
     """
 
 
-for command in (up, down, demo, image, server, admin, host, api, conductor, storage, agent, cloud, distributed, config):
+for command in (up, down, demo, image, server, admin, host, api, conductor, storage, agent, cloud, distributed, db, config):
     instar.add_command(command)
 
 for command in (admin_dead_letters, admin_bus_user):

@@ -367,7 +367,6 @@ async def image_member_insert(store: Store, member: MemberRecord) -> bool:
             "AND deleted_at IS NULL AND (SELECT COUNT(*) FROM image_members WHERE image_id = :image_id) < :most",
             {**msgspec.structs.asdict(member), "most": MEMBERS_MAX},
             duplicate=Conflict(f"Project {member.project_id} is already a member of image {member.image_id}."),
-            alone=f"members of image {member.image_id}",
         )
     )
     return result.rowcount == 1

@@ -41,7 +41,6 @@ def migration_insert(
             "new_flavor_id": new_flavor_id, "user_id": operation.user_id, "project_id": operation.project_id,
             "now": now_us(), "progress": msgspec.msgpack.encode(MigrationProgress()),
         },
-        alone="numbers of moves",
     )  # fmt: skip
     return counting_lock("moves"), insert
 
