@@ -26,10 +26,10 @@ from .apart_daemon import ApartDaemon
 from .harness import Harness
 from .libvirt_two_hosts import LibvirtTwoHosts
 from .test_contract import MIB, definition, running
-from .two_hosts import SimulatedTwoHosts, TwoHosts
+from .two_hosts import SimulatedApart, SimulatedTwoHosts, TwoHosts
 
 OPTIONS = LiveMigrationOptions()
-IMPLEMENTATIONS = [pytest.param("libvirt", marks=pytest.mark.host), pytest.param("simulated")]
+IMPLEMENTATIONS = [pytest.param("libvirt", marks=pytest.mark.host), "simulated", "simulated apart"]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -37,7 +37,7 @@ def open_hosts(request: pytest.FixtureRequest) -> Callable[[Path], Coroutine[Any
     if request.param == "libvirt":
         daemons: tuple[ApartDaemon, ApartDaemon] = request.getfixturevalue("two_daemons")
         return lambda directory: LibvirtTwoHosts.opened(daemons, directory)
-    return SimulatedTwoHosts.opened
+    return SimulatedApart.opened if request.param == "simulated apart" else SimulatedTwoHosts.opened
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ Each implementation has one class that satisfies `TwoHosts`; the fixture in that
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
 
-from instar.config import SimulatedSettings
+from instar.cli.libvirt_host import open_streams
+from instar.config import Settings, SimulatedSettings
 from instar.hypervisor.simulated import SimulatedWorld
+from instar.hypervisor.simulated.neighbours import Neighbours
 
 from .harness import Harness
 from .simulated_harness import SimulatedHarness
@@ -78,3 +81,34 @@ class SimulatedTwoHosts:
 
     async def close(self) -> None:
         self._world.close()
+
+
+class SimulatedApart(SimulatedTwoHosts):
+    """Hosts of two worlds, as two processes have them: what goes over goes over streams."""
+
+    def __init__(self, directory: Path) -> None:
+        self._stack = AsyncExitStack()
+        self._directory = directory
+
+    @classmethod
+    async def opened(cls, directory: Path) -> SimulatedApart:
+        hosts = cls(directory)
+        hosts.source = await hosts._one("first")
+        hosts.target = await hosts._one("second")
+        return hosts
+
+    async def _one(self, name: str) -> _OneOfTwo:
+        folder = self._directory / name
+        folder.mkdir()
+        streams = await open_streams(self._stack, folder, Settings(), name=name, address="127.0.0.1")
+        world = SimulatedWorld(folder / "world.log", SimulatedSettings())
+        self._stack.callback(world.close)
+        world.neighbours = Neighbours(streams.server, streams.client, world.machine)
+        await world.neighbours.open()
+        self._stack.push_async_callback(world.neighbours.close)
+        host = _OneOfTwo(folder, world, name)
+        await host.hypervisor.open(host.events.append)
+        return host
+
+    async def close(self) -> None:
+        await self._stack.aclose()

@@ -24,6 +24,7 @@ from instar.cli.state_dir import StateDir
 from instar.config import Settings
 from instar.hypervisor.contract import Hypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
+from instar.hypervisor.simulated.neighbours import Neighbours
 from instar.hypervisor.simulated.world import SimulatedWorld
 
 log = structlog.get_logger()
@@ -95,6 +96,9 @@ class SimulatedHostsProcess:
         world = await asyncio.to_thread(SimulatedWorld, self._folder / "simulated.log", self._settings.simulated)
         self._stack.callback(world.close)
         world.streams = streams.server
+        world.neighbours = Neighbours(streams.server, streams.client, world.machine)
+        await world.neighbours.open()
+        self._stack.push_async_callback(world.neighbours.close)
         hypervisors = {name: world.host(name) for name in self._names}
         # Thousands of queues of their own would cost the broker more than the hosts are worth: one for them all.
         bus = agent_bus(self._state, self._settings, name=f"instar agent {first}…", many=first)

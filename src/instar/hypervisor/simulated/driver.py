@@ -21,6 +21,7 @@ from instar.hypervisor.simulated.faults import HostFaults
 from instar.hypervisor.simulated.image_check import ImageCheck
 from instar.hypervisor.simulated.machine import Machine
 from instar.hypervisor.simulated.moves import FindMachine, Moves
+from instar.hypervisor.simulated.neighbours import Neighbours
 from instar.hypervisor.simulated.power import Power, simulated_guest
 from instar.hypervisor.simulated.records import (
     GuestSet,
@@ -84,6 +85,10 @@ class SimulatedHypervisor:
         self._moves = Moves(machine, settings, self._disks, self.faults, find)
         self._devices = Devices(machine, settings, self.faults)
         self._power = Power(machine, settings, self._disks, self.faults)
+
+    def know(self, neighbours: Neighbours) -> None:
+        """Hosts of other processes can be reached from now on."""
+        self._moves.neighbours = neighbours
 
     async def open(self, on_event: Callable[[GuestEvent], None]) -> None:
         self._machine.on_event = on_event
@@ -199,7 +204,7 @@ class SimulatedHypervisor:
 
     @_call
     async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
-        return self._moves.offer(instance_id)
+        return self._moves.offer(instance_id, to)
 
     @_call
     async def receive_disks(self, instance_id: str, offer: DiskOffer, report: Report) -> None:
@@ -221,7 +226,7 @@ class SimulatedHypervisor:
 
     @_call
     async def offer_live(self, instance_id: str, to: StreamAddress) -> DiskOffer:
-        return self._moves.offer_live(instance_id)
+        return self._moves.offer_live(instance_id, to)
 
     @_call
     async def migrate_live(

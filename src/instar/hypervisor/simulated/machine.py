@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -289,6 +289,30 @@ class Machine:
         self.change_with(other, *disks, GuestSet(other.name, there), GuestGone(self.name, instance_id))
         self._tell(instance_id, "removed")
         other._tell(instance_id, "started")
+
+    def lacks(self, instance_id: str, disks: Iterable[str], ports: Iterable[str]) -> str:
+        """What is not here yet of a guest that is to come with these disks and ports, in words; empty: nothing."""
+        here = self.disks_of(instance_id)
+        known = {port.id for port in self.ports.get(instance_id, ())}
+        for name in disks:
+            if name not in here:
+                return f"disk {name} is not prepared on host {self.name}"
+        for port_id in ports:
+            if port_id not in known:
+                return f"port {port_id} is not known on host {self.name}"
+        return ""
+
+    def take_over(self, guest: SimulatedGuest, disks: Mapping[str, SimulatedDisk]) -> None:
+        """A guest that ran on a host of another process runs here, with this on its disks."""
+        there = msgspec.structs.replace(guest, domain_id=self.last_domain_id + 1)
+        changes = [DiskSet(self.name, guest.instance_id, name, disk) for name, disk in disks.items()]
+        self.change(*changes, GuestSet(self.name, there))
+        self._tell(guest.instance_id, "started")
+
+    def give_away(self, instance_id: str) -> None:
+        """The guest runs on a host of another process by now."""
+        self.change(GuestGone(self.name, instance_id))
+        self._tell(instance_id, "removed")
 
     def press_power_button(self, instance_id: str, domain_id: int, *, reboots: bool) -> None:
         """What a guest does that obeys ACPI; nothing when it is paused or no longer the one that was pressed."""

@@ -12,7 +12,8 @@ from instar.errors import HypervisorError, HypervisorUnavailable, MigrationAbort
 from instar.hypervisor.contract import Report
 from instar.hypervisor.simulated.disks import Disks, check_id
 from instar.hypervisor.simulated.faults import HostFaults
-from instar.hypervisor.simulated.machine import InstanceDirectory, Machine
+from instar.hypervisor.simulated.machine import Machine
+from instar.hypervisor.simulated.neighbours import AskDisks, AskReady, Neighbours, TakeGuest
 from instar.hypervisor.simulated.progress import take_time
 from instar.hypervisor.simulated.records import (
     AsideGone,
@@ -46,7 +47,9 @@ class _LiveMove:
 
 
 class Moves:
-    __slots__ = ("_disks", "_faults", "_find", "_live", "_machine", "_settings")
+    """`neighbours` reaches hosts of other processes, where there are any."""
+
+    __slots__ = ("_disks", "_faults", "_find", "_live", "_machine", "_settings", "neighbours")
 
     def __init__(
         self, machine: Machine, settings: SimulatedSettings, disks: Disks, faults: HostFaults, find: FindMachine
@@ -57,8 +60,11 @@ class Moves:
         self._faults = faults
         self._find = find
         self._live: dict[str, _LiveMove] = {}
+        self.neighbours: Neighbours | None = None
 
     def address(self) -> StreamAddress:
+        if self.neighbours is not None:
+            return self.neighbours.address(self._machine.name)
         return StreamAddress(host=self._machine.name, address="simulated", port=0, certificate="")
 
     # --- of a guest that is off ---------------------------------------------------------------------------------------
@@ -78,8 +84,9 @@ class Moves:
         if instance_id in machine.ports:
             machine.change(PortsSet(machine.name, instance_id, ()))
 
-    def offer(self, instance_id: str) -> DiskOffer:
+    def offer(self, instance_id: str, to: StreamAddress) -> DiskOffer:
         check_id(instance_id)
+        self._let_in(instance_id, to)
         directory = self._machine.aside.get(instance_id)
         if directory is None:
             raise HypervisorError(reason="no disks of the instance are set aside")
@@ -91,15 +98,15 @@ class Moves:
         if all(file.name in machine.disks_of(instance_id) for file in offer.disks):
             return
         self._disks.check_room()
-        self._offered(instance_id, offer)
+        await self._offered(instance_id, offer)
         if offer.source.host != machine.name:  # on the same host nothing is copied
             await take_time(self._settings.move_s, instance_id, report)
-        there = self._offered(instance_id, offer)
+        there = await self._offered(instance_id, offer)
         changes = self._images_of(offer)
         here = machine.disks_of(instance_id)
         for file in offer.disks:
             if file.name not in here:
-                changes.append(DiskSet(machine.name, instance_id, file.name, there.disks[file.name]))
+                changes.append(DiskSet(machine.name, instance_id, file.name, there[file.name]))
         machine.change(*changes)
         report(WorkProgress(instance_id, 100))
 
@@ -130,18 +137,33 @@ class Moves:
         )
         return DiskOffer(self.address(), tuple(files))
 
-    def _offered(self, instance_id: str, offer: DiskOffer) -> InstanceDirectory:
-        """What the source of the offer still has of it. Raises StreamBroken, HypervisorUnavailable."""
+    def _let_in(self, instance_id: str, peer: StreamAddress) -> None:
+        """A host of another process may ask about the instance."""
+        if self.neighbours is not None and self._find(peer.host) is None:
+            self.neighbours.let_in(peer, instance_id)
+
+    def _elsewhere(self, peer: StreamAddress) -> Neighbours | None:
+        """By which the peer is asked, when it is a host of another process."""
+        if self._find(peer.host) is not None or not peer.port or self._machine.cut_off:
+            return None
+        return self.neighbours
+
+    async def _offered(self, instance_id: str, offer: DiskOffer) -> dict[str, SimulatedDisk]:
+        """What the source still has of the offer. Raises StreamBroken, StreamRefused, HypervisorUnavailable."""
         if self._machine.away:
             raise HypervisorUnavailable(host=self._machine.name)
         host = offer.source.host
-        source = self._reach(host)
-        if source is None:
-            raise StreamBroken(host=host, reason="the host cannot be reached")
-        directory = source.aside.get(instance_id)
-        if directory is None or any(file.name not in directory.disks for file in offer.disks):
+        if (neighbours := self._elsewhere(offer.source)) is not None:
+            disks = (await neighbours.ask(offer.source, instance_id, AskDisks(host, instance_id))).disks
+        else:
+            source = self._reach(host)
+            if source is None:
+                raise StreamBroken(host=host, reason="the host cannot be reached")
+            directory = source.aside.get(instance_id)
+            disks = directory.disks if directory is not None else {}
+        if any(file.name not in disks for file in offer.disks):
             raise StreamBroken(host=host, reason="the host does not offer the disks any more")
-        return directory
+        return disks
 
     def _images_of(self, offer: DiskOffer) -> list[Change]:
         """The base images of the offer that are not in this host's cache yet."""
@@ -151,8 +173,9 @@ class Moves:
 
     # --- of a guest that runs -----------------------------------------------------------------------------------------
 
-    def offer_live(self, instance_id: str) -> DiskOffer:
+    def offer_live(self, instance_id: str, to: StreamAddress) -> DiskOffer:
         check_id(instance_id)
+        self._let_in(instance_id, to)
         guest = self._machine.running(instance_id)
         if guest is None:
             raise HypervisorError(reason="the guest does not run")
@@ -162,8 +185,9 @@ class Moves:
         """Base images and empty disks for the guest are here."""
         check_id(instance_id)
         machine = self._machine
+        self._let_in(instance_id, offer.source)
         images = self._images_of(offer)
-        if images and self._reach(offer.source.host) is None:
+        if images and self._elsewhere(offer.source) is None and self._reach(offer.source.host) is None:
             raise StreamBroken(host=offer.source.host, reason="the host cannot be reached")
         here = machine.disks_of(instance_id)
         missing = [file for file in offer.disks if file.name not in here]
@@ -183,11 +207,13 @@ class Moves:
         check_id(instance_id)
         guest = self._machine.running(instance_id)
         if guest is None:
-            there = self._find(target.address.host)
-            if there is not None and there is not self._machine and there.running(instance_id) is not None:
+            if await self._runs_there(wanted, target):
                 return
             raise HypervisorError(reason="the guest does not run")
-        other = self._ready(wanted, target)
+        if self._elsewhere(target.address) is not None and await self._runs_there(wanted, target):
+            self._machine.give_away(instance_id)  # it was taken over, and we were cut off before we heard of it
+            return
+        other = await self._ready(wanted, target)
         move = self._live[instance_id] = _LiveMove()
         try:
             await self._copy(move, guest, wanted, target, report)
@@ -198,7 +224,12 @@ class Moves:
             wanted, power_state=now.power_state, memory=now.memory, ran_us=now.ran_us, since_us=now.since_us,
             has_agent=now.has_agent, has_config_drive=now.has_config_drive,
         )  # fmt: skip
-        self._machine.hand_over(other, moved)
+        if other is not None:
+            self._machine.hand_over(other, moved)
+        elif self.neighbours is not None:
+            take = TakeGuest(target.address.host, moved, self._machine.disks_of(instance_id))
+            await self.neighbours.ask(target.address, instance_id, take)
+            self._machine.give_away(instance_id)
         report(self._progress(guest, 100))
 
     def abort(self, instance_id: str) -> None:
@@ -211,18 +242,27 @@ class Moves:
             move.forced = True
             move.wake.set()
 
-    def _ready(self, wanted: SimulatedGuest, target: LiveTarget) -> Machine:
-        """The target's machine, which can receive the guest. Raises HypervisorError."""
-        other = self._reach(target.address.host)
+    async def _runs_there(self, wanted: SimulatedGuest, target: LiveTarget) -> bool:
+        """Whether an earlier call has brought the guest to the target already."""
+        if (neighbours := self._elsewhere(target.address)) is not None:
+            question = AskReady(target.address.host, wanted.instance_id, (), ())
+            return (await neighbours.ask(target.address, wanted.instance_id, question)).runs
+        there = self._find(target.address.host)
+        return there is not None and there is not self._machine and there.running(wanted.instance_id) is not None
+
+    async def _ready(self, wanted: SimulatedGuest, target: LiveTarget) -> Machine | None:
+        """The target can receive the guest: its machine, or None for one of another process. Raises HypervisorError,
+        StreamBroken, StreamRefused."""
+        instance_id, host = wanted.instance_id, target.address.host
+        disks, ports = tuple(self._machine.disks_of(instance_id)), tuple(port.id for port in wanted.ports)
+        if (neighbours := self._elsewhere(target.address)) is not None:
+            await neighbours.ask(target.address, instance_id, AskReady(host, instance_id, disks, ports))
+            return None
+        other = self._reach(host)
         if other is None or other is self._machine:
-            raise HypervisorError(reason=f"host {target.address.host} cannot be reached")
-        instance_id = wanted.instance_id
-        there = other.disks_of(instance_id)
-        if missing := [name for name in self._machine.disks_of(instance_id) if name not in there]:
-            raise HypervisorError(reason=f"disk {missing[0]} is not prepared on host {other.name}")
-        known = {port.id for port in other.ports.get(instance_id, ())}
-        if unknown := [port.id for port in wanted.ports if port.id not in known]:
-            raise HypervisorError(reason=f"port {unknown[0]} is not known on host {other.name}")
+            raise HypervisorError(reason=f"host {host} cannot be reached")
+        if lacking := other.lacks(instance_id, disks, ports):
+            raise HypervisorError(reason=lacking)
         return other
 
     async def _copy(
@@ -239,9 +279,9 @@ class Moves:
                     await move.wake.wait()
             except TimeoutError:
                 part += 1
-            self._check_going_on(move, guest, wanted, target)
+            await self._check_going_on(move, guest, wanted, target)
 
-    def _check_going_on(
+    async def _check_going_on(
         self, move: _LiveMove, guest: SimulatedGuest, wanted: SimulatedGuest, target: LiveTarget
     ) -> None:
         if move.aborted:
@@ -251,7 +291,7 @@ class Moves:
         now = self._machine.running(guest.instance_id)
         if now is None or now.domain_id != guest.domain_id:
             raise HypervisorError(reason="the guest ended while it was moved")
-        self._ready(wanted, target)
+        await self._ready(wanted, target)
 
     def _progress(self, guest: SimulatedGuest, percent: int) -> WorkProgress:
         memory = guest.memory_mib << 20

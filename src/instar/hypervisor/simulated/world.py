@@ -12,6 +12,7 @@ from instar.hypervisor.simulated.contents import SharedContents
 from instar.hypervisor.simulated.driver import SimulatedHypervisor
 from instar.hypervisor.simulated.image_check import ImageCheck
 from instar.hypervisor.simulated.machine import Machine
+from instar.hypervisor.simulated.neighbours import Neighbours
 from instar.hypervisor.simulated.records import Change, VolumeWritten
 
 
@@ -28,6 +29,7 @@ class SimulatedWorld:
         self._images = ImageCheck()
         self._contents = SharedContents()
         self.streams: SocketGrants | None = None  # by which consoles of all hosts are reached; set before `host`
+        self.neighbours: Neighbours | None = None  # hosts of other processes; set before `host`
         self._log: ChangeLog | None = None
         if path is not None:
             log = ChangeLog(path)
@@ -47,7 +49,13 @@ class SimulatedWorld:
                 self._machine(name), self._settings, self._images, self._machines.get
             )
             hypervisor.streams = self.streams
+            if self.neighbours is not None:
+                hypervisor.know(self.neighbours)
         return hypervisor
+
+    def machine(self, name: str) -> Machine | None:
+        """The machine of this name, if it is one of this world."""
+        return self._machines.get(name)
 
     def host_names(self) -> tuple[str, ...]:
         """Hosts that were asked for, or have something on them."""
