@@ -188,6 +188,18 @@ class HostUnreachable(OperationError):
     template = "Host {host} cannot be reached."
 
 
+class HostNotReady(OperationError):
+    """The host was cut off, and does not know yet what it lost meanwhile; or it was told this before. Nothing was done."""
+
+    template = "Host {host} is coming back, and takes no commands yet."
+
+
+class HostInUse(Conflict):
+    """Its guests may still run: nothing of it may be given to another host."""
+
+    template = "Compute service of {host} is still in use."
+
+
 class CommandUnknown(OperationError):
     """The agent of the host is older or newer than whoever told it this: nothing was done."""
 

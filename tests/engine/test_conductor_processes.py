@@ -155,7 +155,7 @@ class Bench:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logs = "\n".join(self.log_of(one)[-3000:] for one in self.processes)
-            raise TimeoutError(f"not within {DEADLINE_S} s: {what}\n{logs}") from None
+            raise TimeoutError(f"not within {DEADLINE_S} s: {what}; {await self.owners()}\n{logs}") from None
         return time.monotonic() - began
 
     async def settled(self) -> bool:

@@ -8,14 +8,17 @@ One that only waits for its guest gives way to a newer operation: a delete is no
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import msgspec
 import structlog
 
 from instar import __version__
+from instar.agent.admission import Admission
 from instar.agent.fence import Fence
 from instar.agent.locks import Locks
 from instar.bus.contract import Bus, Message, Reply, Subscription
@@ -52,11 +55,14 @@ class Agent:
     ) -> None:
         self.id = os.urandom(4).hex()
         self._hypervisors = hypervisors
+        self._first_host = next(iter(hypervisors), "")
         self._bus = bus
         self._fence = fence
         self._settings = settings
         self._boot_id = boot_id
         self._locks = Locks()
+        admission = Path(f"{fence.path}.shut") if fence.path is not None else None
+        self._admission = Admission(hypervisors, admission, down_after_s=settings.down_after_s)
         self._waits: dict[str, _Wait] = {}
         self._served: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +71,10 @@ class Agent:
     async def open(self) -> None:
         """Connect to the hypervisors, serve each host's queue, report for the first time."""
         self._fence.open()
+        self._admission.open()
+        if self._hypervisors:
+            # One answer is for all hosts of this process; its hosts ask by turns.
+            self._served.append(await self._bus.subscribe(c.HOSTS_HEARD + self._first_host, self._on_heard))
         for host, hypervisor in self._hypervisors.items():
             try:
                 await hypervisor.open(self._event_sender(host))
@@ -75,8 +85,8 @@ class Agent:
                     c.HOST_QUEUE + host, self._handler(host, hypervisor), concurrency_max=self._settings.commands_max
                 )
             )
-        for host, hypervisor in self._hypervisors.items():
-            await self._report(host, hypervisor)
+        for number, (host, hypervisor) in enumerate(self._hypervisors.items()):
+            await self._report(host, hypervisor, asks=number == 0)
         self._reports = asyncio.create_task(self._report_for_ever(), name="agent reports")
 
     async def close(self) -> None:
@@ -110,6 +120,11 @@ class Agent:
         return handle  # type: ignore[return-value]
 
     async def _fenced(self, host: str, hypervisor: Hypervisor, command: c.AnyCommand) -> bytes:
+        if isinstance(command, c.Admit):
+            await self._admit(host, hypervisor, command)
+            return _encode(None)
+        if not isinstance(command, c.WHILE_SHUT):
+            self._admission.check(host, command.session)
         if not command.instance_id or isinstance(command, c.UNFENCED):
             return _encode(await self._do(host, hypervisor, command))
         key = f"{host} {command.instance_id}"
@@ -120,10 +135,27 @@ class Agent:
             # Asked again after the lock: while this command waited, a newer operation may have come and gone.
             if command.epoch:
                 self._fence.check(host, command.instance_id, command.epoch)
+            if not isinstance(command, c.WHILE_SHUT):
+                self._admission.check(host, command.session)
             wait_s = _wait_s(command)
             if not wait_s:
                 return _encode(await self._do(host, hypervisor, command))
             return _encode(await self._wait(key, command, self._do(host, hypervisor, command), wait_s))
+
+    async def _admit(self, host: str, hypervisor: Hypervisor, command: c.Admit) -> None:
+        """What others have now is removed here first; only then anything else of this host goes on."""
+        for departed in command.departed:
+            if departed.epoch:
+                self._fence.check(host, departed.instance_id, departed.epoch)
+                self._end_wait(f"{host} {departed.instance_id}", departed.epoch)
+            async with self._locks.hold(f"{host} {departed.instance_id}"):
+                log.warning("agent.removes_departed", host=host, instance=departed.instance_id)
+                await hypervisor.ensure_absent(departed.instance_id, keep_disks=departed.keep_disks)
+        self._admission.admit(host, command.session)
+        await self._report(host, hypervisor)
+
+    async def _on_heard(self, message: Message) -> None:
+        self._admission.answered(msgspec.msgpack.decode(message.body, type=int))
 
     async def _wait(self, key: str, command: c.AnyCommand, work: Awaitable[object], wait_s: float) -> object:
         """Work that mostly waits for a guest, up to `wait_s`. Raises StaleEpoch when a newer operation ended the wait."""
@@ -227,6 +259,8 @@ class Agent:
                 return hypervisor.set_password(instance_id, user, password)
             case c.AskGuestAgent():
                 return hypervisor.has_guest_agent(instance_id)
+            case c.Admit():
+                return self._admit(host, hypervisor, command)
             case c.ReadDiagnostics():
                 return hypervisor.diagnostics(instance_id)
 
@@ -264,26 +298,31 @@ class Agent:
         """Each host once in a heartbeat, spread over its time so that thousands do not come at once."""
         hosts = list(self._hypervisors.items())
         pause_every = max(1, len(hosts) // 50)
-        while True:
+        for turn in itertools.count(1):
             started = time.monotonic()
             for number, (host, hypervisor) in enumerate(hosts):
                 if number % pause_every == 0:
                     due = started + self._settings.heartbeat_s * (number / len(hosts))
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
                 try:
-                    await self._report(host, hypervisor)
+                    await self._report(host, hypervisor, asks=number == turn % len(hosts))
                 except Exception:
                     log.exception("agent.report_failed", host=host)
             await asyncio.sleep(max(0.0, started + self._settings.heartbeat_s - time.monotonic()))
 
-    async def _report(self, host: str, hypervisor: Hypervisor) -> None:
+    async def _report(self, host: str, hypervisor: Hypervisor, *, asks: bool = False) -> None:
         inventory = None
         try:
             async with asyncio.timeout(INVENTORY_DEADLINE_S):
                 inventory = await hypervisor.inventory()
         except (InstarError, TimeoutError) as error:
             log.debug("agent.hypervisor_away", host=host, reason=str(error))
-        report = HostReport(host, self._boot_id(), self.id, inventory is not None, inventory)
+        report = HostReport(
+            host, self._boot_id(), self.id, inventory is not None, inventory,
+            session=self._admission.session_of(host), shut=self._admission.is_shut(host),
+            ask=self._admission.ask() if asks else 0, answer_to=self._first_host, agent_version=__version__,
+            protocol=c.PROTOCOL,
+        )  # fmt: skip
         await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report), host=host))
 
 

@@ -18,7 +18,7 @@ class Fence:
     """`path` None keeps it in memory (simulated hosts that live no longer than their process)."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = self._path = path
         self._epochs: dict[str, int] = {}
         self._file: int | None = None
         self._lines = 0

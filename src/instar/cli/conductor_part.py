@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from instar.cli.services import Part, Services, Together
 from instar.engine.conductor import Conductor
+from instar.engine.hearing import Hearing
 from instar.engine.keeper import Keeper
 from instar.engine.notifications import LeftOutbox
 from instar.lifecycle.operations import operations, taken
@@ -22,8 +23,9 @@ class ConductorPart:
         cloud = services.cloud
         self.conductor = Conductor(
             services.store, services.bus, operations(cloud), services.settings.engine, alone=alone, taken=taken(cloud),
-            fell_silent=services.hosts.fell_silent,
+            fell_silent=services.hosts.fell_silent, session_of=services.hosts.session_of,
         )  # fmt: skip
+        services.hosts.answer = Hearing(services.bus, self.conductor).answer
         self.reconciler = Reconciler(cloud, services.lifecycle)
         self.progress = ProgressKeeper(services.store, services.bus)
         self.timers = Timers(cloud, services.lifecycle)

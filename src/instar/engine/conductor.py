@@ -17,7 +17,7 @@ import structlog
 
 from instar.bus.contract import Bus, Message, NobodyListens, Reply, Subscription
 from instar.config import EngineSettings
-from instar.engine.hosts import FellSilent, never_silent
+from instar.engine.hosts import FellSilent, SessionOf, never_silent, no_session
 from instar.engine.lease import Lease, act_under
 from instar.engine.notifications import Outbox
 from instar.engine.run import Interrupted, Run
@@ -52,7 +52,8 @@ DEFECTS_MAX = 3
 class Conductor:
     """`functions` has the lifecycle function of each action; `taken`, where something was taken when an operation was
     accepted, tells the run of it before all else (`Run.took`). `alone`: no other process uses this database, so whatever
-    is owned by somebody else belongs to a process that is dead. `fell_silent` knows which hosts show no life any more."""
+    is owned by somebody else belongs to a process that is dead. `fell_silent` knows which hosts show no life any more,
+    `session_of` which session a host is in."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Conductor:
         taken: Mapping[str, Taken] | None = None,
         monotonic: Clock = time.monotonic,
         fell_silent: FellSilent = never_silent,
+        session_of: SessionOf = no_session,
     ) -> None:
         self.lease = Lease(store, settings.lease_s)
         self._store = store
@@ -75,6 +77,7 @@ class Conductor:
         self._alone = alone
         self._monotonic = monotonic
         self._fell_silent = fell_silent
+        self._session_of = session_of
         self._outbox = Outbox(store, bus, lambda: self.lease.id)
         self._running: dict[str, tuple[Run | None, asyncio.Task[None]]] = {}
         self._taking: set[str] = set()
@@ -93,6 +96,11 @@ class Conductor:
     def id(self) -> str:
         """Of this registration: another one after a lease that was lost."""
         return self.lease.id
+
+    @property
+    def peers(self) -> list[str]:
+        """The conductors that were registered when they were looked at last, in an order that all of them see."""
+        return sorted({*self._seen_beats, self.id})
 
     def before_leaving(self, call: Callable[[], Awaitable[None]]) -> None:
         """Call this when the conductor closes, while it is still registered."""
@@ -231,6 +239,7 @@ class Conductor:
             operation, instance, steps,
             store=self._store, bus=self._bus, step_deadline_s=self._settings.step_deadline_s,
             told=self._outbox.nudge, fell_silent=self._fell_silent,
+            session_of=self._session_of,
         )  # fmt: skip
         task = asyncio.current_task()
         assert task is not None

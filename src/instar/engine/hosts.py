@@ -15,7 +15,7 @@ import msgspec
 
 from instar.bus.contract import Bus, Message, NobodyListens, Reply
 from instar.engine.lease import ensure_lease
-from instar.errors import HostUnreachable, StepTimeout, revive
+from instar.errors import HostNotReady, HostUnreachable, StepTimeout, revive
 from instar.model import commands as c
 from instar.model.console import ConsoleKind, ConsoleOffer
 from instar.model.guest import (
@@ -44,6 +44,16 @@ LOOK_EVERY_S = 0.5  # whether a host that works for long still shows that it liv
 FellSilent = Callable[[str, float], bool]  # host, seconds that it was waited for
 
 
+SessionOf = Callable[[str], int]
+NOT_READY_MAX_S = 20.0  # a host that came back is told at once what it lost; longer is as if it were away
+NOT_READY_RETRY_S = 0.1
+
+
+def no_session(_host: str) -> int:
+    """Of those who do not follow hosts' reports."""
+    return 0
+
+
 def never_silent(_host: str, _waited_s: float) -> bool:
     """Of those who do not follow hosts' reports."""
     return False
@@ -65,12 +75,14 @@ class HostClient:
         epoch: int = 0,
         deadline_s: float = 120.0,
         fell_silent: FellSilent = never_silent,
+        session_of: SessionOf = no_session,
     ) -> None:
         self._bus = bus
         self._instance_id = instance_id
         self._epoch = epoch
         self._deadline_s = deadline_s
         self._fell_silent = fell_silent
+        self._session_of = session_of
         self.hypervisor_us = 0  # time that hosts themselves worked, since it was last set to 0
 
     async def observe(self, host: str) -> GuestState:
@@ -135,6 +147,10 @@ class HostClient:
 
     async def open_console(self, host: str, kind: ConsoleKind, to: StreamAddress | None) -> ConsoleOffer:
         return await self._call(host, c.OpenConsole(kind=kind, to=to, **self._fence()), ConsoleOffer)
+
+    async def admit(self, host: str, session: int, departed: tuple[c.Departed, ...]) -> None:
+        """Raises HostNotReady when it is in another session by now."""
+        await self._call(host, c.Admit(departed=departed, session=session), None)
 
     async def census(self, host: str) -> HostCensus:
         return await self._call(host, c.TakeCensus(), HostCensus)
@@ -245,20 +261,31 @@ class HostClient:
 
     async def _call(self, host: str, command: c.AnyCommand, result: type[T] | None, extra_s: float = 0.0) -> T:
         deadline_s = self._deadline_s + extra_s + (ANSWER_MARGIN_S if extra_s else 0.0)
+        started = time.monotonic()
+        while True:
+            await ensure_lease()  # one that was stopped, and goes on, tells no host anything before it knows that it may
+            stamped = msgspec.structs.replace(command, session=command.session or self._session_of(host))
+            reply = await self._ask(host, stamped, deadline_s)
+            self.hypervisor_us += reply.took_us
+            if reply.error is None:
+                return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
+            error = revive(*reply.error)
+            if not isinstance(error, HostNotReady) or isinstance(command, c.Admit):
+                raise error
+            if time.monotonic() - started > min(self._deadline_s, NOT_READY_MAX_S):
+                raise HostUnreachable(host=host) from error
+            await asyncio.sleep(NOT_READY_RETRY_S)  # it has done nothing, and soon says which session it is in
+
+    async def _ask(self, host: str, command: c.AnyCommand, deadline_s: float) -> Reply:
         message = Message(type(command).__name__, _encode(command), deadline_s, epoch=command.epoch)
-        await ensure_lease()  # one that was stopped, and goes on, tells no host anything before it knows that it may
         try:
             call = self._bus.call(c.HOST_QUEUE + host, message)
-            reply = await self._watched(host, call)
+            return await self._watched(host, call)
         except NobodyListens as error:
             raise HostUnreachable(host=host) from error
         except TimeoutError as error:
             what = f"host {host} to answer {message.kind}"
             raise StepTimeout(what=what, waited_s=deadline_s, host=host) from error
-        self.hypervisor_us += reply.took_us
-        if reply.error is not None:
-            raise revive(*reply.error)
-        return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
 
     async def _watched(self, host: str, call: Coroutine[Any, Any, Reply]) -> Reply:
         """The answer to a command. Raises HostUnreachable when its host falls silent meanwhile: few buses know."""

@@ -18,7 +18,7 @@ import structlog
 
 from instar.bus.contract import Bus
 from instar.clock import now_us
-from instar.engine.hosts import FellSilent, HostClient, never_silent, tell_leftovers
+from instar.engine.hosts import FellSilent, HostClient, SessionOf, never_silent, no_session, tell_leftovers
 from instar.engine.journal import Journal, decode_output
 from instar.engine.lease import ensure_lease
 from instar.engine.notifications import notification
@@ -90,12 +90,14 @@ class Run:
         step_deadline_s: float,
         told: Callable[[], None] = lambda: None,
         fell_silent: FellSilent = never_silent,
+        session_of: SessionOf = no_session,
     ) -> None:
         self.operation = operation
         self.instance = instance
         self.hosts = HostClient(
-            bus, instance_id=instance.id, epoch=operation.epoch, deadline_s=step_deadline_s, fell_silent=fell_silent
-        )
+            bus, instance_id=instance.id, epoch=operation.epoch, deadline_s=step_deadline_s, fell_silent=fell_silent,
+            session_of=session_of,
+        )  # fmt: skip
         self.facts = instance.facts
         # As it is now, not as the API saw it: what was accepted without a task_state may have ended meanwhile.
         self.failed_state = TRANSITIONS[operation.rule].fails or instance.vm_state

@@ -6,11 +6,15 @@ returns its leftovers are removed, never the new guest: the record says where th
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import msgspec
 
 from instar.clock import now_us
-from instar.engine.hosts import tell_leftovers
+from instar.engine.hosts import HostClient, tell_leftovers
 from instar.engine.run import Run
+from instar.errors import HostInUse, HostUnreachable, HypervisorUnavailable, StepTimeout
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
@@ -22,6 +26,9 @@ from instar.lifecycle.start_guest import start_guest
 from instar.model.move import MoveStatus, MoveType
 from instar.model.states import PowerState, TaskState, VmState
 from instar.store.moves import migration_insert, migration_status
+
+ASK_DEADLINE_S = 2.0
+ASK_AGAIN_S = 0.2
 
 
 class EvacuateArguments(msgspec.Struct, frozen=True):
@@ -35,6 +42,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     """Raises NoValidHost; the instance stays where it is then, to be evacuated again."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=EvacuateArguments)
     instance, dead = run.instance, host_of(run.instance)
+    await run.step("make sure the host is down", make_sure_it_is_down, dead, run, cloud)
     migration = await run.step("choose migration id", new_id)
     flavor_id = instance.spec.flavor.id
     stopped = arguments.stopped or instance.vm_state is VmState.STOPPED
@@ -56,6 +64,23 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
         except WORTH_ANOTHER_HOST as error:
             refusals.add(dest, error)
     raise refusals.no_valid_host(selection.details)
+
+
+async def make_sure_it_is_down(host: str, run: Run, cloud: Cloud) -> None:
+    """Its guests may be built elsewhere: it gives no answer, and has been silent for so long that its agent has shut it.
+    Raises HostInUse. Who accepted this knew only what it had heard, and that may have been nothing yet."""
+    client, started = HostClient(cloud.bus, deadline_s=ASK_DEADLINE_S), time.monotonic()
+    while not cloud.scheduler.is_forced_down(host):
+        try:
+            await client.observe_of(host, run.instance.id)
+        except HypervisorUnavailable:
+            return
+        except (HostUnreachable, StepTimeout):
+            if cloud.scheduler.fell_silent(host, time.monotonic() - started):
+                return
+        else:
+            raise HostInUse(host=host)
+        await asyncio.sleep(ASK_AGAIN_S)
 
 
 async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str, stopped: bool) -> None:

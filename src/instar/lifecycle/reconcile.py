@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 
 import msgspec
 import structlog
@@ -21,12 +22,19 @@ from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
 from instar.lifecycle.timers import system_context
-from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC
+from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC, Departed
 from instar.model.guest import GuestState
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
-from instar.store.audit import audit_instances, host_boot_fetch, host_boot_save, host_totals_recount, usage_recount
+from instar.store.audit import (
+    audit_instances,
+    host_boot_fetch,
+    host_boot_save,
+    host_totals_recount,
+    instances_evacuated,
+    usage_recount,
+)
 from instar.store.instances import instance_fetch, instances_of_host
 from instar.store.operations import operations_prune
 
@@ -52,6 +60,7 @@ class Reconciler:
         self._lifecycle = lifecycle
         self._settings = cloud.settings.host
         self._seen: dict[str, tuple[str, str, bool]] = {}  # host → (boot_id, agent_id, hypervisor_ok)
+        self._shut: dict[str, int] = {}  # host that came back and waits to be admitted → its session
         self._checked: dict[str, float] = {}
         self._pruned = float("-inf")
         self._due: asyncio.Queue[str] = asyncio.Queue()
@@ -88,7 +97,11 @@ class Reconciler:
         now = (report.boot_id, report.agent_id, report.hypervisor_ok)
         changed = self._seen.get(report.host) != now
         self._seen[report.host] = now
-        if report.hypervisor_ok and changed:
+        if report.shut:
+            self._shut[report.host] = report.session
+        else:
+            self._shut.pop(report.host, None)
+        if report.hypervisor_ok and (changed or report.shut):
             self._put(report.host)
 
     async def _on_event(self, message: Message) -> None:
@@ -174,6 +187,8 @@ class Reconciler:
         census = await self._client().census(host)
         owners = await self._cloud.networks.port_owners()
         known = await audit_instances(self._cloud.store)
+        if (session := self._shut.get(host)) is not None:
+            await self._admit(host, session, leftovers(host, census, known, owners))
         # By the census itself: a host that came back may answer before its first report is here.
         restarted = await self._was_restarted(host, census.boot_id)
         for instance in instances:
@@ -191,6 +206,21 @@ class Reconciler:
                 log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
         if restarted is not None:
             await self._cloud.store.write(host_boot_save(host, census.boot_id))
+
+    async def _admit(self, host: str, session: int, findings: Iterable[Finding]) -> None:
+        """A host that was cut off removes what is not its own any more, before anything else is done there."""
+        # Those first that are on their way: what was accepted before this host answered again is among them.
+        evacuated = await instances_evacuated(self._cloud.store, host)
+        departed = [Departed(instance_id, epoch, keep_disks=True) for instance_id, epoch in evacuated.items()]
+        for finding in findings:
+            if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.PLUGS):
+                continue
+            if finding.kind is not Kind.GUEST or await self._is_elsewhere(finding.subject):
+                departed.append(Departed(finding.subject, finding.epoch))
+        log.info("reconcile.admits", host=host, departed=len(departed))
+        await self._client().admit(host, session, tuple(departed))
+        if self._shut.get(host) == session:
+            del self._shut[host]
 
     async def _was_restarted(self, host: str, boot_id: str) -> bool | None:
         """None: the same start of the machine as last time."""

@@ -25,10 +25,12 @@ from instar.model.volume import VolumeDisk
 
 
 class HostCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """Base: `instance_id` and `epoch` fence; a command about no instance has an empty id."""
+    """Base: `instance_id` and `epoch` fence; a command about no instance has an empty id. `session` is the host's that its
+    sender last heard of: it is refused when it comes to another one. 0: the sender knows of none."""
 
     instance_id: str = ""
     epoch: int = 0
+    session: int = 0
 
 
 class Observe(HostCommand, frozen=True, tag=True):
@@ -204,6 +206,20 @@ class TakeCensus(HostCommand, frozen=True, tag=True):
     pass
 
 
+class Departed(msgspec.Struct, frozen=True):
+    """An instance that a host may not have any more. `epoch`: older commands for it are refused from now on."""
+
+    instance_id: str
+    epoch: int
+    keep_disks: bool = False
+
+
+class Admit(HostCommand, frozen=True, tag=True):
+    """A host that was cut off may work again, after it has removed what is not its own any more."""
+
+    departed: tuple[Departed, ...] = ()
+
+
 AnyCommand = (
     Observe
     | EnsureImage
@@ -219,6 +235,7 @@ AnyCommand = (
     | ReadConsole
     | OpenConsole
     | TakeCensus
+    | Admit
     | EnsurePaused
     | EnsureSuspended
     | EnsureDiskSize
@@ -247,6 +264,8 @@ AnyCommand = (
     | AskGuestAgent
 )
 
+# What a host does also while it is shut, see agent/admission.py: nothing of it changes a guest.
+WHILE_SHUT = (Observe, TakeCensus, TellStreamAddress, Admit, ReadConsole, ReadDiagnostics, AskGuestAgent, AbortLive)
 # Questions and wishes that are answered at any time, also while another command for the instance works.
 UNFENCED = (ReadConsole, OpenConsole, ReadDiagnostics, AskGuestAgent, AbortLive, ForceLive)
 
@@ -259,6 +278,8 @@ class HostProgress(msgspec.Struct, frozen=True, tag=True):
     progress: WorkProgress
 
 
+PROTOCOL = 2  # of commands and reports; 1 had no sessions
+HOSTS_HEARD = "hosts.heard."  # + the name of the first host of an agent; body: the number that a report asked with
 HOST_QUEUE = "host."  # + the host's name
 CONDUCTOR_QUEUE = "conductor"
 GUEST_EVENTS = "guests.event"

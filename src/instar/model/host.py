@@ -19,6 +19,12 @@ class HostReport(msgspec.Struct, frozen=True, tag=True):
     hypervisor_ok: bool
     inventory: HostInventory | None
     version: int = 1
+    session: int = 0  # of the host, see HostCommand; 0: it has none
+    shut: bool = False  # it was cut off, and does nothing before it is admitted again
+    ask: int = 0  # a conductor answers this number on HOSTS_HEARD + `answer_to`; 0: no answer is wanted
+    answer_to: str = ""  # the first of the agent's hosts
+    agent_version: str = ""
+    protocol: int = 1
 
 
 class HostEvent(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 import msgspec
 import structlog
@@ -64,6 +64,7 @@ class HostTable:
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writing = asyncio.Lock()
+        self.answer: Callable[[HostReport], Awaitable[None]] | None = None  # to reports that ask, see engine/hearing.py
         self.persister = HostPersister(self)  # for the one process that writes what hosts report
 
     async def open(self, bus: Bus) -> None:
@@ -108,6 +109,16 @@ class HostTable:
             counts["down" if not host.is_up else "disabled" if host.disabled else "up"] += 1
         return counts
 
+    def session_of(self, name: str) -> int:
+        """The session that the host is in, as far as this process has heard; 0: it has not."""
+        host = self._hosts.get(name)
+        return host.session if host is not None else 0
+
+    def is_forced_down(self, name: str) -> bool:
+        """An admin said so, who knows better than reports."""
+        host = self._hosts.get(name)
+        return host is not None and host.forced_down
+
     def fell_silent(self, name: str, waited_s: float) -> bool:
         """Whether nothing was heard of the host for so long that it is down. One that was not heard yet since this process
         began gets that time from when someone began to wait for it."""
@@ -139,7 +150,10 @@ class HostTable:
                 await asyncio.sleep(0)
 
     async def _on_report(self, message: Message) -> None:
-        self.hear(_decode_report(message.body))
+        report = _decode_report(message.body)
+        self.hear(report)
+        if report.ask and self.answer is not None:
+            await self.answer(report)
 
     def hear(self, report: HostReport) -> None:
         """A host says that it lives. Its own clock has no part in this."""
@@ -150,7 +164,8 @@ class HostTable:
             host = self._hosts[report.host] = HostView(report.host)
         if report.inventory is not None and report.inventory != host.inventory:
             self._take_inventory(host, report.inventory)
-        host.hypervisor_ok = report.hypervisor_ok
+        host.hypervisor_ok, host.shut, host.session = report.hypervisor_ok, report.shut, report.session
+        host.agent_version, host.protocol = report.agent_version, report.protocol
         host.reported_at = self._clock()
         if report.hypervisor_ok:
             host.heard_at = self._clock()

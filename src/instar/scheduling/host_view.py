@@ -20,9 +20,30 @@ class HostView:
     the same of any report."""
 
     __slots__ = (
-        "agent_id", "boot_id", "busy", "capacity", "disabled", "disabled_reason", "disk_free_gib", "forced_down",
-        "heard_at", "hypervisor_ok", "instances", "inventory", "is_up", "memory_free_mib", "metadata", "name",
-        "reported_at", "totals", "vcpus_free", "zone",
+        "agent_id",
+        "agent_version",
+        "boot_id",
+        "busy",
+        "capacity",
+        "disabled",
+        "disabled_reason",
+        "disk_free_gib",
+        "forced_down",
+        "heard_at",
+        "hypervisor_ok",
+        "instances",
+        "inventory",
+        "is_up",
+        "memory_free_mib",
+        "metadata",
+        "name",
+        "protocol",
+        "reported_at",
+        "session",
+        "shut",
+        "totals",
+        "vcpus_free",
+        "zone",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -40,7 +61,10 @@ class HostView:
         self.reported_at: float | None = None
         self.hypervisor_ok = False
         self.is_up = False  # as it was told last
-        self.boot_id = self.agent_id = ""
+        self.boot_id = self.agent_id = self.agent_version = ""
+        self.session = 0  # what the host's reports said last, see HostReport
+        self.protocol = 1
+        self.shut = False
         self.zone = DEFAULT_ZONE
         self.metadata: Mapping[str, tuple[str, ...]] = {}  # of its aggregates: each key with all its values
 
@@ -55,6 +79,7 @@ class HostView:
         return (
             self.heard_at is not None
             and self.hypervisor_ok
+            and not self.shut
             and not self.forced_down
             and now - self.heard_at <= down_after_s
         )

@@ -86,6 +86,14 @@ class Scheduler:
         """The host reports, and no admin said that it is down."""
         return self._table.is_up(host)
 
+    def is_forced_down(self, host: str) -> bool:
+        """An admin said so, who knows better than reports."""
+        return self._table.is_forced_down(host)
+
+    def fell_silent(self, host: str, waited_s: float) -> bool:
+        """Nothing was heard of the host for so long that it is down; `waited_s` counts where nothing was heard ever."""
+        return self._table.fell_silent(host, waited_s)
+
     def address_of(self, host: str) -> str:
         """The address at which other hosts reach it."""
         known = self._table.get(host)

@@ -76,6 +76,16 @@ def host_totals_recount(host: str) -> Statement:
     )
 
 
+async def instances_evacuated(store: Store, host: str) -> dict[str, int]:
+    """Instances of the host that an evacuation in flight builds elsewhere: id → epoch."""
+    rows = await store.read(
+        """SELECT i.id, i.epoch FROM instances i JOIN operations o ON o.instance_id = i.id
+           WHERE i.host = :host AND i.deleted = 0 AND o.action = 'evacuate' AND o.finished_at IS NULL""",
+        {"host": host},
+    )
+    return {row["id"]: row["epoch"] for row in rows}
+
+
 async def host_boot_fetch(store: Store, host: str) -> str | None:
     """The start of the machine that the host was last seen in; None for a host that was never seen."""
     rows = await store.read("SELECT boot_id FROM host_boots WHERE host = :host", {"host": host})

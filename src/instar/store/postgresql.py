@@ -32,6 +32,7 @@ AGAIN_MAX = 12  # times that a transaction is done again for the sake of others
 AGAIN_FIRST_S = 0.005
 CONNECT_AGAIN_S = (0.05, 0.5)  # first and longest pause between two attempts to connect
 CLOSE_S = 5.0
+SILENT_MAX_S = 2.0  # a process that is stopped in the middle of a transaction keeps its rows from others no longer
 # What will not get better by waiting: wrong password, no such database, no right to use it.
 HOPELESS = (
     asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, asyncpg.InsufficientPrivilegeError,
@@ -240,7 +241,7 @@ class PostgresqlStore:
                 "application_name": self._application,
                 "statement_timeout": str(round(settings.statement_timeout_s * 1000)),
                 "lock_timeout": str(round(settings.lock_timeout_s * 1000)),
-                "idle_in_transaction_session_timeout": str(round(settings.statement_timeout_s * 1000)),
+                "idle_in_transaction_session_timeout": str(round(SILENT_MAX_S * 1000)),
                 "default_transaction_isolation": "read committed",
                 "standard_conforming_strings": "on",
             },
