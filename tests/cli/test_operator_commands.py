@@ -82,7 +82,9 @@ def test_another_projects_server_does_not_exist(cloud: Up) -> None:
         assert admin.delete(f"/compute/v2.1/servers/{made}").status_code == 204
 
 
-@pytest.mark.parametrize("path", ["/instar/v1/audit", "/instar/v1/hosts", "/instar/v1/operations"])
+@pytest.mark.parametrize(
+    "path", ["/instar/v1/audit", "/instar/v1/hosts", "/instar/v1/operations", "/instar/v1/dead-letters"]
+)
 def test_members_are_refused_and_strangers_asked_who_they_are(cloud: Up, path: str) -> None:
     with login(cloud, "instar-demo") as member:
         assert member.get(path).status_code == 403
@@ -124,3 +126,14 @@ def test_every_command_has_help(command: list[str]) -> None:
     helped = instar(*command, "--help")
     assert helped.returncode == 0
     assert len(helped.stdout.splitlines()) > 5
+
+
+def test_a_cloud_of_one_process_has_no_dead_letters(cloud: Up) -> None:
+    assert "0 dead letters" in instar("admin", "dead-letters", "--dir", cloud.directory).stdout
+    assert instar("admin", "dead-letters", "--purge", "--dir", cloud.directory).stdout == "0 dropped\n"
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    shown = instar("config", "show", INSTAR_BUS="amqp://instar:secret@broker/cloud").stdout
+    assert "amqp://instar:***@broker/cloud" in shown
+    assert "secret" not in shown

@@ -43,6 +43,7 @@ from instar.model.commands import HOST_QUEUE
 log = structlog.get_logger()
 
 FIRST_CONNECT_MAX_S = 10.0
+SET_UP_MAX_S = 60.0  # of all that is served and heard, on a broker that has just begun
 SEND_MAX_S = 5.0  # the broker may take so long to promise that it keeps a command
 NOTIFY_MAX_S = 10.0
 COME_BACK_S = 5.0  # after a connection was lost: others come back as well, and until then a queue may be missing
@@ -123,15 +124,19 @@ class RabbitMqBus:
     async def _listen_to_ourselves(self, link: Link) -> None:
         """A connection may be cut without a word: what we say to ourselves by way of the broker shows that it is not."""
         heartbeat_s = self._settings.heartbeat_s
+        overslept = False
         while not link.gone.done():
-            if time.monotonic() - link.heard_at > heartbeat_s * SILENT_HEARTBEATS:
+            # Who was stopped, or had no processor, has not read yet what came meanwhile.
+            if not overslept and time.monotonic() - link.heard_at > heartbeat_s * SILENT_HEARTBEATS:
                 log.warning("bus.silent", broker=address(self._url))
                 link.lose()
                 return
             properties = wire.answer_properties(wire.PING, "ping", link.user)
             with contextlib.suppress(LinkLost):
                 await link.tell(wire.REPLIES, self._replies_key, b"", properties)
+            slept_from = time.monotonic()
             await asyncio.sleep(heartbeat_s / 2)
+            overslept = time.monotonic() - slept_from > heartbeat_s
 
     async def _keep_connected(self) -> None:
         settings = self._settings
@@ -166,7 +171,7 @@ class RabbitMqBus:
             replies_key=self._replies_key, on_reply=self._on_reply, on_event=self._on_event,
         )  # fmt: skip
         try:
-            async with self._changing:
+            async with asyncio.timeout(SET_UP_MAX_S), self._changing:
                 self._link = link
                 for binding in {wire.event_binding(one.topic) for one in self._subscribers}:
                     await link.hear(binding)
