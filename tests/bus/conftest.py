@@ -47,7 +47,11 @@ def rabbit() -> Iterator[Rabbit]:
 async def empty_broker(rabbit: Rabbit) -> AsyncIterator[str]:
     """Its URL. What the test made is removed again."""
     yield rabbit.url
-    async with await aio_pika.connect(rabbit.url) as connection:
+    await remove_queues(rabbit.url)
+
+
+async def remove_queues(url: str) -> None:
+    async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         for queue in QUEUES:
             await channel.queue_delete(queue)

@@ -15,6 +15,7 @@ from instar.bus.rabbitmq import RabbitMqBus
 from instar.bus.socket import SocketBus
 from instar.bus.socket_server import BusServer
 from instar.config import RabbitMqSettings
+from tests.bus.conftest import remove_queues
 
 
 @asynccontextmanager
@@ -42,10 +43,12 @@ async def over_socket(directory: Path) -> AsyncIterator[Bus]:
 )
 async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
     if request.param == "rabbitmq":
-        bus = RabbitMqBus(request.getfixturevalue("empty_broker"), RabbitMqSettings())
-        await bus.open()
-        yield bus
-        await bus.close()
+        url = request.getfixturevalue("rabbit").url
+        over_rabbitmq = RabbitMqBus(url, RabbitMqSettings())
+        await over_rabbitmq.open()
+        yield over_rabbitmq
+        await over_rabbitmq.close()
+        await remove_queues(url)
         return
     async with request.param(tmp_path) as bus:
         yield bus
