@@ -11,7 +11,9 @@ from typing import Any
 import openstack
 
 from instar.cli.hosts.local_host import LocalHost
+from instar.volumes.local import volumes_runtime
 from tests.endtoend.conftest import clean_host
+from tests.endtoend.host_leftovers import processes
 from tests.endtoend.hosted_guest import HostedGuest
 from tests.endtoend.running_cloud import LATEST, RunningCloud, wait_until
 
@@ -96,6 +98,19 @@ class TwoHostsStory:
         """Of which this host keeps files."""
         folder = self.hosts[host].directory / "instances"
         return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+    def hide_volumes_from(self, host: str) -> None:
+        """As if the host were another machine: it does not see the directory of the volumes' sockets."""
+        directory = volumes_runtime(self.cloud.directory)
+        directory.mkdir(mode=0o711, exist_ok=True)
+        (directory / "stays").touch()  # a directory that goes and comes again would be seen
+        hide = self.hosts[host].inside("mount", "-t", "tmpfs", "-o", "mode=0711", "hidden", str(directory))
+        subprocess.run(hide, check=True, capture_output=True, timeout=20)
+
+    def relays_on(self, host: str) -> list[int]:
+        """Processes by which guests of this host reach volumes of other machines."""
+        folder = str(self.hosts[host].runtime / "volumes")
+        return [pid for pid, words in processes() if "qemu-storage-daemon" in words.split()[0] and folder in words]
 
     # --- volumes ----------------------------------------------------------------------------------------------------
 

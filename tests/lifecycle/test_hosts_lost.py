@@ -14,6 +14,7 @@ import pytest
 
 from instar.config import EngineSettings, HostSettings, LifecycleSettings
 from instar.model.states import VmState
+from tests.lifecycle.device_acts import guest_volumes
 from tests.lifecycle.harness import SETTINGS, Plane, hosts_up, prepared
 from tests.lifecycle.losing import AWAY, SILENT, UNHEARD, Loss, check_whole, look_again
 from tests.lifecycle.scenarios import SCENARIOS, victim
@@ -93,3 +94,32 @@ async def lose_host(one: Plane, name: str, step: str, role: str, loss: str) -> N
     except Exception as error:
         error.add_note(about)
         raise
+
+
+async def test_a_swap_whose_end_nobody_saw_takes_neither_volume_from_the_guest(
+    tmp_path: Path, image_file: Path
+) -> None:
+    async with prepared(tmp_path, image_file, QUICK) as one:
+        scenario = SCENARIOS["swap-volume"]
+        instance = await victim(one, scenario)
+        assert instance is not None
+        trouble = one.around_step = Loss(one, "copy to new volume", "source", UNHEARD, source=instance.host)
+        await scenario.act(one, instance)
+        await one.settled()
+        one.around_step = None
+        unclear = await one.fetch(instance.id)
+        both = {volume.volume_id for volume in unclear.facts.volumes}
+        assert len(both) == 2 and len({volume.device for volume in unclear.facts.volumes}) == 2
+        attachments = await one.control.volumes.attachments(instance.id)
+        assert {(each.volume_id, each.status) for each in attachments} == {(each, "attached") for each in both}
+        assert unclear.facts.fault is not None and "newer data" in unclear.facts.fault.message
+        trouble.come_back()
+        await hosts_up(one)
+        await look_again(one)
+        has = await guest_volumes(one, unclear)
+        assert len(has) == 1 and has < both  # by its host: what it has is still its own, and served
+        assert await one.findings() == []
+        (stale,) = both - has
+        await one.control.lifecycle.devices.detach_volume(one.context(), unclear, stale)
+        await one.settled()
+        assert {volume.volume_id for volume in (await one.fetch(instance.id)).facts.volumes} == has

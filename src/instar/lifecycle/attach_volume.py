@@ -7,18 +7,27 @@ when it is unshelved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
+import structlog
 
 from instar.engine.run import Run
-from instar.errors import InstarError
+from instar.errors import HOST_AWAY, HypervisorError, InstarError, VolumeFailed
 from instar.lifecycle.cloud import Cloud
-from instar.lifecycle.definition import disks_of, guest_of, volume_disk
+from instar.lifecycle.definition import disks_of, guest_of, host_of, volume_disk
+from instar.lifecycle.device_names import free_device, local_devices
 from instar.lifecycle.volumes import with_volumes
 from instar.model.guest import GuestDefinition
 from instar.model.instance import Instance, InstanceVolume
-from instar.model.volume import VolumeConnection
+from instar.model.volume import VolumeConnection, VolumeDisk
+
+log = structlog.get_logger()
+
+ASK_AGAIN_S = 0.5
 
 
 class VolumeArguments(msgspec.Struct, frozen=True):
@@ -93,22 +102,88 @@ async def swap(run: Run, cloud: Cloud) -> None:
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=SwapArguments)
     old, new, host = arguments.old, arguments.new, run.instance.host
     assert host is not None, "only a guest that runs swaps its volumes"
-    limit_s = cloud.settings.lifecycle.data_move_max_s
     await run.step("reserve volume", reserve, cloud, new, run.instance.id, on="volume")
     connection = await run.step("connect volume", connect, cloud, new, host, on="volume")
     old_connection = await run.step("read old connection", connect, cloud, old, host, on="volume")
     connected = msgspec.structs.replace(new, connection=connection)
     back = volume_disk(msgspec.structs.replace(old, connection=old_connection), run.instance)
     await run.step("mark detaching", mark_detaching, cloud, old, undo=unmark_detaching, on="volume")
-    await run.step("copy to new volume", run.hosts.swap_volume, host, old.volume_id,
-                   volume_disk(connected, run.instance), limit_s, deadline_s=limit_s + 60,
-                   undo=lambda on, *_: run.hosts.swap_volume(on, new.volume_id, back, limit_s))  # fmt: skip
-    await run.step("complete attachment", cloud.volumes.complete, new.attachment_id)
+    await _copy(run, cloud, old, connected, back)
     run.keep()
     run.note(facts={"volumes": tuple(connected if one.attachment_id == old.attachment_id else one
                                      for one in run.facts.volumes)})  # fmt: skip
+    # What undoes these is to do them: the guest is on the new volume already.
+    await run.step("complete attachment", complete, cloud, new, undo=partial(_end_swap, old=old), on="volume")
     await run.step("detach volume", cloud.volumes.detach, old.attachment_id, undo=cloud.volumes.detach)
     await run.settle()
+
+
+async def _copy(run: Run, cloud: Cloud, old: InstanceVolume, new: InstanceVolume, back: VolumeDisk) -> None:
+    """The guest is on the new volume. Raises what went wrong: then it is on the old one, or nobody knows."""
+    limit_s, patience_s = cloud.settings.lifecycle.data_move_max_s, cloud.settings.host.down_after_s
+    host = host_of(run.instance)
+
+    async def onto_old(host: str, *_: object) -> None:
+        await run.hosts.swap_volume(host, new.volume_id, back, limit_s)
+
+    try:
+        await run.step("copy to new volume", run.hosts.swap_volume, host, old.volume_id, volume_disk(new, run.instance),
+                       limit_s, deadline_s=limit_s + 60, undo=onto_old)  # fmt: skip
+    except HOST_AWAY as error:
+        # Which of the two the guest is on only the host knows: nothing is taken from it before that is clear.
+        if await run.step("find volume of guest", _until_clear, host, onto_old, patience_s, on="compute",
+                          deadline_s=patience_s + limit_s + 60):  # fmt: skip
+            raise
+        await _keep_both(run, cloud, old, new, error)
+
+
+async def _until_clear(host: str, onto_old: Callable[[str], Awaitable[None]], patience_s: float) -> bool:
+    """The guest is on the old volume, as it was. False: its host has not told in time, or the guest is gone meanwhile."""
+    ends_at = time.monotonic() + patience_s
+    while True:
+        try:
+            await onto_old(host)
+            return True
+        except HOST_AWAY:
+            if time.monotonic() > ends_at:
+                return False
+        except HypervisorError:
+            return False
+        await asyncio.sleep(ASK_AGAIN_S)
+
+
+async def _keep_both(
+    run: Run, cloud: Cloud, old: InstanceVolume, connected: InstanceVolume, error: InstarError
+) -> None:
+    """The host was lost with the guest on either of them: both stay the instance's, and are served wherever it starts."""
+    run.keep()
+    beside = msgspec.structs.replace(connected, boot_index=None, device=_free_device(run, connected.bus))
+    run.note(facts={"volumes": (*run.facts.volumes, beside)})
+    await run.step("keep new volume", complete, cloud, beside, undo=complete, on="volume")
+    await run.step("keep old volume", unmark_detaching, cloud, old, undo=unmark_detaching, on="volume")
+    log.warning("volume.swap_unclear", instance=run.instance.id, old=old.volume_id, new=connected.volume_id)
+    raise VolumeFailed(
+        volume_id=old.volume_id,
+        reason=f"it may have been swapped for {connected.volume_id} or not when the host was lost ({error.user_message}) "
+        "Both volumes stay attached: look which has the newer data, and detach the other",
+    )
+
+
+def _free_device(run: Run, bus: str) -> str:
+    """The first name that no disk of the instance has. Raises Conflict."""
+    volumes = run.facts.volumes
+    booted = any(volume.boot_index == 0 for volume in volumes)
+    local = local_devices(run.instance.spec, bus, boots_from_volume=booted)
+    return free_device({volume.device for volume in volumes} | local, bus)
+
+
+async def complete(cloud: Cloud, volume: InstanceVolume) -> None:
+    await cloud.volumes.complete(volume.attachment_id)
+
+
+async def _end_swap(cloud: Cloud, new: InstanceVolume, *, old: InstanceVolume) -> None:
+    await complete(cloud, new)
+    await cloud.volumes.detach(old.attachment_id)
 
 
 def without(volumes: Sequence[InstanceVolume], gone: InstanceVolume) -> tuple[InstanceVolume, ...]:
