@@ -103,7 +103,7 @@ async def libvirt_life() -> Sheet:
     times = Times({}, {}, [])
     async with cloud("libvirt") as one:
         connection = one.connect(microversion=MICROVERSION)
-        image = await _upload(one, connection)
+        image = await upload(one, connection)
         flavors = sorted((await connection.json("GET", "/compute/v2.1/flavors/detail"))["flavors"], key=lambda f: f["ram"])
         networks = (await connection.json("GET", "/network/v2.0/networks?name=private"))["networks"]
         refs = Refs(image, flavors[0]["id"], networks[0]["id"])
@@ -222,7 +222,7 @@ def _console(one: Cloud, server_id: str) -> Path:
     return one.directory / "instances" / server_id / "console.log"
 
 
-async def _upload(one: Cloud, connection: Connection) -> str:
+async def upload(one: Cloud, connection: Connection) -> str:
     """The id of an image of the tiny guest, with DATA_MIB of random data behind it."""
     body: dict[str, Any] = {"name": "loaded", "disk_format": "qcow2", "container_format": "bare"}
     image_id: str = (await connection.json("POST", "/image/v2/images", body, expect=201))["id"]

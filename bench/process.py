@@ -22,20 +22,21 @@ from bench.http_client import Connection, token_of
 READY_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 30.0
 DOWN_DEADLINE_S = 120.0
+SIMULATED_HOSTS = 4
 
 
 class Cloud:
     """One `instar up`. `start` may be called again after `kill` or `stop`: the directory stays."""
 
-    def __init__(self, directory: Path, hypervisor: str, hosts: int, environ: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, hypervisor: str, hosts: int | None, environ: Mapping[str, str]) -> None:
         self.directory = directory
         self.url = ""
         self.token = ""
         self.first_start_s = 0.0
         self._environ = dict(environ)
         self._arguments = ["up", "--dir", str(directory), "--port", "0", "--hypervisor", hypervisor]
-        if hypervisor == "simulated":
-            self._arguments += ["--hosts", str(hosts)]
+        if hypervisor == "simulated" or hosts is not None:
+            self._arguments += ["--hosts", str(hosts or SIMULATED_HOSTS)]
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> float:
@@ -107,7 +108,7 @@ class Cloud:
 
 @asynccontextmanager
 async def cloud(
-    hypervisor: str = "simulated", *, hosts: int = 4, environ: Mapping[str, str] | None = None
+    hypervisor: str = "simulated", *, hosts: int | None = None, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Cloud]:
     """A running cloud without quotas. Afterwards nothing of it is left."""
     directory = Path(tempfile.mkdtemp(prefix="instar-bench-"))

@@ -17,14 +17,15 @@ class Refs(NamedTuple):
     flavor: str
     network: str
     volume: str = ""
+    host: str = ""  # admins may say
 
     def body(self, name: str) -> dict[str, Any]:
-        return {
-            "server": {
-                "name": name, "imageRef": self.image, "flavorRef": self.flavor,
-                "networks": [{"uuid": self.network}],
-            }
+        server: dict[str, Any] = {
+            "name": name, "imageRef": self.image, "flavorRef": self.flavor, "networks": [{"uuid": self.network}],
         }  # fmt: skip
+        if self.host:
+            server["availability_zone"] = f"nova:{self.host}"
+        return {"server": server}
 
 
 class Built(NamedTuple):

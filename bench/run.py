@@ -15,6 +15,7 @@ import uvloop
 from bench.control_plane import control_plane
 from bench.distributed import crashes, distributed, many_hosts
 from bench.libvirt_life import libvirt_life
+from bench.libvirt_moves import libvirt_moves
 from bench.libvirt_overhead import libvirt_overhead
 from bench.operations import operations
 from bench.recovery import recovery
@@ -30,6 +31,7 @@ PARTS: dict[str, tuple[str, Callable[[], Awaitable[list[Row] | Sheet]]]] = {
     "distributed": ("Distributed (two APIs, two conductors, PostgreSQL, RabbitMQ, simulated hosts)", distributed),
     "crashes": ("Crashes (distributed, simulated hosts that take 3 s)", crashes),
     "many-hosts": ("Ten thousand hosts (distributed, simulated)", many_hosts),
+    "moves": ("Moves between two hosts with libvirt (real guests)", libvirt_moves),
     "recovery": ("Recovery (kill -9, simulated hypervisor)", recovery),
 }
 
