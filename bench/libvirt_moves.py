@@ -76,13 +76,13 @@ async def _life(one: Cloud, connection: Connection, refs: Refs, times: dict[str,
         times.setdefault(name, []).append(await _moved(connection, server, took))
 
     migrate = Act("migrate", {"migrate": None}, "VERIFY_RESIZE")
-    await _booted(one, connection, server)
+    await _booted(one, connection, server, 1)
     await do("migrate", migrate)
-    await _booted(one, connection, server)
+    await _booted(one, connection, server, 2)
     await do("confirm", Act("confirm", {"confirmResize": None}, "ACTIVE", 204))
     await do("migrate", migrate)
     await do("revert", Act("revert", {"revertResize": None}, "ACTIVE"))
-    await _booted(one, connection, server)
+    await _booted(one, connection, server, 3)
     live = {"os-migrateLive": {"host": None, "block_migration": "auto"}}
     await do("live migrate", Act("live migrate", live, "ACTIVE"))
     await _evacuate(connection, server, times)
@@ -113,7 +113,7 @@ async def _host(connection: Connection, server: str) -> str:
     return host
 
 
-async def _booted(one: Cloud, connection: Connection, server: str) -> None:
-    """It hears the power button. Whatever it said on another host before went with its disk or was left there."""
+async def _booted(one: Cloud, connection: Connection, server: str, times: int) -> None:
+    """It hears the power button. What it said on other hosts went with its disk."""
     console = one.directory / "hosts" / await _host(connection, server) / "instances" / server / "console.log"
-    await asyncio.to_thread(wait_for_boots, console, 1)
+    await asyncio.to_thread(wait_for_boots, console, times)
