@@ -326,6 +326,17 @@ class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_api_port: Annotated[bool, _setting("/metrics on the port of the API as well, for everybody who reaches it")] = False
 
 
+class TracingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of traces, for an OpenTelemetry collector."""
+
+    endpoint: Annotated[
+        str,
+        _setting("collector that takes OTLP over HTTP, as http://host:4318; empty: none", pattern=r"^(https?://\S+)?$"),
+    ] = ""
+    send_every_s: Annotated[float, _setting("how often spans are sent", "seconds", gt=0)] = 2.0
+    timeout_s: Annotated[float, _setting("the collector may take so long", "seconds", gt=0)] = 5.0
+
+
 class SimulatedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[int, _setting("simulated hosts in this process", "hosts", ge=0)] = 1
     vcpus: Annotated[int, _setting("vcpus of each", "vcpus", ge=1)] = 64
@@ -381,6 +392,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     volume: VolumeSettings = VolumeSettings()
     simulated: SimulatedSettings = SimulatedSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     rabbitmq: RabbitMqSettings = RabbitMqSettings()
 
 

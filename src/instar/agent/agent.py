@@ -28,6 +28,7 @@ from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
 from instar.model.guest import GuestEvent, HostCensus, WorkProgress
 from instar.model.host import HOST_REPORTS, HostEvent, HostReport
+from instar.tracing import ids, spans
 
 log = structlog.get_logger()
 
@@ -108,7 +109,9 @@ class Agent:
             started = time.perf_counter_ns()
             try:
                 command = _decoded(host, message)
-                body = await self._fenced(host, hypervisor, command)
+                ids.bind(ids.request_of(message.trace), host=host, instance_id=command.instance_id, epoch=command.epoch)
+                with spans.span(f"host {message.kind}", kind="server", parent=message.trace, **{"instar.host": host}):
+                    body = await self._fenced(host, hypervisor, command)
             except InstarError as error:
                 return Reply(error=(type(error).__name__, error.message, _plain(error.facts)), took_us=_since(started))
             except Exception:

@@ -28,6 +28,7 @@ from instar.hypervisor.contract import Hypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.scheduling.host_table import HostTable
+from instar.tracing.spans import close_traces, open_traces
 
 
 class Embedded:
@@ -58,6 +59,8 @@ class Embedded:
 
     async def _start(self) -> str:
         state, settings = self._state, self._settings
+        open_traces(settings.tracing, "up")
+        self._stack.push_async_callback(asyncio.to_thread, close_traces)
         state.lock()
         self._stack.callback(state.unlock)
         apart = self._hosts_apart()

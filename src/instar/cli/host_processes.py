@@ -26,6 +26,7 @@ from instar.hypervisor.contract import Hypervisor
 from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon, system_libvirtd_usable
 from instar.hypervisor.simulated.neighbours import Neighbours
 from instar.hypervisor.simulated.world import SimulatedWorld
+from instar.tracing.spans import close_traces, open_traces
 
 log = structlog.get_logger()
 
@@ -119,6 +120,8 @@ def simulated_names(prefix: str, count: int) -> list[str]:
 async def _serve(
     stack: AsyncExitStack, bus: Bus, settings: Settings, hypervisors: Mapping[str, Hypervisor], fence: Fence
 ) -> None:
+    open_traces(settings.tracing, "agent")
+    stack.push_async_callback(asyncio.to_thread, close_traces)
     await open_patiently(bus.open, "the bus")
     stack.push_async_callback(bus.close)
     serving = Agent(hypervisors, bus, fence, settings.host, boot_id=machine_boot_id)

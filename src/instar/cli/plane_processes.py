@@ -6,6 +6,7 @@ Each is told by the settings where database and broker are, waits for those that
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 
 from instar.bus.contract import Bus
@@ -20,6 +21,7 @@ from instar.cli.volume_images import ImagesForVolumes
 from instar.config import Settings
 from instar.images.local import LocalImages
 from instar.store.contract import Store
+from instar.tracing.spans import close_traces, open_traces
 from instar.volumes.owner import VolumeOwner
 
 STORAGE_FOR_REQUESTS_S = 5.0  # then the client is told to come again
@@ -36,6 +38,8 @@ class PlaneProcess:
         self._stack = AsyncExitStack()
 
     async def start(self) -> str:
+        open_traces(self.settings.tracing, self.role)
+        self._stack.push_async_callback(asyncio.to_thread, close_traces)
         self.state.lock(shared=True)
         self._stack.callback(self.state.unlock)
         store = open_store(self.settings, application=f"instar {self.role}", migrates=False)

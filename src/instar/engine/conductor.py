@@ -35,6 +35,7 @@ from instar.store.conductors import (
 from instar.store.contract import Store, WriteConflict
 from instar.store.instances import instance_bump_epoch, instance_fetch
 from instar.store.operations import operation_fetch, operation_take, steps_fetch
+from instar.tracing import ids, spans
 
 log = structlog.get_logger()
 
@@ -212,12 +213,15 @@ class Conductor:
     async def _run(self, operation: Operation, lease: Lease, *, fresh: bool) -> None:
         mandate = act_under(lease)
         following: str | None = None
-        # A task, and so a context, of its own: what is logged for the operation says so.
-        structlog.contextvars.bind_contextvars(request_id=operation.request_id, operation_id=operation.id)
+        ids.bind(operation.request_id, operation_id=operation.id)  # a task, and so a context, of its own
+        parent = ids.first_span_of(operation.request_id, sampled=True)
         numbers.operation_began()
         try:
             async with self._slots:
-                following = await self._run_to_its_end(operation, fresh=fresh)
+                with spans.span(
+                    f"operation {operation.action}", parent=parent, **{"instar.operation_id": operation.id}
+                ):
+                    following = await self._run_to_its_end(operation, fresh=fresh)
         except asyncio.CancelledError:
             raise
         except Exception:

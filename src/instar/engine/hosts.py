@@ -35,6 +35,7 @@ from instar.model.guest import (
 from instar.model.network import PortDefinition
 from instar.model.stream import StreamAddress
 from instar.model.volume import VolumeDisk
+from instar.tracing.spans import outgoing
 
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
@@ -277,7 +278,7 @@ class HostClient:
             await asyncio.sleep(NOT_READY_RETRY_S)  # it has done nothing, and soon says which session it is in
 
     async def _ask(self, host: str, command: c.AnyCommand, deadline_s: float) -> Reply:
-        message = Message(type(command).__name__, _encode(command), deadline_s, epoch=command.epoch)
+        message = Message(type(command).__name__, _encode(command), deadline_s, outgoing(), epoch=command.epoch)
         try:
             call = self._bus.call(c.HOST_QUEUE + host, message)
             return await self._watched(host, call)

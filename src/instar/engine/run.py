@@ -55,6 +55,7 @@ from instar.store.operations import (
     operation_guard,
     step_start,
 )
+from instar.tracing import spans
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -355,7 +356,7 @@ class Run:
         self.hosts.hypervisor_us = 0
         await self._ensure_lease()
         # What the step writes, in whatever service, it writes only while the operation is ours.
-        with guarding(operation_guard(self.operation, forward=False)):
+        with guarding(operation_guard(self.operation, forward=False)), spans.span(f"step {name}"):
             executing = asyncio.ensure_future(call(*args))
             return await self._result_of(name, executing, limit_s, forward=forward)
 

@@ -34,6 +34,7 @@ from instar.http.routing import Route, Router
 from instar.http.websocket import WebSocket, WebSocketRoute
 from instar.metrics import numbers
 from instar.model.context import Authenticated
+from instar.tracing import ids, spans
 
 log = structlog.get_logger()
 
@@ -116,13 +117,13 @@ class App:
             return
         began = time.perf_counter()
         request_id = f"req-{uuid4()}"
-        # Each request has a task, and so a context, of its own: every line that is logged for it has its id.
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        ids.bind(request_id)  # each request has a task, and so a context, of its own
         raw_path: str = scope["raw_path"].decode("latin-1")
         service, router, below = self._mount(raw_path)
         request = Request(scope, receive, service.prefix if service else "", self._body_max_bytes)
         try:
-            answer = await self._answer(request, request_id, service, router, below)
+            with spans.request_span(request_id, scope["method"], service.name if service else "none"):
+                answer = await self._answer(request, request_id, service, router, below)
         except InstarError as error:
             if isinstance(error, TooLarge):
                 await request.discard_body()
