@@ -32,6 +32,7 @@ class Network:
         self.missed = asyncio.Event()  # something was sent to one of them
         self.works: set[str] = set()
         bus: Any = one.control.bus
+        bus = getattr(bus, "_bus", bus)  # what is counted goes over this one
         self._start, self._publish = bus._start, bus.publish
         bus._start, bus.publish = self.start, self.publish
 
