@@ -191,6 +191,7 @@ async def test_diagnostics_of_a_running_guest_have_a_line_for_each_device(host: 
     assert counted.driver
     assert counted.hypervisor
     assert len(counted.vcpu_times_ns) == guest.vcpus
+    assert counted.uptime_s is not None and 0 <= counted.uptime_s < 300
     assert counted.memory_maximum_mib == guest.memory_mib
     assert {nic.mac_address for nic in counted.nics} == {port.mac_address for port in guest.ports}
     assert len(counted.disks) == 1

@@ -62,6 +62,7 @@ class Reconciler:
         self._seen: dict[str, tuple[str, str, bool]] = {}  # host → (boot_id, agent_id, hypervisor_ok)
         self._shut: dict[str, int] = {}  # host that came back and waits to be admitted → its session
         self._checked: dict[str, float] = {}
+        self._away: set[str] = set()  # hosts that could not be looked at, which was said
         self._pruned = float("-inf")
         self._due: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
@@ -139,8 +140,12 @@ class Reconciler:
             self._queued.discard(host)
             try:
                 await self.reconcile_host(host)
+                self._away.discard(host)
             except InstarError as error:
-                log.warning("reconcile.host_away", host=host, reason=error.message)
+                # Once for each silence: it is tried every few seconds.
+                tell = log.debug if host in self._away else log.warning
+                tell("reconcile.host_away", host=host, reason=error.message)
+                self._away.add(host)
                 # One that reports to be away is looked at when it reports to be back; others were away between two reports.
                 if self._seen.get(host, ("", "", False))[2]:
                     asyncio.get_running_loop().call_later(AWAY_RETRY_S, self._put, host)
