@@ -115,8 +115,30 @@ async def test_a_server_of_volumes_becomes_an_image_and_a_server_again(cloud: Cl
     (shown,) = await attached(cloud, again)
     volume = await until_volume(cloud.demo, shown["volumeId"], "in-use")
     assert volume["snapshot_id"] == device["snapshot_id"]
-    rebuild = {"rebuild": {"imageRef": cloud.image_id}}
-    await cloud.demo.refused(400, "POST", f"/servers/{server_id}/action", rebuild, version="2.92")
+
+
+async def test_a_rebuild_gives_the_root_volume_another_image_since_2_93(cloud: Cloud) -> None:
+    wanted = root(uuid=cloud.image_id, source_type="image", destination_type="volume", volume_size=1)
+    server_id = await cloud.created(cloud.demo, **wanted)
+    (shown,) = await attached(cloud, server_id)
+    path = f"/servers/{server_id}/action"
+    answer = await cloud.demo.call("POST", path, {"rebuild": {"imageRef": cloud.image_id}}, version="2.92")
+    assert answer.status_code == 202, answer.text  # the volume stays as it is
+    await cloud.until(cloud.demo, server_id, "ACTIVE")
+    other = await cloud.created(cloud.demo, "other")
+    copy = (await cloud.act(cloud.demo, other, "createImage", {"name": "copy"})).json()["image_id"]
+    await cloud.until(cloud.demo, other, "ACTIVE")
+    rebuild = {"rebuild": {"imageRef": copy, "name": "anew"}}
+    message = await cloud.demo.refused(400, "POST", path, rebuild, version="2.92")
+    assert "Unable to rebuild with a different image for a volume-backed server." in message
+    answer = await cloud.demo.call("POST", path, rebuild, version="2.93")
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["server"]["image"] == ""
+    server = await cloud.until(cloud.demo, server_id, "ACTIVE")
+    assert (server["name"], server["image"]) == ("anew", "")
+    assert [one["volumeId"] for one in await attached(cloud, server_id)] == [shown["volumeId"]]
+    volume = await until_volume(cloud.demo, shown["volumeId"], "in-use")
+    assert volume["volume_image_metadata"]["image_id"] == copy
 
 
 async def test_what_cannot_be_is_refused_and_takes_nothing(cloud: Cloud) -> None:

@@ -212,6 +212,13 @@ async def check_built(plane: Plane, instance: Instance, succeeded: bool) -> None
     assert [row["disk_gib"] for row in claims] == [0]
 
 
+async def check_rebuilt(plane: Plane, instance: Instance, succeeded: bool) -> None:
+    """It has its volumes, and nothing of what the root had before is kept."""
+    await check_built(plane, instance, True)
+    assert (instance.spec.metadata == {"rebuilt": "yes"}) is succeeded
+    assert not list((plane.state.path / "volumes").glob("*.kept"))
+
+
 async def check_no_volume(plane: Plane, volume_id: str) -> None:
     try:
         info = await plane.control.volumes.volume_fetch(volume_id, project_id="", is_admin=True)

@@ -110,6 +110,11 @@ async def _rebuilt(plane: Plane, instance: Instance) -> RebuildArguments:
     return RebuildArguments(image=await plane.image(), spec=spec, name="anew")
 
 
+async def _rebuilt_on_volume(plane: Plane, instance: Instance) -> RebuildArguments:
+    spec = msgspec.structs.replace(instance.spec, metadata={"rebuilt": "yes"})
+    return RebuildArguments(image=None, spec=spec, name="anew", volume_image_id=(await plane.image()).id)
+
+
 async def _image_id(plane: Plane, _: Instance) -> str:
     return (await plane.image()).id
 
@@ -217,6 +222,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "revert": Scenario(_door("revert_resize"), _V.RESIZED, _V.ACTIVE, _only(_V.RESIZED), _P.RUNNING),
     "rebuild": Scenario(_door("rebuild", _rebuilt), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING),
     "rebuild-stopped": Scenario(_door("rebuild", _rebuilt), _V.STOPPED, _V.STOPPED, _only(_V.STOPPED), _P.SHUTDOWN),
+    "rebuild-from-volume": Scenario(
+        _door("rebuild", _rebuilt_on_volume), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING, devices.built_instead,
+        devices.check_rebuilt,
+    ),
     "rescue": Scenario(_door("rescue", _image_id), _V.ACTIVE, _V.RESCUED, _only(_V.ACTIVE), _P.RUNNING),
     "unrescue": Scenario(_door("unrescue"), _V.RESCUED, _V.ACTIVE, _only(_V.RESCUED, _V.ACTIVE), _P.RUNNING),
     "live-migrate": Scenario(

@@ -222,9 +222,9 @@ class Lifecycle:
         await self._accept(context, instance, Action.REVERT_RESIZE, Action.REVERT_RESIZE)
 
     async def rebuild(self, context: RequestContext, instance: Instance, wanted: RebuildArguments) -> None:
-        """Raises BadRequest for one that is booted from a volume: its root is not made anew."""
-        if boots_from_volume(instance):
-            raise BadRequest(f"Instance {instance.id} boots from a volume, which a rebuild does not replace.")
+        """Raises BadRequest where a root disk is to be replaced that the instance does not have."""
+        if boots_from_volume(instance) is not (wanted.image is None):
+            raise BadRequest(f"Instance {instance.id} does not have its root where the rebuild would replace it.")
         await self._accept(context, instance, Action.REBUILD, Action.REBUILD, wanted)
 
     async def rescue(self, context: RequestContext, instance: Instance, image_id: str) -> None:

@@ -1,7 +1,7 @@
 """Rebuild: rebuilding → rebuild_block_device_mapping → rebuild_spawning → active, or stopped where it was stopped.
 
 The root disk is made anew from an image; id, host, ports, addresses, volumes and flavor stay. The old disk is kept until
-the guest runs with the new one, so that a failure gives back what was there.
+the guest runs with the new one, so that a failure gives back what was there. The same of a root that is a volume.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import msgspec
 
 from instar.engine.run import Run
+from instar.lifecycle import volumes
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import EPHEMERAL, ROOT, SWAP, disks_of, guest_of, host_of
+from instar.lifecycle.root_volume import forget_old_root, replace_root_volume
 from instar.lifecycle.start_guest import start_guest
-from instar.model.guest import DiskDefinition
+from instar.model.guest import DiskDefinition, ImageSource
 from instar.model.instance import Instance, InstanceSpec, SpecImage
 from instar.model.network import InstancePort
 from instar.model.states import PowerState, TaskState, VmState
@@ -21,13 +23,17 @@ KEPT = "kept"  # what a driver appends to the name of a disk that it keeps
 
 
 class RebuildArguments(msgspec.Struct, frozen=True):
-    """`spec` is what the instance is to be like: image, metadata, key, user data; its flavor and ports do not change."""
+    """`spec` is what the instance is to be like: image, metadata, key, user data; its flavor and ports do not change.
 
-    image: SpecImage
+    One that boots from a volume has no image of its own: `volume_image_id` is that of its root volume's new data, None
+    leaves it as it is."""
+
+    image: SpecImage | None
     spec: InstanceSpec
     name: str
     preserve_ephemeral: bool = False
     hostname: str | None = None  # None leaves it
+    volume_image_id: str | None = None
 
 
 async def rebuild(run: Run, cloud: Cloud) -> None:
@@ -38,11 +44,12 @@ async def rebuild(run: Run, cloud: Cloud) -> None:
     rebuilt = msgspec.structs.replace(
         instance, name=arguments.name, hostname=hostname, spec=rebuilt_spec(instance.spec, arguments)
     )
-    source = await run.step("find image", cloud.images.image_source, arguments.image.id, on="image",
-                            deadline_s=cloud.settings.lifecycle.data_move_max_s)  # fmt: skip
-    await run.step("fetch image", hosts.ensure_image, host, source)
+    source = await _source(run, cloud, host, arguments)
     ports = await run.step("read ports", cloud.networks.ports_of, instance.id)
     await _stop(run, host, ports)
+    if arguments.volume_image_id is not None:
+        connected = await replace_root_volume(run, cloud, host, arguments.volume_image_id)
+        rebuilt = volumes.with_volumes(rebuilt, connected)
     disks = disks_of(rebuilt, source)
     replaced = [disk for disk in disks if _is_replaced(disk, arguments)]
     for disk in replaced:
@@ -60,9 +67,25 @@ async def rebuild(run: Run, cloud: Cloud) -> None:
     run.keep()
     for disk in replaced:
         await run.step(f"remove old {disk.name} disk", hosts.ensure_no_disk, host, disk.name + KEPT)
+    if arguments.volume_image_id is not None:
+        run.note(facts={"volumes": rebuilt.facts.volumes})
+        await forget_old_root(run, cloud, arguments.volume_image_id)
     run.note(name=arguments.name, hostname=hostname, facts={"ports": ports})
     ends = VmState.STOPPED if instance.vm_state is VmState.STOPPED else VmState.ACTIVE
     await run.settle(ends, power_state=power_state)
+
+
+async def _source(run: Run, cloud: Cloud, host: str, arguments: RebuildArguments) -> ImageSource | None:
+    """What the root disk is made of; None for one that boots from a volume. Raises ImageGone."""
+    image_id = arguments.volume_image_id or (arguments.image.id if arguments.image is not None else None)
+    if image_id is None:
+        return None
+    source = await run.step("find image", cloud.images.image_source, image_id, on="image",
+                            deadline_s=cloud.settings.lifecycle.data_move_max_s)  # fmt: skip
+    if arguments.image is None:
+        return None
+    await run.step("fetch image", run.hosts.ensure_image, host, source)
+    return source
 
 
 async def _stop(run: Run, host: str, ports: tuple[InstancePort, ...]) -> None:
@@ -80,7 +103,7 @@ def rebuilt_spec(spec: InstanceSpec, arguments: RebuildArguments) -> InstanceSpe
     """What a rebuild changes of the spec; what the API changed meanwhile stays."""
     new = arguments.spec
     return msgspec.structs.replace(
-        spec, image=arguments.image, metadata=new.metadata, key_name=new.key_name, key_public=new.key_public,
+        spec, image=arguments.image or spec.image, metadata=new.metadata, key_name=new.key_name, key_public=new.key_public,
         user_data=new.user_data, personality=new.personality, description=new.description,
         disk_config=new.disk_config, access_ip_v4=new.access_ip_v4, access_ip_v6=new.access_ip_v6,
         trusted_image_certificates=new.trusted_image_certificates,
@@ -92,5 +115,4 @@ async def spec_of(instance: Instance) -> InstanceSpec:
 
 
 def _as_it_was(spec: InstanceSpec, old: InstanceSpec) -> InstanceSpec:
-    assert old.image is not None, "only an instance with an image is rebuilt"
     return rebuilt_spec(spec, RebuildArguments(image=old.image, spec=old, name=""))

@@ -20,19 +20,22 @@ _ATTACHABLE_SQL = ", ".join(f"'{one}'" for one in ATTACHABLE)
 
 
 class Work(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the service has yet to do. `kind` create|delete|extend|upload|revert; the rest is for the kinds named."""
+    """What the service has yet to do. `kind` create|delete|extend|upload|revert|reimage|reimage-undo|reimage-end; the rest
+    is for the kinds named."""
 
     kind: str
     size_gib: int = 0  # extend
-    image_id: str = ""  # upload
+    image_id: str = ""  # upload, reimage, reimage-end
     disk_format: str = ""  # upload
     snapshot_id: str = ""  # revert
+    turn: str = ""  # reimage, reimage-undo: what the replaced data is kept under
 
 
 class VolumeDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     image_metadata: dict[str, str] = {}
     bootable: bool = False  # of a snapshot: whether its volume was
+    reimaged: str = ""  # its data was replaced, and what it had is kept under this turn
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,6 +96,20 @@ class VolumeService(Protocol):
         never was: nothing. Raises VolumeUnusable while it has attachments or snapshots."""
         ...
 
+    async def reimage(self, volume_id: str, image_id: str, *, turn: str, deadline_s: float) -> None:
+        """The volume's data is that of the image; what it had is kept under `turn`. Again with the same turn: nothing.
+        Raises VolumeUnusable while a guest may have it open, or for one that is too small; ImageGone, VolumeFailed,
+        StepTimeout (then it goes on)."""
+        ...
+
+    async def reimage_undo(self, volume_id: str, *, turn: str, deadline_s: float) -> None:
+        """It has again what was kept under `turn`. Again, or where nothing was replaced: nothing. Raises as `reimage`."""
+        ...
+
+    async def reimage_end(self, volume_id: str, image_id: str, *, deadline_s: float) -> None:
+        """Nothing is kept any more, and the volume says which image it is made of. Again: nothing."""
+        ...
+
     # --- attachments --------------------------------------------------------------------------------------------------
 
     async def reserve(self, attachment_id: str, volume_id: str, *, instance_id: str) -> None:

@@ -65,6 +65,18 @@ class VolumeFiles:
         """Files that none of these records has."""
         return await self._run(self._stray, volumes, snapshots)
 
+    def kept(self, volume_id: str, turn: str) -> Path:
+        """What a volume had before its data was replaced."""
+        return self._volumes / f"{checked_id(volume_id, 'Volume')}.{checked_id(turn, 'Operation')}.kept"
+
+    async def keep(self, volume: Path, kept: Path) -> None:
+        """The volume's data has a name besides, and stays when the volume gets other data. Again: the first counts."""
+        await self._run(_keep, volume, kept)
+
+    async def forget_kept(self, volume_id: str) -> None:
+        """Nothing of the volume is kept any more."""
+        await self._run(self._forget_kept, checked_id(volume_id, "Volume"))
+
     async def exists(self, path: Path) -> bool:
         return await self._run(path.exists)
 
@@ -124,7 +136,13 @@ class VolumeFiles:
 
     def _stray(self, volumes: set[str], snapshots: set[str]) -> list[Path]:
         found = [path for path in self._volumes.glob("*.qcow2") if path.stem not in volumes]
+        found += [path for path in self._volumes.glob("*.kept") if path.name.partition(".")[0] not in volumes]
         return found + [path for path in self._snapshots.glob("*.qcow2") if path.stem not in snapshots]
+
+
+    def _forget_kept(self, volume_id: str) -> None:
+        for path in self._volumes.glob(f"{volume_id}.*.kept"):
+            _remove(path)
 
 
 class _Info(msgspec.Struct, rename="kebab"):
@@ -191,6 +209,14 @@ def _place(made: Path, final: Path) -> None:
     _sync(made)
     made.replace(final)
     _sync(final.parent)
+
+
+def _keep(volume: Path, kept: Path) -> None:
+    try:
+        kept.hardlink_to(volume)
+    except FileExistsError:
+        return
+    _sync(kept.parent)
 
 
 def _remove(path: Path) -> None:

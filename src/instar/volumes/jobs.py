@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import structlog
 
 from instar.config import VolumeSettings
-from instar.errors import InstarError, VolumeFailed
+from instar.errors import Conflict, InstarError, NotFound, VolumeFailed
 from instar.model.storage import StorageSubject
 from instar.store import volumes as sql
 from instar.store.contract import Statement, Store
 from instar.store.volumes import SnapshotRecord, VolumeRecord, Work
+from instar.volumes.creation import image_metadata
 from instar.volumes.exports import Exports
 from instar.volumes.files import GIB, VolumeFiles
 from instar.volumes.images import VolumeImages
@@ -29,7 +31,7 @@ from instar.volumes.storage import snapshot_subject, volume_subject
 
 log = structlog.get_logger()
 
-_QUICK = frozenset({"delete", "extend"})
+_QUICK = frozenset({"delete", "extend", "reimage-undo", "reimage-end"})
 
 
 class _Runner(NamedTuple):
@@ -179,6 +181,12 @@ class Jobs:
             case "revert":
                 await self._from(self._files.snapshot(work.snapshot_id), "qcow2", record)
                 await self._store.write(sql.volume_work_done(record.id, work, None))
+            case "reimage":
+                await self._reimage(record, work)
+            case "reimage-undo":
+                await self._reimage_undo(record, work)
+            case "reimage-end":
+                await self._reimage_end(record, work)
             case _:
                 raise VolumeFailed(volume_id=record.id, reason=f"nobody knows the work {work.kind}")
 
@@ -212,9 +220,62 @@ class Jobs:
         finally:
             await self._files.remove(made)
 
+    # What a rebuild does (`reimage.py`). The old data has a second name before the new data takes the first.
+
+    async def _reimage(self, record: VolumeRecord, work: Work) -> None:
+        source = await self._images.image_source(work.image_id)
+        volume, made = self._files.volume(record.id), self._files.new()
+        await self._exports.until_idle(record.id)
+        await self._exports.stop(record.id)
+        try:
+            await self._files.convert(
+                Path(unquote(urlsplit(source.location).path)), source.format, made, "qcow2", self._deadline_s
+            )
+            await self._files.resize(made, record.size_gib * GIB)
+            await self._files.keep(volume, self._files.kept(record.id, work.turn))
+            await self._files.place(made, volume)
+        finally:
+            await self._files.remove(made)
+        await self._end_reimage(record, work, reimaged=work.turn)
+
+    async def _reimage_undo(self, record: VolumeRecord, work: Work) -> None:
+        kept = self._files.kept(record.id, work.turn)
+        if await self._files.exists(kept):
+            await self._exports.until_idle(record.id)
+            await self._exports.stop(record.id)
+            await self._files.place(kept, self._files.volume(record.id))
+            await self._files.remove(kept)  # still there where it was only a second name of the same data
+        await self._end_reimage(record, work, reimaged="")
+
+    async def _reimage_end(self, record: VolumeRecord, work: Work) -> None:
+        await self._files.forget_kept(record.id)
+        try:
+            image = await self._images.image_fetch(work.image_id, project_id="", is_admin=True)
+        except NotFound:  # deleted meanwhile: the volume remembers the one before
+            await self._end_reimage(record, work, reimaged="")
+        else:
+            await self._end_reimage(record, work, reimaged="", image_metadata=image_metadata(image))
+
+    async def _end_reimage(self, record: VolumeRecord, work: Work, **document: object) -> None:
+        """Again, where a user changes the volume's metadata at the same time."""
+        now: VolumeRecord | None = record
+        while now is not None:
+            changed = msgspec.structs.replace(now.document, **document)
+            clash = Conflict(f"Volume {record.id} is being changed by others.")
+            try:
+                await self._store.write(
+                    sql.volume_document(now, changed, clash), sql.volume_work_done(record.id, work, None)
+                )
+                return
+            except Conflict as error:
+                if error is not clash:
+                    raise
+                now = await sql.volume_fetch(self._store, record.id)
+
     async def _delete(self, record: VolumeRecord) -> None:
         await self._exports.until_idle(record.id)
         await self._exports.stop(record.id)
+        await self._files.forget_kept(record.id)
         await self._files.remove(self._files.volume(record.id))
         await self._store.write(sql.volume_delete(record.id))
         log.info("volume.deleted", volume=record.id)

@@ -29,6 +29,7 @@ from instar.volumes.contract import SnapshotInfo, VolumeAttachment, VolumeInfo
 from instar.volumes.creation import Creation, NewVolume
 from instar.volumes.files import checked_id
 from instar.volumes.images import VolumeImages
+from instar.volumes.reimage import Reimaging
 from instar.volumes.storage import Storage, snapshot_subject, volume_subject
 
 log = structlog.get_logger()
@@ -48,6 +49,7 @@ class Volumes:
         self.images = images
         self.storage = storage
         self.creation = Creation(store, images, settings)
+        self._reimaging = Reimaging(store, storage, images)
 
     # --- volumes ------------------------------------------------------------------------------------------------------
 
@@ -143,6 +145,15 @@ class Volumes:
 
     async def _volume(self, volume_id: str) -> VolumeRecord:
         return await self.fetch(volume_id, project_id="", is_admin=True)
+
+    async def reimage(self, volume_id: str, image_id: str, *, turn: str, deadline_s: float) -> None:
+        await self._reimaging.replace(volume_id, image_id, turn=turn, deadline_s=deadline_s)
+
+    async def reimage_undo(self, volume_id: str, *, turn: str, deadline_s: float) -> None:
+        await self._reimaging.give_back(volume_id, turn=turn, deadline_s=deadline_s)
+
+    async def reimage_end(self, volume_id: str, image_id: str, *, deadline_s: float) -> None:
+        await self._reimaging.let_go(volume_id, image_id, deadline_s=deadline_s)
 
     # --- attachments --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from instar.api.resource import Compute, service_url
 from instar.api.servers.action import Action, plain
@@ -26,14 +27,16 @@ from instar.api.servers.view import UPDATE, encoded_user_data, server_view
 from instar.errors import BadRequest
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.request import Request
+from instar.images.contract import Image
 from instar.lifecycle.definition import boots_from_volume
 from instar.lifecycle.rebuild import RebuildArguments
+from instar.lifecycle.root_volume import root_volume
 from instar.model.instance import Instance, InstanceSpec, SpecImage
 from instar.model.states import TaskState
 from instar.store.quotas import quota_limits
 
 KEY_NAME_SINCE, USER_DATA_SINCE = 54, 57  # in the answer of a rebuild
-VOLUME_BACKED_RESCUE_SINCE = 87
+VOLUME_BACKED_RESCUE_SINCE, REIMAGE_SINCE = 87, 93
 
 
 class RebuildActions:
@@ -51,15 +54,19 @@ class RebuildActions:
 
     async def _rebuild(self, request: Request, instance: Instance, body: Rebuild) -> Answer:
         context, compute = request.context, self._compute
-        if boots_from_volume(instance):
-            raise BadRequest(f"Instance {instance.id} boots from a volume, which a rebuild does not replace.")
         image = await image_named(compute, context, image_id_of(body.image_ref, "imageRef"))
-        check_image_fits(image, instance.spec.flavor, is_admin=context.is_admin)
-        spec = await self._rebuilt(request, instance, body, spec_image(image))
+        own: SpecImage | None = None
+        volume_image_id: str | None = None
+        if boots_from_volume(instance):
+            volume_image_id = await self._volume_image(request, instance, image)
+        else:
+            own = spec_image(image)
+            check_image_fits(image, instance.spec.flavor, is_admin=context.is_admin)
+        spec = await self._rebuilt(request, instance, body, own)
         hostname = None if body.hostname is UNSET else check_hostname(body.hostname, request.microversion, "rebuild")
         wanted = RebuildArguments(
-            image=spec_image(image), spec=spec, name=given(body.name, instance.name), hostname=hostname,
-            preserve_ephemeral=given(body.preserve_ephemeral, False),
+            image=own, spec=spec, name=given(body.name, instance.name), hostname=hostname,
+            preserve_ephemeral=given(body.preserve_ephemeral, False), volume_image_id=volume_image_id,
         )  # fmt: skip
         await compute.lifecycle.rebuild(context, instance, wanted)
         # As it will be: nothing but the image and what the body says changes.
@@ -67,6 +74,23 @@ class RebuildActions:
             instance, spec=spec, name=wanted.name, hostname=hostname or instance.hostname, task_state=TaskState.REBUILDING
         )
         return await self._rebuilt_answer(request, changed, given(body.admin_pass, None) or new_password())
+
+    async def _volume_image(self, request: Request, instance: Instance, image: Image) -> str | None:
+        """The image that the root volume gets; None where it stays as it is, as before microversion 2.93.
+
+        Raises BadRequest, ImageUnusable."""
+        context, root = request.context, root_volume(instance)
+        info = await self._compute.volumes.volume_fetch(root.volume_id, project_id=context.project_id, is_admin=True)
+        if request.microversion < REIMAGE_SINCE:
+            if info.image_metadata.get("image_id") != image.id:
+                raise BadRequest(
+                    f"Image {image.id} is unacceptable: "
+                    "Unable to rebuild with a different image for a volume-backed server."
+                )
+            return None
+        # The volume is what has to have room for it, not the flavor's root disk.
+        check_image_fits(image, replace(instance.spec.flavor, root_gib=info.size_gib), is_admin=context.is_admin)
+        return image.id
 
     async def _rebuilt_answer(self, request: Request, changed: Instance, password: str) -> Answer:
         scene = await scene_of(self._compute, request)
@@ -79,10 +103,11 @@ class RebuildActions:
         location = f"{service_url(request)}/servers/{changed.id}".encode()
         return json_answer({"server": view}, 202, [(b"location", location)])
 
-    async def _rebuilt(self, request: Request, instance: Instance, body: Rebuild, image: SpecImage) -> InstanceSpec:
+    async def _rebuilt(self, request: Request, instance: Instance, body: Rebuild, image: SpecImage | None) -> InstanceSpec:
         """The spec with what the body says. Raises BadRequest, QuotaExceeded."""
         limits = await quota_limits(self._compute.store, self._compute.settings.quota, request.context.project_id)
-        changes: dict[str, Any] = {"image": image, "personality": read_personality(body, limits, "rebuild")}
+        personality = read_personality(body, limits, "rebuild")
+        changes: dict[str, Any] = {"image": image or instance.spec.image, "personality": personality}
         if body.metadata is not UNSET:
             check_metadata_count(len(body.metadata), limits)
             changes["metadata"] = body.metadata

@@ -360,9 +360,7 @@ class LibvirtHypervisor:
     async def diagnostics(self, instance_id: str) -> GuestDiagnostics:
         virt_type = self._facts.virt_type
         return await self._connection.run(
-            lambda connection: questions.diagnostics(
-                connection, instance_id, virt_type=virt_type, runtime=self._paths.runtime
-            )
+            lambda connection: questions.diagnostics(connection, instance_id, virt_type=virt_type)
         )
 
     async def console_output(self, instance_id: str, *, length_bytes: int) -> bytes:

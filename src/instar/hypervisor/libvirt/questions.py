@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -98,8 +97,8 @@ def set_password(connection: Any, instance_id: str, user: str, password: str, *,
         raise
 
 
-def diagnostics(connection: Any, instance_id: str, *, virt_type: str, runtime: Path) -> GuestDiagnostics:
-    """`runtime` is the folder of a private libvirtd. Blocking. Raises HypervisorError for a guest that does not run."""
+def diagnostics(connection: Any, instance_id: str, *, virt_type: str) -> GuestDiagnostics:
+    """Blocking. Raises HypervisorError for a guest that does not run."""
     domain = domains.find(connection, instance_id)
     state = domains.state_of(domain)
     if domain is None or state.domain_id is None:
@@ -112,7 +111,7 @@ def diagnostics(connection: Any, instance_id: str, *, virt_type: str, runtime: P
         power_state=state.power_state,
         driver="libvirt",
         hypervisor=virt_type,
-        uptime_s=uptime_s(domain.name(), runtime),
+        uptime_s=uptime_s(instance_id),
         vcpu_times_ns=tuple(int(vcpu[2]) for vcpu in domain.vcpus()[0]),
         memory_maximum_mib=int(memory_max_kib) >> 10,
         memory_used_mib=int(used_kib) >> 10,
