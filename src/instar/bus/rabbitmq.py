@@ -173,6 +173,8 @@ class RabbitMqBus:
         try:
             async with asyncio.timeout(SET_UP_MAX_S), self._changing:
                 self._link = link
+                if self._lost_before:
+                    self._listens_from = time.monotonic() + COME_BACK_S
                 for binding in {wire.event_binding(one.topic) for one in self._subscribers}:
                     await link.hear(binding)
                 for consumer in self._consumers:
@@ -180,8 +182,6 @@ class RabbitMqBus:
         except BaseException:
             await link.close()
             raise
-        if self._lost_before:
-            self._listens_from = time.monotonic() + COME_BACK_S
         self._linked.set()
         return link
 
