@@ -59,7 +59,7 @@ class TestServer:
         self.server.sql(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
 
     def close(self) -> None:
-        self.server.stop()
+        self.server.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
         assert self._watch.stdin is not None
         self._watch.stdin.close()

@@ -35,6 +35,7 @@ from instar.store.flavors import flavor_fetch
 from instar.store.instances import instance_fetch
 from instar.store.operations import operations_of_instance, operations_unfinished, steps_fetch
 from instar.volumes.local import remove_exports
+from tests.lifecycle.databases import database_made, database_renamed, on_postgresql, settings_of
 
 SETTLE_DEADLINE_S = 10.0
 
@@ -54,6 +55,7 @@ class Plane:
 
     def __init__(self, directory: Path, settings: Settings = SETTINGS, *, boot_id: str = "boot-1") -> None:
         self.state = StateDir(directory)
+        settings = settings_of(directory, settings)
         self.world = SimulatedWorld(self.state.simulated_log, settings.simulated)
         self.hosts = [f"sim-{number}" for number in range(settings.simulated.hosts)]
         hypervisors = {host: self.world.host(host) for host in self.hosts}
@@ -170,6 +172,7 @@ class Plane:
 
 @asynccontextmanager
 async def plane(directory: Path, settings: Settings = SETTINGS, *, boot_id: str = "boot-1") -> AsyncIterator[Plane]:
+    await database_made(directory)
     one = Plane(directory, settings, boot_id=boot_id)
     await one.control.open()
     try:
@@ -186,14 +189,16 @@ async def prepared(
     directory: Path, image_file: Path, settings: Settings = SETTINGS, *, boot_id: str = "boot-1"
 ) -> AsyncIterator[Plane]:
     """A plane in an empty directory, with an image and a network: a copy of one that lies beside `image_file`."""
-    template = image_file.with_name("prepared")
+    template = image_file.with_name("prepared-postgresql" if on_postgresql() else "prepared")
     if not template.exists():
         half = image_file.with_name(f"prepared-{uuid.uuid4()}")  # several may make it at once
         async with plane(half) as one:
             await one.prepare(image_file)
         with contextlib.suppress(OSError):
             half.rename(template)
+            await database_renamed(half, template)
     shutil.copytree(template, directory, dirs_exist_ok=True)
+    await database_made(directory, template)
     async with plane(directory, settings, boot_id=boot_id) as one:
         yield one
 
