@@ -11,12 +11,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from instar.bus.permissions import agent_user, host_permissions, user_of
 from instar.cli.client import CloudClient, CloudUnreachable, read_login
 from instar.cli.distributed.layout import Layout
 from instar.cli.distributed.settings_file import write_settings
@@ -26,6 +28,7 @@ from instar.cli.host_processes import simulated_names
 from instar.cli.hosts.agent_process import agent_command
 from instar.cli.hosts.local_host import LocalHost, check_machine
 from instar.cli.hosts.underlay import HOSTS_MAX, Underlay
+from instar.cli.servers.bus_users import BusUser, ensure_users, password_in
 from instar.cli.servers.postgresql import PrivatePostgresql
 from instar.cli.servers.rabbitmq import PrivateRabbitMq
 from instar.cli.state_dir import MODE, StateDir
@@ -36,12 +39,22 @@ HOSTS_UP_MAX_S = 60.0
 POLL_S = 0.2
 INIT_MAX_S = 600.0  # the guest image may have to be built
 LOOPBACK = "127.0.0.1"
+HOSTS_OF_A_USER_MAX = 300  # the broker matches their names with every message; more of them are the cloud's own user
 
 
 class _Kept(msgspec.Struct, frozen=True):
     """What stays the same from one start to the next."""
 
     port: int
+
+
+class _Agent(NamedTuple):
+    """An agent's process: the hosts that it serves, the name of the queue that many have in common, where the broker is."""
+
+    name: str
+    hosts: tuple[str, ...]
+    shared: str
+    broker: str
 
 
 class LocalCloud:
@@ -133,17 +146,38 @@ class LocalCloud:
         api = {"host": LOOPBACK, "port": port, "port_shared": True, "public_url": f"http://{LOOPBACK}:{port}"}
         settings = self.layout.settings_with(database=self.postgresql.url, bus=self.rabbitmq.url(), api=api)
         write_settings(self.config, settings)
-        for host in self._hosts:
-            write_settings(self._agent_config(host), self._agent_settings(settings))
+        self._write_agents_settings(settings)
         return settings
 
-    def _agent_settings(self, settings: Settings) -> Settings:
-        """What an agent on a machine of its own would have: the broker's address there, and no database."""
-        bus = self.rabbitmq.url(at=self._underlay.machine_address)
-        return msgspec.structs.replace(settings, database="", bus=bus)
+    def _write_agents_settings(self, settings: Settings) -> None:
+        """Each agent has what it would have on a machine of its own: the broker's address there, a user that may do no more
+        than its host needs, and no database."""
+        users = []
+        for agent in self._agents():
+            password_file = self.state.path / f"agent-{agent.name}.password"
+            if len(agent.hosts) > HOSTS_OF_A_USER_MAX:
+                write_settings(self._agent_config(agent.name), msgspec.structs.replace(settings, database=""))
+                continue
+            name = agent_user(agent.shared) if agent.shared else user_of(agent.hosts[0])
+            permissions = host_permissions(list(agent.hosts), agent=agent.shared)
+            users.append(BusUser(name, password_in(password_file), permissions))
+            rabbitmq = msgspec.structs.replace(settings.rabbitmq, password_file=str(password_file))
+            bus = f"amqp://{name}@{agent.broker}:{self.rabbitmq.port}/%2F"
+            write_settings(
+                self._agent_config(agent.name), msgspec.structs.replace(settings, database="", bus=bus, rabbitmq=rabbitmq)
+            )
+        if users:
+            ensure_users(self.rabbitmq.control, "/", users)
 
-    def _agent_config(self, host: LocalHost) -> Path:
-        return self.state.path / f"agent-{host.name}.toml"
+    def _agents(self) -> Iterator[_Agent]:
+        for host in self._hosts:
+            yield _Agent(host.name, (host.name,), "", self._underlay.machine_address)
+        for index in range(self.layout.simulated_processes if self.layout.simulated_hosts else 0):
+            names = simulated_names(*self._simulated_share(index))
+            yield _Agent(f"simulated-{index + 1}", tuple(names), names[0], LOOPBACK)
+
+    def _agent_config(self, name: str) -> Path:
+        return self.state.path / f"agent-{name}.toml"
 
     def _port(self) -> int:
         """The same at each start, and ours while we run: nobody else of this machine gets it between two APIs' lives."""
@@ -183,9 +217,9 @@ class LocalCloud:
         for number in range(1, layout.apis + 1):
             add(f"api-{number}", Launch(lambda: self._instar("api", "--end-with-input")))
 
-    def _instar(self, *command: str) -> list[str]:
-        places = ("--config", str(self.config), "--dir", str(self.state.path), "--log-format", self.layout.log_format)
-        return [sys.executable, "-m", "instar.cli", *command, *places]
+    def _instar(self, *command: str, config: Path | None = None) -> list[str]:
+        places = ("--config", str(config or self.config), "--dir", str(self.state.path))
+        return [sys.executable, "-m", "instar.cli", *command, *places, "--log-format", self.layout.log_format]
 
     def _agent(self, host: LocalHost, number: int) -> Launch:
         def command() -> list[str]:
@@ -194,7 +228,7 @@ class LocalCloud:
                 asyncio.run(self._plug(number, process))
             return agent_command(
                 host, self.state.path, address=self._underlay.address(number), shares=len(self._hosts),
-                log_format=self.layout.log_format, config=self._agent_config(host),
+                log_format=self.layout.log_format, config=self._agent_config(host.name),
             )  # fmt: skip
 
         return Launch(command, real_pid=lambda: host.agent, held=lambda: host.is_off)
@@ -204,19 +238,20 @@ class LocalCloud:
         await self._underlay.connect(number, process)
 
     def _simulated(self, index: int) -> Launch:
-        count, prefix = self._simulated_share(index)
+        prefix, count = self._simulated_share(index)
         more = ("--hypervisor", "simulated", "--hosts", str(count), "--prefix", prefix, "--end-with-input")
-        return Launch(lambda: self._instar("agent", *more))
+        config = self._agent_config(f"simulated-{index + 1}")
+        return Launch(lambda: self._instar("agent", *more, config=config))
 
-    def _simulated_share(self, index: int) -> tuple[int, str]:
-        """How many hosts the process has, and what their names begin with."""
+    def _simulated_share(self, index: int) -> tuple[str, int]:
+        """What the names of the process's hosts begin with, and how many it has."""
         processes = self.layout.simulated_processes
         count = self.layout.simulated_hosts // processes + (index < self.layout.simulated_hosts % processes)
-        return count, "sim-" if processes == 1 else f"sim-{index + 1}-"
+        return "sim-" if processes == 1 else f"sim-{index + 1}-", count
 
     def _simulated_names(self) -> list[str]:
         shares = [self._simulated_share(index) for index in range(self.layout.simulated_processes)]
-        return [name for count, prefix in shares for name in simulated_names(prefix, count)]
+        return [name for prefix, count in shares for name in simulated_names(prefix, count)]
 
     def _wait_for_hosts(self) -> None:
         """Every API knows a host as soon as it reported; one that answers for all is asked."""

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,19 +20,31 @@ _HASHING = "rabbit_password_hashing_sha256"  # the broker's own default
 _SALT_BYTES = 4
 
 
+class BusUser(NamedTuple):
+    name: str
+    password: str
+    permissions: Permissions
+
+
 def ensure_user(control: Control, vhost: str, user: str, permissions: Permissions, password: str) -> None:
     """The user is there, with this password and these permissions. Blocking. Raises StartupError.
 
     In one step, and the password only as its hash: nobody can log in before all is in force."""
-    of_user = {"user": user, "vhost": vhost}
-    rights = {"configure": permissions.configure, "write": permissions.write, "read": permissions.read}
-    definitions = {
-        "users": [{"name": user, "password_hash": _hash(password), "hashing_algorithm": _HASHING, "tags": ""}],
-        "permissions": [of_user | rights],
-        "topic_permissions": [
-            of_user | {"exchange": one.exchange, "write": one.write, "read": one.read} for one in permissions.topics
-        ],
-    }
+    ensure_users(control, vhost, [BusUser(user, password, permissions)])
+
+
+def ensure_users(control: Control, vhost: str, users: Iterable[BusUser]) -> None:
+    """The same for many, in one call: rabbitmqctl takes half a second to begin. Blocking. Raises StartupError."""
+    definitions: dict[str, list[dict[str, str]]] = {"users": [], "permissions": [], "topic_permissions": []}
+    for name, password, may in users:
+        of_user = {"user": name, "vhost": vhost}
+        definitions["users"].append(
+            {"name": name, "password_hash": _hash(password), "hashing_algorithm": _HASHING, "tags": ""}
+        )
+        definitions["permissions"].append(of_user | {"configure": may.configure, "write": may.write, "read": may.read})
+        definitions["topic_permissions"] += [
+            of_user | {"exchange": one.exchange, "write": one.write, "read": one.read} for one in may.topics
+        ]
     control("import_definitions", stdin=msgspec.json.encode(definitions).decode())
 
 
