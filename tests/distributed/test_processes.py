@@ -129,10 +129,10 @@ def test_settings_that_do_not_do_are_named(settings: str, said: str, tmp_path: P
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_a_process_waits_for_a_broker_that_is_away_and_tells_who_waits_when_it_is_ready(
+def test_a_process_tells_its_service_manager_when_it_is_ready_and_when_it_ends(
     cloud: LocalCloud, tmp_path: Path
 ) -> None:
-    """As systemd sees it: READY=1 comes when everything is up, and STOPPING=1 before the end."""
+    """READY=1 comes when everything is up, and STOPPING=1 before the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(tmp_path / "n"))
         told.settimeout(60)
