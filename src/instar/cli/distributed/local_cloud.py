@@ -115,6 +115,7 @@ class LocalCloud:
 
     def _stop_processes(self) -> None:
         """Those that ask before those that are asked."""
+        self.processes.seal()
         names = self.names
         for kinds in (("api-",), ("conductor-",), ("host-", "simulated-", "storage")):
             self.processes.stop_all([name for name in names if name.startswith(kinds)])

@@ -132,8 +132,14 @@ class Supervisor:
         """The last lines that it wrote to standard error."""
         return self._child(name).log_end()
 
+    def seal(self) -> None:
+        """Nothing is started from now on, also not by a thread that was about to."""
+        for child in self._children.values():
+            child.seal()
+
     def close(self) -> None:
         """Everything has ended, the last one that was added first."""
+        self.seal()
         for name in reversed(self.names):
             self.stop(name)
 
@@ -152,11 +158,18 @@ class _Child:
         self._said = directory / f"{name}.said"  # standard output of the present life
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = False
+        self._sealed = False
         self._change = threading.Condition()
         self._keeper: threading.Thread | None = None
 
+    def seal(self) -> None:
+        with self._change:
+            self._sealed = True
+
     def start(self) -> None:
         with self._change:
+            if self._sealed:
+                raise StartupError(f"{self.name} is not started any more.")
             if self._wanted and (self.pid is not None or self._keeper is not None):
                 return
             self._wanted = True
@@ -286,13 +299,20 @@ class _KeptServer:
         self._server = server
         self._restarts = restarts
         self._wanted = threading.Event()
+        self._sealed = False
         self._turn = threading.Lock()
         self._keeper: threading.Thread | None = None
 
+    def seal(self) -> None:
+        with self._turn:
+            self._sealed = True
+
     def start(self) -> None:
         with self._turn:
+            if self._sealed:
+                raise StartupError(f"{self.name} is not started any more.")
             self._server.start()
-        self._wanted.set()
+            self._wanted.set()
         if self._restarts and self._keeper is None:
             self._keeper = threading.Thread(target=self._keep, name=f"keeps {self.name}", daemon=True)
             self._keeper.start()
@@ -311,8 +331,8 @@ class _KeptServer:
                 os.kill(pid, number)
 
     def stop(self, number: signal.Signals) -> None:
-        self._wanted.clear()
         with self._turn:
+            self._wanted.clear()
             self.send(signal.SIGCONT)
             if number is signal.SIGKILL:
                 self._server.kill()
