@@ -39,6 +39,17 @@ def test_what_one_api_accepts_the_other_shows(cloud: LocalCloud, client: Client)
     client.compute("DELETE", f"/servers/{server_id}")
 
 
+def test_questions_with_parts_that_may_be_left_out_are_answered(cloud: LocalCloud, client: Client) -> None:
+    """PostgreSQL did not know the type of what is compared with NULL first, and answered 500."""
+    server_id = client.create()
+    client.until(server_id, "ACTIVE")
+    actions = client.compute("GET", f"/servers/{server_id}/os-instance-actions").json()["instanceActions"]
+    assert [one["action"] for one in actions] == ["create"]
+    assert client.compute("GET", "/os-simple-tenant-usage?detailed=1").json()["tenant_usages"]
+    assert client.compute("GET", "/os-keypairs").json()["keypairs"] == []
+    client.compute("DELETE", f"/servers/{server_id}")
+
+
 def test_the_survivor_of_a_killed_api_answers_every_new_connection(cloud: LocalCloud, client: Client) -> None:
     cloud.processes.kill("api-1")
     for _ in range(20):

@@ -188,7 +188,7 @@ async def instance_sort_values(
     keys = ", ".join(f"{SORTS[key]} AS s{index}" for index, (key, _) in enumerate(order))
     rows = await store.read(
         f"SELECT {keys} FROM instances WHERE id = :id"  # noqa: S608 - expressions of SORTS
-        " AND (:project_id IS NULL OR project_id = :project_id)",
+        " AND (CAST(:project_id AS TEXT) IS NULL OR project_id = :project_id)",
         {"id": instance_id, "project_id": project_id},
     )
     return tuple(rows[0][f"s{index}"] for index in range(len(order))) if rows else None
@@ -223,7 +223,7 @@ async def instance_usages(store: Store, *, start_us: int, end_us: int, project_i
              terminated_at, spec FROM instances
            WHERE launched_at IS NOT NULL AND launched_at < :end
              AND (terminated_at IS NULL OR terminated_at > :start)
-             AND (:project_id IS NULL OR project_id = :project_id)
+             AND (CAST(:project_id AS TEXT) IS NULL OR project_id = :project_id)
            ORDER BY project_id, launched_at, id""",
         {"start": start_us, "end": end_us, "project_id": project_id},
     )
@@ -243,8 +243,9 @@ async def operations_page(
     """Operations of an instance, newest first, after the one whose request id is `marker`."""
     return await store.read(
         """SELECT * FROM operations o WHERE o.instance_id = :id
-             AND (:since IS NULL OR o.updated_at >= :since) AND (:before IS NULL OR o.updated_at < :before)
-             AND (:marker IS NULL OR o.turn < (SELECT max(m.turn) FROM operations m
+             AND (CAST(:since AS BIGINT) IS NULL OR o.updated_at >= :since)
+             AND (CAST(:before AS BIGINT) IS NULL OR o.updated_at < :before)
+             AND (CAST(:marker AS TEXT) IS NULL OR o.turn < (SELECT max(m.turn) FROM operations m
                                                WHERE m.instance_id = :id AND m.request_id = :marker))
            ORDER BY o.turn DESC, o.started_at DESC LIMIT :limit""",
         {

@@ -56,7 +56,7 @@ async def key_pair_fetch(store: Store, user_id: str, name: str) -> KeyPair:
 async def key_pair_list(store: Store, user_id: str, *, after: str | None, limit: int) -> list[KeyPair]:
     """Key pairs of a user by name, after the one named `after`."""
     rows = await store.read(
-        """SELECT * FROM key_pairs WHERE user_id = :user_id AND (:after IS NULL OR name > :after)
+        """SELECT * FROM key_pairs WHERE user_id = :user_id AND (CAST(:after AS TEXT) IS NULL OR name > :after)
            ORDER BY name LIMIT :limit""",
         {"user_id": user_id, "after": after, "limit": limit},
     )
