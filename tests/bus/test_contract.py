@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.bus.contract import Bus, Message, NobodyListens, Reply
+from instar.bus.contract import DEAD, Bus, Message, NobodyListens, Reply
 from instar.bus.memory import MemoryBus
 from instar.bus.rabbitmq import RabbitMqBus
 from instar.bus.socket import SocketBus
@@ -157,3 +157,24 @@ async def test_a_subscriber_that_fails_hears_the_next_event(bus: Bus) -> None:
 
 async def test_an_event_that_nobody_hears_is_no_error(bus: Bus) -> None:
     await bus.publish("silence", message())
+
+
+async def test_what_waits_for_a_consumer_is_counted(bus: Bus) -> None:
+    """Where the bus can tell: a queue that nobody knows has no number."""
+    go_on = asyncio.Event()
+
+    async def slow(message: Message) -> Reply:
+        await go_on.wait()
+        return Reply()
+
+    serving = await bus.serve("q", slow, concurrency_max=1)
+    for _ in range(4):
+        await bus.send("q", message())
+    if await bus.waiting("q") is not None:
+        async with asyncio.timeout(10):
+            while await bus.waiting("q") != 3:
+                await asyncio.sleep(0.05)
+    assert await bus.waiting("nobody knows this queue") in (None, 0)
+    assert await bus.waiting(DEAD) in (None, 0)
+    go_on.set()
+    await serving.cancel()

@@ -235,8 +235,8 @@ async def test_a_body_that_does_not_fit_is_400_with_the_path_and_the_rule(
 
 async def test_bodies_are_bounded_with_and_without_a_length(running: Running) -> None:
     async def endless() -> AsyncIterator[bytes]:
-        for _ in range(10_000):
-            yield b'{"name": "' + b"x" * 1000
+        for _ in range(200):
+            yield b'{"name": "' + b"x" * 50_000
 
     content: Any
     for content in (b"x" * (BODY_MAX + 1), endless()):

@@ -4,6 +4,8 @@ implementation runs it."""
 from __future__ import annotations
 
 import hashlib
+import http.server
+import threading
 from pathlib import Path
 from uuid import uuid4
 
@@ -79,6 +81,59 @@ async def test_a_snapshot_is_a_disk_of_its_own_and_the_guest_stays_as_it_is(
     assert await host.hypervisor.observe(guest.instance_id) == before
     await host.hypervisor.ensure_absent(guest.instance_id, keep_disks=False)
     await running(host, guest := guest_of_snapshot(path, taken, disk_format))
+    await host.wait_until_booted(guest.instance_id, boots=2)
+
+
+class ImageSink:
+    """Takes what is PUT, after it was away for a moment; 404 for what is not wanted."""
+
+    def __init__(self, path: Path) -> None:
+        self.asked = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                outer.asked += 1
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = 503 if outer.asked == 1 else 204 if self.path == "/image?signature=a" else 404
+                if status == 204:
+                    path.write_bytes(body)
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_arguments: object) -> None:
+                return
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+async def test_a_snapshot_is_sent_where_the_image_directory_cannot_be_seen(host: Harness, tmp_path: Path) -> None:
+    guest = definition(host)
+    await running(host, guest)
+    await host.wait_until_booted(guest.instance_id, boots=1)
+    path, sink = tmp_path / "received", ImageSink(tmp_path / "received")
+    try:
+        for state in ("running", "stopped"):
+            await bring_into(host, guest, state)
+            reports = Reports()
+            target = SnapshotTarget(str(uuid4()), f"{sink.url}/image?signature=a", "qcow2")
+            taken = await host.hypervisor.take_snapshot(guest.instance_id, "root", target, reports)
+            reports.assert_came_to_the_end(guest.instance_id)
+            assert (taken.size_bytes, taken.virtual_size_bytes) == (path.stat().st_size, 4 * MIB)
+        gone = SnapshotTarget(str(uuid4()), f"{sink.url}/gone", "qcow2")
+        with pytest.raises(ImageGone):
+            await host.hypervisor.take_snapshot(guest.instance_id, "root", gone, Reports())
+    finally:
+        sink.close()
+    await host.hypervisor.ensure_absent(guest.instance_id, keep_disks=False)
+    await running(host, guest := guest_of_snapshot(path, taken, "qcow2"))
     await host.wait_until_booted(guest.instance_id, boots=2)
 
 

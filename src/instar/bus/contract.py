@@ -41,6 +41,9 @@ CommandHandler = Callable[[Message], Awaitable[Reply]]
 EventHandler = Callable[[Message], Awaitable[None]]
 
 
+DEAD = "dead"  # instead of a queue's name: the commands that were given up
+
+
 class NobodyListens(Exception):
     """No consumer serves this queue now."""
 
@@ -117,6 +120,11 @@ class Bus(Protocol):
 
     async def forget(self, queue: str) -> None:
         """Nobody will serve this queue again: what waits in it is dropped, and the queue is gone."""
+        ...
+
+    async def waiting(self, queue: str) -> int | None:
+        """How many commands wait in the queue for a consumer (DEAD: how many were given up); None where there is no such
+        queue, or no telling. Raises BusAway."""
         ...
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:

@@ -84,6 +84,9 @@ class MemoryBus:
     async def forget(self, queue: str) -> None:
         """A queue is no more than its consumers."""
 
+    async def waiting(self, queue: str) -> int | None:
+        return sum(max(0, one.busy - one.concurrency_max) for one in self._consumers.get(queue, ()))
+
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         return []
 
@@ -100,6 +103,7 @@ class _Consumer:
     def __init__(self, handler: CommandHandler, concurrency_max: int, forget: Callable[[_Consumer], None]) -> None:
         self._handler = handler
         self._slots = asyncio.Semaphore(concurrency_max)
+        self.concurrency_max = concurrency_max
         self._forget = forget
         self.busy = 0
 

@@ -72,6 +72,9 @@ class MeteredBus:
     async def forget(self, queue: str) -> None:
         await self._bus.forget(queue)
 
+    async def waiting(self, queue: str) -> int | None:
+        return await self._bus.waiting(queue)
+
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         return await self._bus.dead_letters(limit)
 

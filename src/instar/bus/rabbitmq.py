@@ -23,6 +23,7 @@ from aiormq.channel import Channel
 
 from instar.bus import rabbitmq_wire as wire
 from instar.bus.contract import (
+    DEAD,
     BusAway,
     CommandHandler,
     ConsumerFailed,
@@ -440,6 +441,15 @@ class RabbitMqBus:
             raise BusAway("the broker is away")
         try:
             await _or_lost(link, link.delete_queue(queue))
+        except LinkLost as error:
+            raise BusAway("the connection was lost") from error
+
+    async def waiting(self, queue: str) -> int | None:
+        link = self._link
+        if link is None:
+            raise BusAway("the broker is away")
+        try:
+            return await _or_lost(link, link.waiting(wire.DEAD_LETTERS if queue == DEAD else queue))
         except LinkLost as error:
             raise BusAway("the connection was lost") from error
 

@@ -307,6 +307,16 @@ class Link:
         await channel.queue_delete(queue)
         await channel.close()
 
+    async def waiting(self, queue: str) -> int | None:
+        """None: there is no such queue, or it is not ours to ask for. Raises one of TROUBLE."""
+        channel = await self._scratch()
+        try:
+            declared = await channel.queue_declare(queue, passive=True)
+        except (aiormq.exceptions.ChannelNotFoundEntity, aiormq.exceptions.ChannelAccessRefused):
+            return None
+        await channel.close()
+        return declared.message_count
+
     async def dead_letters(self, limit: int) -> list[DeliveredMessage]:
         """The oldest; they stay where they are. Raises one of TROUBLE."""
         channel = await self._scratch()

@@ -117,6 +117,9 @@ class SocketBus:
     async def forget(self, queue: str) -> None:
         """A queue is no more than its consumers."""
 
+    async def waiting(self, queue: str) -> int | None:
+        return None  # the bus's owner knows
+
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         return []
 

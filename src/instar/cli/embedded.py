@@ -17,7 +17,7 @@ from instar.cli.api_part import ApiPart
 from instar.cli.clouds_yaml import write_clouds
 from instar.cli.control_plane import ControlPlane
 from instar.cli.first_start import ensure_first_resources, ensure_first_users
-from instar.cli.health_port import HealthPort, probes_of
+from instar.cli.health_port import HealthPort, probes_of, queue_depths
 from instar.cli.host_processes import simulated_names
 from instar.cli.hosts.local_hosts import LocalHosts
 from instar.cli.libvirt_host import libvirt_host, linux_network, open_streams
@@ -75,7 +75,8 @@ class Embedded:
         await api.prepare()
         passwords = await ensure_first_users(api.identity, state, settings, self._progress)
         await api.open()
-        watched = HealthPort(settings.metrics, probes_of(store=control.store, bus=control.bus))
+        probes = probes_of(store=control.store, bus=control.bus)
+        watched = HealthPort(settings.metrics, probes, before=queue_depths(control.bus))
         self._stack.push_async_callback(watched.close)
         await watched.open()
         if passwords is not None:

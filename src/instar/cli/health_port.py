@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 import structlog
 
-from instar.bus.contract import Bus
+from instar.bus.contract import DEAD, Bus
 from instar.config import MetricsSettings
 from instar.errors import StartupError
 from instar.http.health import HealthApp, HealthPages, Probe
 from instar.http.server import HttpServer
+from instar.metrics import numbers
+from instar.model.commands import CONDUCTOR_QUEUE
+from instar.model.storage import STORAGE_QUEUE
 from instar.store.contract import Store
 
 log = structlog.get_logger()
 
+QUEUES = (CONDUCTOR_QUEUE, STORAGE_QUEUE, DEAD)
+DEPTHS_KEPT_S = 1.0
 STOP_GRACE_S = 1.0
 LISTEN_S = 0.02  # the bus's clock must go on in it
 
@@ -43,12 +49,34 @@ def probes_of(*, store: Store | None = None, bus: Bus | None = None) -> dict[str
     return found
 
 
-class HealthPort:
-    """Open it last: from then on the process may be asked whether it is ready."""
+def queue_depths(bus: Bus) -> Probe:
+    """Looks how much waits in the queues of the whole cloud, for the metrics; at most once in DEPTHS_KEPT_S."""
+    found: dict[str, float] = {}
+    looked_at = float("-inf")
 
-    def __init__(self, settings: MetricsSettings, probes: Mapping[str, Probe]) -> None:
+    async def look() -> None:
+        nonlocal looked_at
+        if time.monotonic() - looked_at < DEPTHS_KEPT_S:
+            return
+        looked_at = time.monotonic()
+        found.clear()  # a broker that is away has none, rather than old ones
+        numbers.queues_from(lambda: dict(found))
+        for queue in QUEUES:
+            waiting = await bus.waiting(queue)
+            if waiting is not None:
+                found[queue] = waiting
+
+    return look
+
+
+class HealthPort:
+    """Open it last: from then on the process may be asked whether it is ready. `before`: see `HealthPages`."""
+
+    def __init__(
+        self, settings: MetricsSettings, probes: Mapping[str, Probe], *, before: Probe | None = None
+    ) -> None:
         self._settings = settings
-        self._app = HealthApp(HealthPages(probes, metrics=True))
+        self._app = HealthApp(HealthPages(probes, metrics=True, before=before))
         self._server: HttpServer | None = None
         self.port = 0  # where it listens; 0: nowhere
 

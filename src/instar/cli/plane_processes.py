@@ -14,7 +14,7 @@ from instar.cli.api_part import ApiPart
 from instar.cli.backends import open_patiently, open_store, server_bus
 from instar.cli.conductor_part import ConductorPart
 from instar.cli.first_start import check_initialised
-from instar.cli.health_port import HealthPort, probes_of
+from instar.cli.health_port import HealthPort, probes_of, queue_depths
 from instar.cli.services import Part, Services
 from instar.cli.state_dir import StateDir
 from instar.cli.volume_images import ImagesForVolumes
@@ -50,7 +50,7 @@ class PlaneProcess:
         await open_patiently(bus.open, "the bus")
         self._stack.push_async_callback(bus.close)
         works = await self.work(store, bus)
-        await self.enter(HealthPort(self.settings.metrics, probes_of(store=store, bus=bus)))
+        await self.enter(HealthPort(self.settings.metrics, probes_of(store=store, bus=bus), before=queue_depths(bus)))
         return works
 
     async def work(self, store: Store, bus: Bus) -> str:

@@ -24,10 +24,12 @@ ANSWER_KEPT_S = 1.0  # however often anybody asks, the database and the bus are 
 
 
 class HealthPages:
-    """`probes`: what the process needs, by name; a probe that raises, or takes too long, says that it is away."""
+    """`probes`: what the process needs, by name; a probe that raises, or takes too long, says that it is away. `before` is
+    awaited before the numbers are shown: it looks up what nobody counts."""
 
-    def __init__(self, probes: Mapping[str, Probe], *, metrics: bool = False) -> None:
+    def __init__(self, probes: Mapping[str, Probe], *, metrics: bool = False, before: Probe | None = None) -> None:
         self._probes = dict(probes)
+        self._before = before
         self._metrics = metrics
         self._checked: tuple[float, dict[str, str]] | None = None
         self._checking = asyncio.Lock()
@@ -41,6 +43,8 @@ class HealthPages:
             ready = all(state == "ok" for state in checks.values())
             return json_answer({"ready": ready, "checks": checks}, 200 if ready else 503)
         if path == "/metrics" and self._metrics:
+            if self._before is not None:
+                await self._state("numbers", self._before)
             return Answer(200, await asyncio.to_thread(numbers.page), numbers.CONTENT_TYPE)
         return None
 

@@ -62,8 +62,12 @@ class Snapshots:
         if not await asyncio.to_thread(source.exists):
             raise HypervisorError(reason=f"disk {disk} of the instance does not exist")
 
+        furthest = 0
+
         def tell(percent: int) -> None:
-            report(WorkProgress(instance_id, min(percent if is_local else percent // 2, 99)))
+            nonlocal furthest
+            furthest = max(furthest, min(percent if is_local else percent // 2, 99))  # what is sent again goes no way back
+            report(WorkProgress(instance_id, furthest))
 
         try:
             await asyncio.to_thread(_make_room, path, target)
