@@ -18,6 +18,7 @@ from instar.engine.run import Run
 from instar.lifecycle.operations import operations
 from instar.model.states import VmState
 from instar.store.conductors import conductors_fetch
+from instar.store.contract import Result, Statement, Store, WriteConflict
 from instar.store.operations import operation_fetch
 from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.watching import Held, check_no_trace, until
@@ -221,3 +222,35 @@ async def test_conductor_that_closes_starts_nothing_more(one: Plane) -> None:
     conductor._closing = False
     await one.settled()
     assert (await one.fetch(instance.id)).vm_state is VmState.ACTIVE
+
+
+async def test_an_operation_whose_turn_comes_while_it_is_being_refused_begins_at_once(
+    tmp_path: Path, image_file: Path
+) -> None:
+    """The word that a request was accepted and the end of the operation before it come at the same time: the first try is
+    refused, and the second came during it. Nobody else tells of it before the poll."""
+    engine = msgspec.structs.replace(SETTINGS.engine, poll_s=600)
+    async with prepared(tmp_path, image_file, msgspec.structs.replace(SETTINGS, engine=engine)) as one:
+        instance = await one.created()
+        conductor = one.control.conductor
+        conductor._store = store = RefusingOnce(one.control.store, conductor)  # type: ignore[assignment]
+        await one.control.lifecycle.stop(one.context(), instance)
+        await one.settled()
+        assert store.refused
+        assert (await one.fetch(instance.id)).vm_state is VmState.STOPPED
+
+
+class RefusingOnce:
+    """A store that refuses the first who wants to own an operation, after another has asked for the same."""
+
+    def __init__(self, store: Store, conductor: Conductor) -> None:
+        self._store, self._conductor, self.refused = store, conductor, False
+        self.read = store.read
+
+    async def write(self, *statements: Statement) -> list[Result]:
+        taking = [one for one in statements if one.sql.startswith("UPDATE operations SET owner")]
+        if not taking or self.refused:
+            return await self._store.write(*statements)
+        self.refused = True
+        await self._conductor._take(str(taking[0].params["id"]), None)
+        raise WriteConflict

@@ -82,6 +82,7 @@ class Conductor:
         self._outbox = Outbox(store, bus, lambda: self.lease.id)
         self._running: dict[str, tuple[Run | None, asyncio.Task[None]]] = {}
         self._taking: set[str] = set()
+        self._asked_again: set[str] = set()  # of those, what was to be taken once more meanwhile
         self._slots = asyncio.Semaphore(settings.operations_max)
         self._loops: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
@@ -168,14 +169,22 @@ class Conductor:
 
     async def _take(self, operation_id: str, from_owner: str | None) -> None:
         """Own and start an operation, unless someone else does or an older one of the instance is still unfinished."""
-        if operation_id in self._running or operation_id in self._taking or self._closing:
+        if operation_id in self._running or self._closing:
+            return
+        if operation_id in self._taking:
+            # Refused perhaps, and its turn has come since: the one that it waited for tells of it only once.
+            self._asked_again.add(operation_id)
             return
         # Between the commit that makes it ours and our hearing of it, the poll must not take it for one that we lost.
         self._taking.add(operation_id)
         try:
             await self._take_and_start(operation_id, from_owner)
+            while operation_id in self._asked_again and operation_id not in self._running:
+                self._asked_again.discard(operation_id)
+                await self._take_and_start(operation_id, from_owner)
         finally:
             self._taking.discard(operation_id)
+            self._asked_again.discard(operation_id)
 
     async def _take_and_start(self, operation_id: str, from_owner: str | None) -> None:
         lease = self.lease
