@@ -97,6 +97,9 @@ def add_volume(devices: ET.Element, volume: VolumeDisk, *, taken: set[str], boot
     prefix = DISK_BUSES[bus]
     wish = volume.device if re.fullmatch(prefix + "[a-z]{1,2}", volume.device) else ""
     element = add_volume_source(devices, volume.connection)
+    for driver in element.findall("driver"):  # the guest waits, see io_errors.py
+        driver.set("error_policy", "stop")
+        driver.set("rerror_policy", "stop")
     add(element, "target", dev=wish if wish and wish not in taken else _free_target(prefix, taken), bus=bus)
     add(element, "serial", volume.volume_id)
     if volume.connection.read_only:

@@ -29,6 +29,7 @@ _POWER: Mapping[int, PowerState] = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
 }
 _ARRIVING = frozenset({libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
+_HELD_BY_ERROR = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -64,7 +65,15 @@ def state_of(domain: Any | None) -> GuestState:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return ABSENT
         raise
-    return GuestState(exists=True, power_state=_POWER.get(state, PowerState.NOSTATE), domain_id=domain_id)
+    power = _POWER.get(state, PowerState.NOSTATE)
+    if (state, reason) == _HELD_BY_ERROR:
+        power = PowerState.RUNNING  # it goes on by itself: io_errors.py
+    return GuestState(exists=True, power_state=power, domain_id=domain_id)
+
+
+def is_held_by_error(domain: Any) -> bool:
+    """QEMU holds the guest still because of an I/O error. Blocking."""
+    return tuple(domain.state()) == _HELD_BY_ERROR
 
 
 def _is_arriving(domain: Any) -> bool:

@@ -29,6 +29,7 @@ from instar.hypervisor.libvirt.guest_events import GuestEvents
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.host_survey import HostSurvey
 from instar.hypervisor.libvirt.image_cache import ImageCache
+from instar.hypervisor.libvirt.io_errors import IoErrors, is_io_error
 from instar.hypervisor.libvirt.live_migration import LiveMigrations
 from instar.hypervisor.libvirt.live_target import LiveTargets, MigrationSockets, socket_name
 from instar.hypervisor.libvirt.power import GuestPower
@@ -135,6 +136,7 @@ class LibvirtHypervisor:
         self._reach = VolumeReach(self._paths)
         self._volume_swap = VolumeSwap(self._connection, self._reach, settings=self._settings)
         self._snapshots = Snapshots(self._connection, self._paths, settings=self._settings, host=host)
+        self._io_errors = IoErrors(self._connection)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
 
     # --- the host -----------------------------------------------------------------------------------------------------
@@ -154,6 +156,7 @@ class LibvirtHypervisor:
 
     async def close(self) -> None:
         await self._consoles.close()
+        await self._io_errors.close()
         await self._connection.close()
         await self._events.close()
         await self._images.close()
@@ -383,13 +386,17 @@ class LibvirtHypervisor:
     # --- what libvirt tells -------------------------------------------------------------------------------------------
 
     def _lifecycle(self, instance_id: str, event: int, detail: int) -> None:
-        self._events.received(instance_id, event, detail)
+        if is_io_error(event, detail):
+            self._io_errors.noticed(instance_id)
+        else:
+            self._events.received(instance_id, event, detail)
 
     async def _connected(self) -> None:
         self._survey.forget()
         dirs = frozenset(await asyncio.to_thread(self._paths.instance_ids))
         cloud_id = self._facts.cloud_id
         states = await self._connection.run(lambda connection: domains.list_ours(connection, cloud_id, dirs))
+        await self._io_errors.look(states)
         self._events.compare(states)
         self._events.wake_all()
         log.info("libvirt.connected", host=self._host, guests=len(states))
