@@ -118,16 +118,17 @@ async def libvirt_life() -> Sheet:
     rows += [_row(name, bare, times) for name, bare in OTHERS]
     written = f"{statistics.median(times.written):.3f} bytes were written to storage for each byte of a shelved image"
     how = "(write_bytes of the process and of the programs that it ran, over the size of the image's file)"
-    return Sheet(
-        (f"{DATA_MIB} MiB of data, {TURNS} guests", "bare work", "bare", "API", "ratio", "budget"), rows, (written, how)
-    )
+    columns = (f"{DATA_MIB} MiB of data, {TURNS} guests", "bare work", "bare", "API", "ratio", "best", f"≤ {BUDGET}")
+    return Sheet(columns, rows, (written, how))
 
 
 def _row(name: str, work: str, times: Times, bare_name: str | None = None) -> tuple[str, ...]:
-    ours, bare = statistics.median(times.ours[name]), statistics.median(times.bare[bare_name or name])
-    ratio = ours / bare
+    """The ratio of the best is what is left when other work on the machine disturbs neither."""
+    all_ours, all_bare = times.ours[name], times.bare[bare_name or name]
+    ours, bare = statistics.median(all_ours), statistics.median(all_bare)
+    ratio, best = ours / bare, min(all_ours) / min(all_bare)
     holds = "holds" if ratio <= BUDGET else "MISSED"
-    return (name, work, f"{bare * 1000:,.0f} ms", f"{ours * 1000:,.0f} ms", f"{ratio:.2f}", f"≤ {BUDGET} {holds}")
+    return (name, work, f"{bare * 1000:,.0f} ms", f"{ours * 1000:,.0f} ms", f"{ratio:.2f}", f"{best:.2f}", holds)
 
 
 async def _measure(
