@@ -9,6 +9,7 @@ import uvloop
 
 from instar.cli.backends import open_store
 from instar.cli.database_copy import Source, copy_database
+from instar.cli.log_format import configure_log
 from instar.cli.state_dir import StateDir
 from instar.config import Settings, load, without_password
 from instar.errors import StartupError
@@ -19,6 +20,7 @@ _config = click.option("--config", "config", type=click.Path(path_type=Path), he
 @click.group()
 def db() -> None:
     """The database of a cloud: moving to PostgreSQL, its schema."""
+    configure_log("console", "warning")  # what the commands say themselves is enough
 
 
 @db.command("copy")
