@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -47,6 +48,7 @@ def rabbit() -> Iterator[Rabbit]:
 async def empty_broker(rabbit: Rabbit) -> AsyncIterator[str]:
     """Its URL. What the test made is removed again."""
     yield rabbit.url
+    await asyncio.to_thread(rabbit.broker.start)  # where a test has failed while it was away
     await remove_queues(rabbit.url)
 
 

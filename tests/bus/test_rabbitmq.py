@@ -105,7 +105,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: 
     with pytest.raises(NobodyListens):
         await caller.send("held", message())
     with pytest.raises(BusAway):
-        await caller.notify("notifications.x", message())
+        await caller.notify("notifications.x", Message("Notification", msgspec.msgpack.encode(STOPPED)))
     await caller.publish("t.one", message())
     waiting = asyncio.create_task(caller.call("held", message("second", deadline_s=120)))
     held.let_go.set()
