@@ -137,3 +137,22 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     shown = instar("config", "show", INSTAR_BUS="amqp://instar:secret@broker/cloud").stdout
     assert "amqp://instar:***@broker/cloud" in shown
     assert "secret" not in shown
+
+
+def test_a_host_is_drained_and_its_server_runs_elsewhere(cloud: Up, server: dict[str, Any]) -> None:
+    with login(cloud, "instar") as admin:
+        path = f"/compute/v2.1/servers/{server['id']}"
+        host = admin.get(path).json()["server"]["OS-EXT-SRV-ATTR:host"]
+        drained = instar("admin", "drain", host, "--dir", cloud.directory)
+        assert drained.returncode == 0, drained.stdout + drained.stderr
+        assert f"{host}: done (auto): 1 moved, 0 moving, 0 waiting, 0 left" in drained.stdout
+        shown = admin.get(path).json()["server"]
+        assert (shown["status"], shown["OS-EXT-SRV-ATTR:host"] == host) == ("ACTIVE", False)
+    told = instar("admin", "drain", host, "--status", "--dir", cloud.directory)
+    assert (told.returncode, told.stdout) == (0, f"{host}: done (auto): 1 moved, 0 moving, 0 waiting, 0 left\n")
+    assert "disabled (drain (auto))" in instar("admin", "hosts", "--dir", cloud.directory).stdout
+    for arguments, reason in (((host, "--abort"), "is not being drained"), (("nowhere",), "could not be found")):
+        refused = instar("admin", "drain", *arguments, "--dir", cloud.directory)
+        assert (refused.returncode, reason in refused.stderr) == (1, True), refused.stderr
+    with login(cloud, "instar-demo") as member:
+        assert member.post(f"/instar/v1/hosts/{host}/drain", json={}).status_code == 403

@@ -59,6 +59,11 @@ class HostDirectory:
         await self._table.refresh()
         return await self.seen(fresh=True)
 
+    async def deleted(self, host: str) -> None:
+        """An admin deleted the host."""
+        await self._table.forget(host)
+        await self.seen(fresh=True)
+
     def zone_of(self, host: str) -> str:
         """The availability zone that a host is in now."""
         known = self._table.get(host)

@@ -143,7 +143,7 @@ class Services(msgspec.Struct, frozen=True):
         if (await instance_names_by_host(self.compute.store)).get(seen.name):
             raise Conflict("Unable to delete compute service that is hosting instances. Migrate or delete them first.")
         await self.compute.store.write(*host_delete(seen.name))
-        await self.compute.hosts.changed()
+        await self.compute.hosts.deleted(seen.name)
         return empty_answer(204)
 
     async def _by_id(self, request: Request) -> HostSeen:

@@ -76,6 +76,13 @@ class CloudClient:
     def get_json(self, path: str, **query: str | None) -> Any:
         return json.loads(self.get(path, **query))
 
+    def post_json(self, path: str, body: object) -> Any:
+        """The answer of POST `path` of the operators' API. Raises CloudUnreachable with what was said."""
+        if not self._token:
+            self._log_in()
+        headers = {"X-Auth-Token": self._token, "Content-Type": "application/json"}
+        return json.loads(self._ask("POST", self._operator_path + path, headers, body)[0])
+
     def delete_json(self, path: str) -> Any:
         """The answer of DELETE `path` of the operators' API. Raises CloudUnreachable with what was said."""
         if not self._token:

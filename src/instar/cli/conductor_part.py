@@ -7,6 +7,7 @@ from instar.engine.conductor import Conductor
 from instar.engine.hearing import Hearing
 from instar.engine.keeper import Keeper
 from instar.engine.notifications import LeftOutbox
+from instar.lifecycle.drain import Drainer
 from instar.lifecycle.operations import operations, taken
 from instar.lifecycle.progress import ProgressKeeper
 from instar.lifecycle.reconcile import Reconciler
@@ -29,9 +30,10 @@ class ConductorPart:
         self.reconciler = Reconciler(cloud, services.lifecycle)
         self.progress = ProgressKeeper(services.store, services.bus)
         self.timers = Timers(cloud, services.lifecycle)
+        self.drainer = Drainer(cloud, services.lifecycle)
         # What one process does for all: it hears what hosts say, compares, and asks for what is due.
         left = LeftOutbox(services.store, services.bus)
-        kept: list[Part] = [services.hosts.persister, self.reconciler, self.progress, left, self.timers]
+        kept: list[Part] = [services.hosts.persister, self.reconciler, self.progress, left, self.timers, self.drainer]
         if services.settings.bus:  # else whoever changes a network tells the hosts itself
             kept.append(FilterKeeper(services.store, services.bus, services.ports.refresh_or_late))
         self.kept = Keeper(services.store, self.conductor, Together(*kept), lease_s=services.settings.engine.lease_s)

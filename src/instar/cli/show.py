@@ -13,6 +13,7 @@ from rich.table import Table
 
 from instar.cli.client import CloudClient, read_login
 from instar.cli.clouds_yaml import ADMIN_CLOUD
+from instar.cli.drain import drain
 from instar.cli.terminal import attach
 from instar.cli.up import default_dir
 from instar.config import URLS, describe, load, without_password
@@ -95,6 +96,9 @@ def _segment(text: str) -> str:
 @click.group()
 def admin() -> None:
     """For the operator of a running cloud."""
+
+
+admin.add_command(drain)
 
 
 @admin.command("hosts")

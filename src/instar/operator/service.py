@@ -23,9 +23,11 @@ from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.diagram import DiagramFormat, diagram
 from instar.model.instance import Instance
 from instar.model.operation import Operation, Step
-from instar.operator.views import finding_line, host_line, operation_line
+from instar.operator.views import DrainWish, drain_view, finding_line, host_line, operation_line
 from instar.scheduling.host_table import HostTable
-from instar.store.instances import instance_fetch
+from instar.store.drains import drain_abort, drain_begin, drain_fetch, drain_moves_fetch
+from instar.store.hosts import host_set_disabled
+from instar.store.instances import instance_fetch, instances_of_host
 from instar.store.operations import operations_of_instance, operations_unfinished, steps_fetch
 
 PREFIX = "/instar"
@@ -34,6 +36,7 @@ POLICY = Policy(
         "instar:versions": OPEN,
         "instar:audit": ADMIN,
         "instar:hosts": ADMIN,
+        "instar:hosts:drain": ADMIN,
         "instar:operations": ADMIN,
         "instar:dead_letters": ADMIN,
         "instar:servers:operations": READER,
@@ -55,6 +58,9 @@ def operator_service(cloud: Cloud, hosts: HostTable) -> Service:
             Route("GET", "/", "instar:versions", operators.versions),
             Route("GET", "/v1/audit", "instar:audit", operators.audit),
             Route("GET", "/v1/hosts", "instar:hosts", operators.hosts),
+            Route("GET", "/v1/hosts/{host}/drain", "instar:hosts:drain", operators.drain_status),
+            Route("POST", "/v1/hosts/{host}/drain", "instar:hosts:drain", operators.drain),
+            Route("DELETE", "/v1/hosts/{host}/drain", "instar:hosts:drain", operators.drain_abort),
             Route("GET", "/v1/dead-letters", "instar:dead_letters", operators.dead_letters),
             Route("DELETE", "/v1/dead-letters", "instar:dead_letters", operators.purge_dead_letters),
             Route("GET", "/v1/operations", "instar:operations", operators.operations_in_flight),
@@ -103,6 +109,30 @@ class _Operators:
             return json_answer({"purged": await self._cloud.bus.purge_dead_letters()})
         except BusAway as error:
             raise Unavailable(retry_after_s=BUS_RETRY_AFTER_S) from error
+
+    async def drain(self, request: Request) -> Answer:
+        """No instance comes to the host any more, and those that are there go. Raises NotFound, Conflict."""
+        host = request.params["host"][:ID_SHOWN_MAX]
+        wanted = await request.json(DrainWish)
+        disabled = host_set_disabled(host, True, f"drain ({wanted.mode.value})")
+        await self._cloud.store.write(disabled, *drain_begin(host, wanted.mode, wanted.concurrency))
+        await self._hosts.refresh()
+        return await self._drain_answer(host, 202)
+
+    async def drain_status(self, request: Request) -> Answer:
+        return await self._drain_answer(request.params["host"][:ID_SHOWN_MAX], 200)
+
+    async def drain_abort(self, request: Request) -> Answer:
+        """What moves comes to its end, nothing else is begun. The host stays disabled."""
+        host = request.params["host"][:ID_SHOWN_MAX]
+        await self._cloud.store.write(drain_abort(host))
+        return await self._drain_answer(host, 202)
+
+    async def _drain_answer(self, host: str, status: int) -> Answer:
+        store = self._cloud.store
+        drain, moves = await drain_fetch(store, host), await drain_moves_fetch(store, host)
+        on_host = {instance.id for instance in await instances_of_host(store, host)}
+        return json_answer(drain_view(drain, moves, on_host, self._cloud.settings.api.list_limit_max), status=status)
 
     async def operations_in_flight(self, request: Request) -> Answer:
         """Of all instances, oldest first; at most as many as a list may have."""

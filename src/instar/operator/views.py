@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from instar.lifecycle.audit import Finding
 from instar.model.operation import Operation, Step
 from instar.scheduling.host_view import HostView
+from instar.store.drains import Drain, DrainMode, DrainMove, MoveState
 
 
 class HostLine(msgspec.Struct, frozen=True):
@@ -57,6 +63,39 @@ class OperationLine(msgspec.Struct, frozen=True):
     result: str | None
     message: str | None
     steps: list[StepLine]
+
+
+class DrainWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request to empty a host. `concurrency` instances are moved at once."""
+
+    mode: DrainMode = DrainMode.AUTO
+    concurrency: Annotated[int, Meta(ge=1, le=100)] = 2
+
+
+class DrainLine(msgspec.Struct, frozen=True):
+    """One instance of a host that is drained. `status`: moving, again (after a failure), moved, left (for `reason`)."""
+
+    server_id: str
+    status: str
+    how: str
+    reason: str
+    attempts: int
+
+
+class DrainView(msgspec.Struct, frozen=True):
+    """How far a drain is. `waiting` are on the host and were not begun yet; `servers` are those first that were left."""
+
+    host: str
+    mode: str
+    concurrency: int
+    status: str
+    started_at: int
+    updated_at: int
+    moved: int
+    moving: int
+    waiting: int
+    left: int
+    servers: list[DrainLine]
 
 
 class FindingLine(msgspec.Struct, frozen=True):
@@ -117,3 +156,28 @@ def _step_line(step: Step, *, hosts_shown: bool) -> StepLine:
 
 def finding_line(finding: Finding) -> FindingLine:
     return FindingLine(finding.kind.value, finding.subject, finding.host)
+
+
+_ORDER = (MoveState.LEFT, MoveState.AGAIN, MoveState.MOVING, MoveState.MOVED)
+
+
+def drain_view(drain: Drain, moves: Mapping[str, DrainMove], on_host: Collection[str], limit: int) -> DrainView:
+    count = Counter(move.status for move in moves.values())
+    begun = {one.instance_id for one in moves.values() if one.status is not MoveState.AGAIN}
+    ordered = sorted(moves.values(), key=lambda move: (_ORDER.index(move.status), move.instance_id))
+    return DrainView(
+        host=drain.host,
+        mode=drain.mode.value,
+        concurrency=drain.concurrency,
+        status=drain.status.value,
+        started_at=drain.started_at,
+        updated_at=drain.updated_at,
+        moved=count[MoveState.MOVED],
+        moving=count[MoveState.MOVING],
+        waiting=len(set(on_host) - begun),
+        left=count[MoveState.LEFT],
+        servers=[
+            DrainLine(move.instance_id, move.status.value, move.how, move.reason, move.attempts)
+            for move in ordered[:limit]
+        ],
+    )

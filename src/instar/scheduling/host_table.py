@@ -18,6 +18,7 @@ from instar.bus.contract import Bus, Message, Subscription
 from instar.clock import now_us
 from instar.config import Settings
 from instar.errors import InstarError
+from instar.model.commands import HOST_QUEUE
 from instar.model.guest import HostInventory
 from instar.model.host import HOST_REPORTS, HostReport
 from instar.scheduling.host_view import HostView, capacity_of, groupings
@@ -61,6 +62,7 @@ class HostTable:
         self._heard: set[str] = set()  # reported since the last writing
         self._watchers: list[Callable[[HostChange], None]] = []
         self._new_host = asyncio.Event()
+        self._bus: Bus | None = None
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writing = asyncio.Lock()
@@ -71,6 +73,7 @@ class HostTable:
         """Load every known host (none is up before it has reported), then follow reports until `close`."""
         if not self._clock_given:
             self._clock = bus.listening_s  # while we are cut off, nobody falls silent
+        self._bus = bus
         await self.load()
         self._subscription = await bus.subscribe(HOST_REPORTS, self._on_report)
         self._tasks = [
@@ -196,6 +199,12 @@ class HostTable:
         host.instances += count
         host.busy = max(0, host.busy + count)
         self.ranking.put(host)
+
+    async def forget(self, name: str) -> None:
+        """An admin deleted the host: of one that does not report any more nothing remains, its queue neither."""
+        if self._bus is not None and self.fell_silent(name, 0.0):
+            await self._bus.forget(HOST_QUEUE + name)
+        await self.refresh()
 
     async def refresh(self) -> None:
         """Read again what others may have changed: claims, what admins said, aggregates, operations in flight."""

@@ -113,6 +113,9 @@ def host_delete(name: str) -> tuple[Statement, ...]:
     in_use = Conflict(f"Host {name} is unknown or still has instances.")
     return (
         Statement("DELETE FROM aggregate_hosts WHERE host = :name", params),
+        Statement("DELETE FROM host_boots WHERE host = :name", params),
+        Statement("DELETE FROM drain_moves WHERE host = :name", params),
+        Statement("DELETE FROM drains WHERE host = :name", params),
         Statement(
             """DELETE FROM hosts WHERE name = :name AND NOT EXISTS (SELECT 1 FROM claims c WHERE c.host = :name)
                AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.host = :name AND i.deleted = 0)""",
