@@ -22,6 +22,7 @@ from instar.bus.rabbitmq import RabbitMqBus
 from instar.cli.servers.bus_users import ensure_user
 from instar.config import RabbitMqSettings
 from instar.errors import StartupError
+from instar.model.commands import HOSTS_HEARD
 from instar.model.host import HOST_REPORTS
 from instar.model.operation import Notification
 from tests.bus.blackhole import Blackhole
@@ -381,6 +382,14 @@ async def test_a_hosts_credentials_are_good_for_that_host_alone(rabbit: Rabbit, 
     assert (await cloud.call("host.a", message())).body == b"HELLO"
     await agent.publish(HOST_REPORTS, Message("HostReport", msgspec.msgpack.encode({"host": "a"}), host="a"))
     await until(lambda: heard == ["a"])
+    answered = asyncio.Event()
+
+    async def note(_: Message) -> None:
+        answered.set()
+
+    await agent.subscribe(HOSTS_HEARD + "a", note)
+    await cloud.publish(HOSTS_HEARD + "a", message())
+    await asyncio.wait_for(answered.wait(), 20)
 
     async def refused(work: Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]) -> None:
         async with await aio_pika.connect(url) as connection:
@@ -420,6 +429,8 @@ async def test_a_hosts_credentials_are_good_for_that_host_alone(rabbit: Rabbit, 
     await refused(bind(wire.COMMANDS, "host.b"))
     await refused(bind(wire.COMMANDS, "host.*"))
     await refused(bind(wire.EVENTS, "#"))
+    await refused(bind(wire.EVENTS, f"{HOSTS_HEARD}b.#"))
+    await refused(bind(wire.EVENTS, f"{HOSTS_HEARD}#"))
     await refused(bind(wire.REPLIES, "#"))
     await refused(bind(wire.REPLIES, cloud._replies_key))
     await refused(lambda channel: channel.declare_queue("host.c", durable=True))

@@ -1,8 +1,8 @@
 """What the user of a host may do at the broker, as RabbitMQ's patterns. Used by `instar admin bus-user` and by tests.
 
-A host serves its own queue, answers, and tells events that end with its own name. It can command nobody, take no other
-queue, speak for no other host, and hear no events. The broker enforces it; `rabbitmq_wire.event_topic` holds the name in a
-routing key against what the event says.
+A host serves its own queue, answers, tells events that end with its own name, and hears of events only that its own were
+heard. It can command nobody, take no other queue, and speak for no other host. The broker enforces it;
+`rabbitmq_wire.event_topic` holds the name in a routing key against what the event says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import msgspec
 
 from instar.bus import rabbitmq_wire as wire
-from instar.model.commands import GUEST_EVENTS, HOST_QUEUE, WORK_PROGRESS
+from instar.model.commands import GUEST_EVENTS, HOST_QUEUE, HOSTS_HEARD, WORK_PROGRESS
 from instar.model.host import HOST_REPORTS
 
 _NEVER = "a^"  # matches no routing key, not even an empty one
@@ -59,11 +59,13 @@ def host_permissions(hosts: list[str], *, agent: str = "") -> Permissions:
         configure=f"^({queues})$",
         # To make a queue one must be allowed to write to where its dead letters go; what may be written is said below.
         write=f"^({queues}|{_any_of([wire.EVENTS, wire.REPLIES, wire.DEAD])})$",
-        read=f"^({queues}|{_any_of([wire.COMMANDS, wire.REPLIES])})$",
+        read=f"^({queues}|{_any_of([wire.COMMANDS, wire.EVENTS, wire.REPLIES])})$",
         topics=(
             TopicPermission(wire.COMMANDS, _NEVER, f"^{re.escape(HOST_QUEUE)}{names}$"),
             TopicPermission(wire.REPLIES, ".*", rf"^{re.escape(user)}\.[0-9a-f]+$"),
-            TopicPermission(wire.EVENTS, rf"^{_any_of(list(HOST_EVENTS))}\.{names}$", _NEVER),
+            TopicPermission(
+                wire.EVENTS, rf"^{_any_of(list(HOST_EVENTS))}\.{names}$", rf"^{re.escape(HOSTS_HEARD)}{names}\.#$"
+            ),
             TopicPermission(wire.DEAD, _NEVER, _NEVER),
             TopicPermission(wire.NOTIFICATIONS, _NEVER, _NEVER),
         ),
