@@ -40,6 +40,7 @@ from instar.tracing.spans import outgoing
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
 ANSWER_MARGIN_S = 5.0  # a command that waits for a guest gets so much more time for its answer
+AGAIN_AFTER_S = 0.25  # a host that is not there right now is asked again
 LOOK_EVERY_S = 0.5  # whether a host that works for long still shows that it lives
 
 FellSilent = Callable[[str, float], bool]  # host, seconds that it was waited for
@@ -280,13 +281,23 @@ class HostClient:
     async def _ask(self, host: str, command: c.AnyCommand, deadline_s: float) -> Reply:
         message = Message(type(command).__name__, _encode(command), deadline_s, outgoing(), epoch=command.epoch)
         try:
-            call = self._bus.call(c.HOST_QUEUE + host, message)
-            return await self._watched(host, call)
-        except NobodyListens as error:
-            raise HostUnreachable(host=host) from error
+            async with asyncio.timeout(deadline_s + ANSWER_MARGIN_S):
+                return await self._answered(host, message)
         except TimeoutError as error:
             what = f"host {host} to answer {message.kind}"
             raise StepTimeout(what=what, waited_s=deadline_s, host=host) from error
+
+    async def _answered(self, host: str, message: Message) -> Reply:
+        """A host whose agent is being started again has a moment: its silence decides. Raises HostUnreachable."""
+        started = time.monotonic()
+        while True:
+            await ensure_lease()  # one that was stopped, and goes on, tells no host anything before it knows that it may
+            try:
+                return await self._watched(host, self._bus.call(c.HOST_QUEUE + host, message))
+            except NobodyListens as error:
+                if self._fell_silent is never_silent or self._fell_silent(host, time.monotonic() - started):
+                    raise HostUnreachable(host=host) from error
+            await asyncio.sleep(AGAIN_AFTER_S)
 
     async def _watched(self, host: str, call: Coroutine[Any, Any, Reply]) -> Reply:
         """The answer to a command. Raises HostUnreachable when its host falls silent meanwhile: few buses know."""

@@ -15,7 +15,7 @@ import structlog
 from instar.clock import MICROS_PER_S, now_us
 from instar.engine.hosts import tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HOST_AWAY, Conflict, NoValidHost
+from instar.errors import HOST_AWAY, Conflict, NoValidHost, StreamBroken
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.cloud import Cloud
@@ -31,6 +31,8 @@ from instar.scheduling.scheduler import HostFull
 from instar.store.moves import migration_insert, migration_status
 
 log = structlog.get_logger()
+
+FETCHES_MAX = 2
 
 
 class MoveArguments(msgspec.Struct, frozen=True):
@@ -133,10 +135,18 @@ async def _arrive(
 
 
 async def fetch_disks(dest: str, source: str, run: Run, limit_s: float) -> None:
-    """The destination fetches the disks; what was fetched before a crash is not fetched again."""
-    to = await run.hosts.stream_address(dest)
-    offer = await run.hosts.offer_disks(source, to)
-    await run.hosts.receive_disks(dest, offer, limit_s)
+    """The destination fetches the disks; what was fetched before a crash is not fetched again. A source whose agent was
+    started again has forgotten what it offered: it is asked once more."""
+    for fetches_left in reversed(range(FETCHES_MAX)):
+        to = await run.hosts.stream_address(dest)
+        offer = await run.hosts.offer_disks(source, to)
+        try:
+            await run.hosts.receive_disks(dest, offer, limit_s)
+        except StreamBroken:
+            if not fetches_left:
+                raise
+        else:
+            break
 
 
 async def drop_disks(dest: str, _source: str, run: Run, *_: object) -> None:
