@@ -23,6 +23,7 @@ from instar.store.flavors import flavor_fetch
 from instar.store.hosts import host_set_forced_down
 from tests.lifecycle import device_acts as devices
 from tests.lifecycle.harness import Plane
+from tests.lifecycle.losing import reconciled
 
 Act = Callable[[Plane, Instance | None], Awaitable[Instance]]
 Check = Callable[[Plane, Instance, bool], Awaitable[None]]  # whether the operation succeeded
@@ -168,7 +169,7 @@ async def _host_back(plane: Plane) -> None:
     """The host that was down is seen again: what it still has of the instance goes."""
     for host in plane.hosts:
         await plane.control.store.write(host_set_forced_down(host, False))
-        await plane.control.reconciler.reconcile_host(host)
+        await reconciled(plane, host)
     await plane.control.hosts.refresh()
 
 
