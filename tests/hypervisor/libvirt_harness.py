@@ -85,6 +85,21 @@ class LibvirtHarness:
     async def volume(self, *, size_bytes: int = 1 << 20, over_tcp: bool = False) -> VolumeConnection:
         return await asyncio.to_thread(self._volumes.serve, size_bytes, over_tcp=over_tcp)
 
+    async def volume_dies(self, connection: VolumeConnection) -> None:
+        await asyncio.to_thread(self._volumes.kill, connection)
+
+    async def volume_lives(self, connection: VolumeConnection) -> None:
+        await asyncio.to_thread(self._volumes.revive, connection)
+
+    async def reset_guest(self, instance_id: str) -> None:
+        """Its processor begins anew, with whatever it boots from."""
+        await self._with_domain(instance_id, lambda domain: domain.reset())
+
+    async def is_held_still(self, instance_id: str) -> bool:
+        """By QEMU."""
+        paused = libvirt.VIR_DOMAIN_PAUSED
+        return bool(await self._with_domain(instance_id, lambda domain: domain.state()[0] == paused))
+
     async def volume_afar(self) -> VolumeConnection:
         """A volume of another machine: its socket is not to be seen from this host."""
         return await asyncio.to_thread(self._volumes.afar, await self.volume())

@@ -22,7 +22,8 @@ class VolumeExports:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._servers: list[subprocess.Popen[bytes]] = []
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {}
         self._gateways: list[Relay] = []
 
     def serve(self, size_bytes: int, *, over_tcp: bool = False) -> VolumeConnection:
@@ -43,12 +44,27 @@ class VolumeExports:
             where = ["-k", listening]
             connection = VolumeConnection(export, socket=listening, size_bytes=size_bytes)
         command = ["qemu-nbd", "-t", "-f", "raw", "-x", export, "--shared=0", "--pid-file", str(ready), *where, str(path)]
-        self._servers.append(subprocess.Popen(command))
+        self._start(export, command)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         return connection
+
+    def _start(self, export: str, command: list[str]) -> None:
+        self._commands[export] = command
+        self._servers[export] = subprocess.Popen(command)
+
+    def kill(self, connection: VolumeConnection) -> None:
+        """Its server dies. Blocking."""
+        self._servers[connection.export].kill()
+        self._servers[connection.export].wait(timeout=20)
+
+    def revive(self, connection: VolumeConnection) -> None:
+        """It is served again, as before."""
+        assert connection.socket is not None
+        Path(connection.socket).unlink(missing_ok=True)
+        self._start(connection.export, self._commands[connection.export])
 
     def afar(self, connection: VolumeConnection) -> VolumeConnection:
         """As hosts are told that are on another machine than the socket. Blocking."""
@@ -68,7 +84,7 @@ class VolumeExports:
         for gateway in self._gateways:
             gateway.end()
         self._gateways.clear()
-        for server in self._servers:
+        for server in self._servers.values():
             server.terminate()
             server.wait(timeout=20)
         self._servers.clear()

@@ -18,7 +18,7 @@ from instar.model.network import PortDefinition
 from instar.model.volume import VolumeConnection, VolumeDisk
 
 DISK_BUSES: Mapping[str, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd"}
-RECONNECT_DELAY_S = 10  # a volume's server that is away so long costs no I/O error
+RECONNECT_DELAY_S = 10  # a volume's server that is away so long costs no I/O error; libvirt 9.0 ignores it: io_errors.py
 
 _VIF_MODELS = frozenset({"virtio", "e1000", "e1000e", "rtl8139"})
 _CDROM_BUSES = frozenset({"scsi", "sata", "virtio"})
