@@ -5,88 +5,19 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a program it finds the fixtures too
 
 from instar.cli.volume_images import ImagesForVolumes
 from instar.config import ImageSettings, VolumeSettings
-from instar.errors import Unauthorized
-from instar.http.answer import Answer, json_answer
-from instar.http.app import App, Service, build_app
-from instar.http.faults import identity_fault
-from instar.http.policy import OPEN, Policy
-from instar.http.request import Request
-from instar.http.routing import Route
+from instar.http.app import App, build_app
 from instar.http.server import HttpServer
-from instar.identity.contract import Authenticated
 from instar.images.api import image_api
 from instar.images.local import LocalImages
 from instar.store.sqlite import SqliteStore
 from instar.volumes.api import volume_service
 from instar.volumes.local import LocalVolumes
-
-_IMPLIED = {
-    "admin": {"admin", "manager", "member", "reader"},
-    "member": {"member", "reader"},
-    "reader": {"reader"},
-    "nobody": set(),
-}
-
-
-class TokenTable:
-    """An identity whose tokens read `<role>@<project>`."""
-
-    async def authenticate_token(self, token: str) -> Authenticated:
-        role, at, project = token.partition("@")
-        if not at or role not in _IMPLIED:
-            raise Unauthorized()
-        return Authenticated(
-            user_id=f"user-{role}-{project}",
-            user_name=role,
-            user_domain_id="default",
-            project_id=project,
-            project_name=project,
-            project_domain_id="default",
-            roles=frozenset(_IMPLIED[role]),
-            expires_at=4e9,
-        )
-
-    async def project_exists(self, project_id: str) -> bool:
-        return True
-
-
-async def _identity_version(request: Request) -> Answer:
-    links = [{"rel": "self", "href": f"{request.base_url}/v3/"}]
-    return json_answer({"version": {"id": "v3.14", "status": "stable", "links": links}})
-
-
-async def _login(request: Request) -> Answer:
-    """Whatever the password, the user name is the role; the catalog has both services."""
-    auth = (await request.json(dict[str, Any]))["auth"]
-    role, project = auth["identity"]["password"]["user"]["name"], auth["scope"]["project"]["name"]
-
-    def entry(kind: str, path: str) -> dict[str, Any]:
-        return {"id": kind, "type": kind, "name": kind, "endpoints": [
-            {"id": one, "interface": one, "region": "R", "region_id": "R", "url": f"{request.origin}{path}"}
-            for one in ("public", "internal", "admin")
-        ]}  # fmt: skip
-
-    domain = {"id": "default", "name": "Default"}
-    token = {
-        "methods": ["password"],
-        "user": {"id": role, "name": role, "domain": domain},
-        "project": {"id": project, "name": project, "domain": domain},
-        "roles": [{"id": role, "name": role}],
-        "issued_at": "2026-01-01T00:00:00.000000Z",
-        "expires_at": "2099-01-01T00:00:00.000000Z",
-        "catalog": [entry("identity", "/identity/v3"), entry("image", "/image"), entry("block-storage", "/volume/v3")],
-    }
-    return json_answer({"token": token}, 201, [(b"x-subject-token", f"{role}@{project}".encode())])
-
-
-def _identity_api() -> Service:
-    """As much of an Identity API as clients need to find the services."""
-    routes = [Route("GET", "/v3", "open", _identity_version), Route("POST", "/v3/auth/tokens", "open", _login)]
-    return Service("identity", "identity", "/identity", routes, Policy({"open": OPEN}), identity_fault)
+from tests.fixtures.token_table import TokenTable, identity_api
 
 
 class VolumeCloud:
@@ -98,7 +29,7 @@ class VolumeCloud:
         self.images = LocalImages(self.store, directory, ImageSettings())
         self.volumes = LocalVolumes(self.store, directory, settings or VolumeSettings(), ImagesForVolumes(self.images))
         self.app: App = build_app(
-            [image_api(self.images, list_limit_max=100), volume_service(self.volumes, list_limit_max=100), _identity_api()],
+            [image_api(self.images, list_limit_max=100), volume_service(self.volumes, list_limit_max=100), identity_api()],
             TokenTable(),
             body_max_bytes=1 << 20,
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from instar.nbd.monitor import Monitor, MonitorError
+from instar.nbd.place import leave_place
 
 log = structlog.get_logger()
 
@@ -70,8 +71,7 @@ class StorageDaemon:
             _signal_and_wait(pid)
         for path in (self._pid_file, self._monitor, self.socket):
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are in it, or it never was
-            self._runtime.rmdir()
+        leave_place(self._runtime)
 
     def _start(self) -> int:
         """The directory is made anew where the last process of another name took it away at this very moment."""

@@ -34,3 +34,11 @@ def place_of(directory: Path) -> str:
         return (directory / FILE).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def leave_place(directory: Path) -> None:
+    """The directory is gone, with its name, when nothing else is in it. Blocking."""
+    with contextlib.suppress(OSError):  # others are in it, or it never was
+        if {path.name for path in directory.iterdir()} <= {FILE}:
+            (directory / FILE).unlink(missing_ok=True)
+            directory.rmdir()
