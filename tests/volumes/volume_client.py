@@ -41,14 +41,14 @@ class Client:
         await self.gone(f"/volumes/{volume_id}")
 
     async def until(self, path: str, key: str, status: str) -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while (record := (await self.call("GET", path))[key])["status"] != status:
                 assert not record["status"].startswith("error"), record
                 await asyncio.sleep(0.02)
         return record
 
     async def gone(self, path: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while (await self.http.get(path)).status_code != 404:
                 await asyncio.sleep(0.02)
 
