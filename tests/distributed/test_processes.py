@@ -24,6 +24,14 @@ def command(cloud: LocalCloud, *words: str) -> subprocess.CompletedProcess[str]:
     return instar(*words, "--config", cloud.config, "--dir", cloud.state.path)
 
 
+def refusal(folder: Path) -> str:
+    """What a conductor with these settings says, in one line, instead of starting."""
+    refused = instar("conductor", "--config", folder / "c.toml", "--dir", folder / "state")
+    assert refused.returncode == 1
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    return refused.stderr
+
+
 def test_what_one_api_accepts_the_other_shows(cloud: LocalCloud, client: Client) -> None:
     """Each API alone, for a moment: the port is the same."""
     cloud.processes.pause("api-2")
@@ -123,9 +131,7 @@ def test_a_database_that_nobody_prepared_is_refused(cloud: LocalCloud, tmp_path:
     (tmp_path / "c.toml").write_text(
         f'database = "{cloud.postgresql.url_of("unprepared")}"\nbus = "{cloud.rabbitmq.url()}"\n'
     )
-    refused = instar("conductor", "--config", tmp_path / "c.toml", "--dir", tmp_path / "state")
-    assert refused.returncode == 1 and "instar cloud init" in refused.stderr, refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    assert "instar cloud init" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +141,7 @@ def test_a_database_that_nobody_prepared_is_refused(cloud: LocalCloud, tmp_path:
 )
 def test_settings_that_do_not_do_are_named(settings: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(settings)
-    refused = instar("conductor", "--config", tmp_path / "c.toml", "--dir", tmp_path / "state")
-    assert refused.returncode == 1 and said in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    assert said in refusal(tmp_path)
 
 
 def test_a_process_tells_its_service_manager_when_it_is_ready_and_when_it_ends(
