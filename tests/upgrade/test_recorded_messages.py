@@ -16,6 +16,9 @@ from tests.upgrade.shapes import types_of
 
 RECORDED = Path(__file__).parent / "recorded"
 VERSIONS = sorted(path.parent.name for path in RECORDED.glob("*/messages.json"))
+# Fields that may be more than they were: what is new in them is said only where a wish is new, too, which earlier versions
+# do not have.
+WIDENED = frozenset({("RebuildArguments", "image")})  # None: the volume that the instance boots from is made anew
 GONE: frozenset[str] = frozenset()  # records that nobody sends and no row has any more
 
 
@@ -70,7 +73,7 @@ def test_fields_are_never_removed_or_retyped_and_new_ones_have_defaults(recorded
         for field, was in before["fields"].items():
             if field not in fields:
                 broken.append(f"{name}.{field} is gone")
-            elif not _same(was["type"], fields[field]["type"]):
+            elif not _same(was["type"], fields[field]["type"]) and (name, field) not in WIDENED:
                 broken.append(f"{name}.{field} was {was['type']}, is {fields[field]['type']}")
             elif fields[field]["required"] and not was["required"]:
                 broken.append(f"{name}.{field} has no default any more")
