@@ -96,9 +96,10 @@ class Apart(Plane):
 
     async def until_up(self, host: str, *, up: bool) -> None:
         async def is_so() -> bool:
-            return self.control.hosts.is_up(host) is up
+            view = self.control.hosts.get(host)
+            return view is not None and (self.control.hosts.is_up(host) and not view.shut) is up
 
-        await until(f"{host} is {'up' if up else 'down'}", is_so)
+        await until(f"{host} is {'up, and admitted' if up else 'down'}", is_so)
 
     async def evacuated(self, instance: Instance) -> Instance:
         await self.control.lifecycle.evacuate(self.context(roles=("admin",)), instance, EvacuateArguments())
