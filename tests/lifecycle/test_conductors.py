@@ -17,7 +17,7 @@ from instar.engine.conductor import Conductor
 from instar.engine.run import Run
 from instar.lifecycle.operations import operations
 from instar.model.states import VmState
-from instar.store.conductors import conductors_fetch
+from instar.store.conductors import conductor_remove, conductors_fetch
 from instar.store.contract import Result, Statement, Store, WriteConflict
 from instar.store.operations import operation_fetch
 from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
@@ -254,3 +254,34 @@ class RefusingOnce:
         self.refused = True
         await self._conductor._take(str(taking[0].params["id"]), None)
         raise WriteConflict
+
+
+@pytest.mark.parametrize("step", ["claim", "allocate ports", "create root disk", "start guest"])
+async def test_former_owner_in_the_middle_of_a_step_changes_nothing_any_more(
+    tmp_path: Path, image_file: Path, step: str
+) -> None:
+    """It is held in front of the work of a step until another conductor has done everything, and then goes on with it."""
+    async with plane(tmp_path, ROOMY) as one:
+        await one.prepare(image_file)
+        held = one.around_step = Held(step)
+        instance = await one.create()
+        await held.wait()
+        former = one.control.conductor
+        for loop in former._loops:
+            loop.cancel()  # it does not even notice
+        other = Conductor(one.control.store, one.control.bus, operations(one.control.cloud), ROOMY.engine, alone=False)
+        await one.control.store.write(conductor_remove(former.id))  # as if it had been silent for its lease's time
+        await other.open()
+        await one.settled()
+        built = await one.fetch(instance.id)
+        assert (built.vm_state, built.facts.fault) == (VmState.ACTIVE, None)
+        await one.control.lifecycle.delete(one.context(), built)
+        await one.settled()
+        held.go.set()
+
+        async def idle() -> bool:
+            return not former.in_flight
+
+        await until("the former owner has let go", idle)
+        await check_no_trace(one)
+        await other.close()

@@ -75,8 +75,8 @@ class HostView:
         self.disk_free_gib = capacity.disk_gib - totals[2]
 
     def hears(self, now: float, down_after_s: float) -> bool:
-        """Up: reported lately by a working hypervisor, and no admin says otherwise. One that is shut is about to be admitted:
-        who tells it something waits a moment."""
+        """Up: reported lately by a working hypervisor, and no admin says otherwise. One that is shut is about to be
+        admitted: who tells it something waits a moment."""
         return (
             self.heard_at is not None
             and self.hypervisor_ok
