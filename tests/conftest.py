@@ -13,6 +13,7 @@ from tests.postgresql_server import TestServer
 SLOW_FILES = frozenset({
     "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
     "cli/test_operator_commands.py", "cli/test_up.py", "networks/test_networks_and_ports.py",
+    "lifecycle/test_rebuild_volume.py", "lifecycle/test_live_abort.py",
     "lifecycle/test_every_step.py", "lifecycle/test_hosts_lost.py", "lifecycle/test_whole_life.py",
     "lifecycle/test_trouble_of_moves.py", "volumes/test_volume_policy.py", "volumes/test_volume_api.py",
     "volumes/test_volume_crash.py", "api/test_volume_attachments.py", "api/test_boot_from_volume.py",
