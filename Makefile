@@ -23,6 +23,14 @@ demo: install ## a real guest through its whole life on two hosts, then nothing 
 up: install ## a cloud that stays up until Ctrl-C [DIR=…] [ARGS="--port 9000"]
 	@$(ROOT) $(BIN)/instar up $(if $(DIR),--dir $(DIR)) $(ARGS)
 
+up-distributed: ## a cloud of many processes, on PostgreSQL and RabbitMQ, until Ctrl-C [DIR=…] [ARGS="--apis 3"]
+	@packaging/install.sh distributed
+	@$(ROOT) $(BIN)/instar distributed up --dir $(or $(DIR),/var/lib/instar-distributed) $(ARGS)
+
+demo-distributed: ## the same walk through a guest's life, on such a cloud (3 to 6 minutes)
+	@packaging/install.sh distributed
+	@$(ROOT) $(BIN)/instar demo --distributed $(ARGS)
+
 down: ## ends the guests of a stopped cloud and removes its networks [DIR=…] [ARGS=--delete]
 	@$(ROOT) $(BIN)/instar down $(if $(DIR),--dir $(DIR)) $(ARGS)
 

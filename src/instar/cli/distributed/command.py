@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +17,7 @@ from instar.cli.distributed.removal import remove_local_cloud
 from instar.cli.log_format import FORMATS, configure_log
 from instar.cli.process import say_ready
 from instar.cli.up import SERVICES
+from instar.config import describe, load
 from instar.errors import StartupError
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="All state of the cloud.")
@@ -46,7 +50,8 @@ def up(
     """Start such a cloud, and keep it running until Ctrl-C or SIGTERM. DIR can be started again, and keeps everything.
 
     Servers that ask for no zone go to hosts with libvirt; simulated ones are in the zone `simulated`, where there are both.
-    Logs of the processes are in DIR/log. Guests go on when it stops; `instar distributed down` ends them.
+    Logs of the processes are in DIR/log. Settings come from INSTAR_* variables and from --set. Guests go on when it stops;
+    `instar distributed down` ends them.
 
     \b
     Examples:
@@ -57,7 +62,7 @@ def up(
     configure_log(log_format, "info")
     layout = Layout(
         apis=apis, conductors=conductors, libvirt_hosts=hosts, simulated_hosts=simulated, restarts=restarts,
-        settings=_tree(assignments), log_format=log_format,
+        settings=settings_tree(assignments), log_format=log_format,
     )  # fmt: skip
     told = threading.Event()
 
@@ -106,15 +111,18 @@ def _announce(cloud: LocalCloud) -> None:
     say_ready(cloud.url)
 
 
-def _tree(assignments: tuple[str, ...]) -> dict[str, object]:
-    """`section.name=value` as in the TOML file; what it is worth is found out with the other settings."""
-    tree: dict[str, object] = {}
+def settings_tree(assignments: Sequence[str], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """`section.name=value`, on top of INSTAR_* variables, as the TOML file has them. Raises StartupError; what a value is
+    worth is found out with all other settings."""
+    known = describe(load(None, environ))
+    given: dict[str, object] = {info.name: info.value for info in known if info.value != info.default}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
-        section, _, last = name.rpartition(".")
-        if not equals or not last:
+        if not equals or not name.rpartition(".")[2]:
             raise StartupError(f"--set {assignment}: write section.name=value.")
-        target = tree.setdefault(section, {}) if section else tree
-        assert isinstance(target, dict)
-        target[last] = value
+        given[name] = value
+    tree: dict[str, Any] = {}
+    for full_name, worth in given.items():
+        section, _, last = full_name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[last] = worth
     return tree
