@@ -9,7 +9,7 @@ DIR ?=
 ARGS ?=
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 install: ## host packages, .venv and pinned packages; starts nothing
 	@packaging/install.sh run
