@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from instar.engine.lease import Lease, act_under, ensure_lease
@@ -185,3 +186,27 @@ async def test_the_guard_of_a_step_ends_with_it_and_that_of_a_task_does_not(stor
     assert of_step is None
     assert isinstance(of_keeper, KeeperLost)
     assert await facts(store) == {"of a step"}
+
+
+async def test_rows_of_a_process_that_says_nothing_more_are_freed(postgresql_url: str) -> None:
+    """It was stopped in the middle of its transaction: kept open, what a conductor had could not be taken over."""
+    store = PostgresqlStore(postgresql_url)
+    await store.open()
+    await store.write(conductor_register("a"))
+    stopped = await asyncpg.connect(postgresql_url)
+    try:
+        transaction = stopped.transaction()
+        await transaction.start()
+        await stopped.execute("UPDATE conductors SET beat = beat + 1 WHERE id = 'a'")
+        await store.end_silent()
+        assert not stopped.is_closed(), "it has said something a moment ago"
+        await asyncio.sleep(1.5)
+        waiting = asyncio.create_task(store.write(conductor_beat("a")))
+        await asyncio.sleep(1.0)
+        await store.end_silent()
+        async with asyncio.timeout(5):
+            await waiting
+        assert await conductors_fetch(store) == {"a": 1}
+    finally:
+        stopped.terminate()
+        await store.close()

@@ -112,7 +112,7 @@ def admin_hosts(directory: Path | None, os_cloud: str) -> None:
       instar admin hosts --dir /srv/a
     """
     hosts = _client(directory, os_cloud).get_json("/v1/hosts")["hosts"]
-    table = new_table("host", "state", "zone", "type", "servers", "busy", "vcpus", "memory MiB", "disk GiB")
+    table = new_table("host", "state", "zone", "type", "servers", "busy", "vcpus", "memory MiB", "disk GiB", "agent")
     for host in hosts:
         table.add_row(*_host_cells(host))
     print_table(table)
@@ -122,7 +122,10 @@ def admin_hosts(directory: Path | None, os_cloud: str) -> None:
 def _host_cells(host: dict[str, Any]) -> list[str]:
     state = host["state"] if host["enabled"] else f"{host['state']}, disabled ({host['disabled_reason'] or 'no reason'})"
     amounts = [f"{host[f'{name}_claimed' + unit]}/{host[name + unit]}" for name, unit in AMOUNTS]
-    return [host["name"], state, host["zone"], host["virt_type"], str(host["instances"]), str(host["operations"]), *amounts]
+    return [
+        host["name"], state, host["zone"], host["virt_type"], str(host["instances"]), str(host["operations"]), *amounts,
+        host.get("agent_version", ""),
+    ]  # fmt: skip
 
 
 AMOUNTS = (("vcpus", ""), ("memory", "_mib"), ("disk", "_gib"))

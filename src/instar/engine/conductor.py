@@ -357,6 +357,7 @@ class Conductor:
             elif now - seen[1] > self._settings.lease_s and conductor_id != self.id and self.lease.held:
                 (evicted,) = await self._store.write(conductor_evict(conductor_id, beat))
                 if evicted.rowcount:
+                    await self._store.end_silent()  # it may have been stopped in the middle of a transaction
                     log.warning("conductor.evicted", conductor=conductor_id, silent_s=round(now - seen[1], 1))
                     self._work_left.set()
                     await self._bus.publish(CONDUCTOR_LEFT_TOPIC, Message("ConductorLeft", conductor_id.encode()))

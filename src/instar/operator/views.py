@@ -32,6 +32,9 @@ class HostLine(msgspec.Struct, frozen=True):
     memory_claimed_mib: int
     disk_gib: int
     disk_claimed_gib: int
+    agent_version: str = ""  # empty: nothing was heard of it yet, or it is one that does not say
+    protocol: int = 1
+    shut: bool = False  # it was cut off, and waits to be admitted
 
 
 class StepLine(msgspec.Struct, frozen=True):
@@ -120,6 +123,9 @@ def host_line(host: HostView, *, is_up: bool) -> HostLine:
         memory_claimed_mib=host.totals[1],
         disk_gib=host.capacity.disk_gib,
         disk_claimed_gib=host.totals[2],
+        agent_version=host.agent_version,
+        protocol=host.protocol,
+        shut=host.shut,
     )
 
 

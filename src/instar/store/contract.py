@@ -76,3 +76,8 @@ class Store(Protocol):
     async def write(self, *statements: Statement) -> list[Result]:
         """All statements in one transaction, durable when this returns. All or nothing."""
         ...
+
+    async def end_silent(self) -> None:
+        """End the transactions of processes that have begun one and say nothing more: what is stopped in the middle of one
+        would keep its rows from all others. For a database that only one process writes to there is nothing to do."""
+        ...

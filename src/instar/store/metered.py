@@ -45,3 +45,6 @@ class MeteredStore:
             raise
         finally:
             numbers.store_did("write", result, time.perf_counter() - began)
+
+    async def end_silent(self) -> None:
+        await self._store.end_silent()

@@ -117,6 +117,19 @@ class PostgresqlStore:
         results: list[Result] = await self._do(statements=statements)
         return results[others:]
 
+    async def end_silent(self) -> None:
+        # By the database's own clock. Its time-out for idle transactions does not see who stopped between two messages of
+        # one statement; copies of whole tables do nothing but wait for their client.
+        ended = await self.read(
+            """SELECT pg_terminate_backend(pid) AS ended FROM pg_stat_activity
+               WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+                 AND wait_event_type = 'Client' AND wait_event = 'ClientRead' AND state IN ('active', 'idle in transaction')
+                 AND state_change < now() - make_interval(secs => :silent_s) AND query NOT LIKE 'COPY%'""",
+            {"silent_s": SILENT_MAX_S},
+        )
+        if ended:
+            log.warning("store.silent_ended", sessions=len(ended))
+
     async def _do(self, **what: Any) -> Any:
         if not self._open or len(self._jobs) >= self._settings.waiting_max:
             raise Unavailable(retry_after_s=1)

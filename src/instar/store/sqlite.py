@@ -98,6 +98,9 @@ class SqliteStore:
         results = await future
         return results[others:] if others else results
 
+    async def end_silent(self) -> None:
+        return
+
     # --- in the threads -------------------------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
