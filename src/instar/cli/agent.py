@@ -17,8 +17,7 @@ from instar.cli.host_processes import HostPlace, LibvirtHostProcess, SimulatedHo
 from instar.cli.hosts.local_host import LocalHost
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.process import Program, run_program, say_ready
-from instar.cli.state_dir import MODE, StateDir
-from instar.cli.up import default_dir
+from instar.cli.state_dir import MODE, StateDir, default_dir
 from instar.config import load
 from instar.errors import StartupError
 

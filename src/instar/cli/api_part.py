@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack
 
 from instar.api.service import compute_service
 from instar.cli.health_port import probes_of
-from instar.cli.libvirt_host import STREAMS
 from instar.cli.services import Services
-from instar.cli.state_dir import StateDir
+from instar.cli.state_dir import STREAMS, StateDir
 from instar.consoles.proxy import ConsoleProxy
 from instar.consoles.service import console_service, console_websockets
 from instar.http.app import build_app

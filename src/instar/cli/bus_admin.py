@@ -14,7 +14,7 @@ from instar.cli.clouds_yaml import ADMIN_CLOUD
 from instar.cli.servers.bus_users import ensure_user, password_in, remove_user
 from instar.cli.servers.rabbitmq import PrivateRabbitMq
 from instar.cli.show import new_table, print_table
-from instar.cli.up import default_dir
+from instar.cli.state_dir import default_dir
 from instar.errors import StartupError
 
 CTL_MAX_S = 60.0

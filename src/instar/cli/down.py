@@ -11,8 +11,7 @@ import click
 from instar.cli.embedded import remove_everything
 from instar.cli.hosts.local_hosts import remove_local_hosts
 from instar.cli.log_format import configure_log
-from instar.cli.state_dir import StateDir
-from instar.cli.up import default_dir
+from instar.cli.state_dir import StateDir, default_dir
 from instar.errors import StartupError
 from instar.volumes.local import remove_exports
 

@@ -11,7 +11,7 @@ import click
 
 from instar.cli.client import CloudClient, read_login
 from instar.cli.clouds_yaml import ADMIN_CLOUD
-from instar.cli.up import default_dir
+from instar.cli.state_dir import default_dir
 
 LOOK_EVERY_S = 0.5
 ENDED = ("done", "aborted")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from instar.cli.hosts.local_host import LocalHost, check_machine
-from instar.cli.up import default_dir
+from instar.cli.state_dir import default_dir
 from instar.errors import StartupError
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), help="Of the cloud. [default: /var/lib/instar]")

@@ -7,14 +7,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from instar.cli.state_dir import STREAMS
 from instar.config import Settings
 from instar.hypervisor.libvirt.driver import LibvirtHypervisor
 from instar.hypervisor.linux_network import LinuxNetwork
 from instar.streams.client import StreamClient
 from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
-
-STREAMS = "streams"  # the directory of the key by which others know this host
 
 
 def linux_network(state_dir: Path, cloud_id: str, *, address: str | None = None) -> LinuxNetwork:

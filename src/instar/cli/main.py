@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import NamedTuple
 
 import click
 
 from instar import __version__
-from instar.cli.agent import agent
-from instar.cli.build_image import image
-from instar.cli.bus_admin import admin_bus_user, admin_dead_letters
-from instar.cli.database import db
-from instar.cli.demo.command import demo
-from instar.cli.distributed.command import distributed
-from instar.cli.down import down
-from instar.cli.host import host
-from instar.cli.plane import api, cloud, conductor, storage
-from instar.cli.show import admin, config, server
-from instar.cli.up import up
 from instar.errors import InstarError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Place(NamedTuple):
+    """Where a command is: it is loaded when it is called, for a process needs little of all that the program can do."""
+
+    module: str
+    name: str
+
+
+COMMANDS = {
+    "up": _Place("up", "up"),
+    "down": _Place("down", "down"),
+    "demo": _Place("demo.command", "demo"),
+    "image": _Place("build_image", "image"),
+    "server": _Place("show", "server"),
+    "admin": _Place("admin", "admin"),
+    "host": _Place("host", "host"),
+    "api": _Place("plane", "api"),
+    "conductor": _Place("plane", "conductor"),
+    "storage": _Place("plane", "storage"),
+    "agent": _Place("agent", "agent"),
+    "cloud": _Place("plane", "cloud"),
+    "distributed": _Place("distributed.command", "distributed"),
+    "db": _Place("database", "db"),
+    "config": _Place("show", "config"),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        command = getattr(import_module(f"instar.cli.{place.module}"), place.name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="instar")
 def instar() -> None:
     """A compute cloud in one program: the OpenStack Compute API on libvirt/QEMU guests, crash-safe.
@@ -36,13 +66,6 @@ def instar() -> None:
     See what really happened:
       instar server diagram SERVER_ID --dir /srv/cloud
     """
-
-
-for command in (up, down, demo, image, server, admin, host, api, conductor, storage, agent, cloud, distributed, db, config):
-    instar.add_command(command)
-
-for command in (admin_dead_letters, admin_bus_user):
-    admin.add_command(command)
 
 
 def main() -> None:

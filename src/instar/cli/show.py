@@ -14,8 +14,8 @@ from rich.table import Table
 from instar.cli.client import CloudClient, read_login
 from instar.cli.clouds_yaml import ADMIN_CLOUD
 from instar.cli.drain import drain
+from instar.cli.state_dir import default_dir
 from instar.cli.terminal import attach
-from instar.cli.up import default_dir
 from instar.config import URLS, describe, load, without_password
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), help="The directory of the running cloud.")

@@ -9,8 +9,17 @@ from pathlib import Path
 
 from instar.errors import StartupError
 
+STREAMS = "streams"  # the directory of the key by which others know a process or a host
 PID_WIDTH = 16  # in the lock file; several that share it overwrite each other, at once and whole
 MODE = 0o711  # the hypervisor's processes pass through; what is secret has 0600 of its own
+
+
+def default_dir() -> Path:
+    """Where a cloud lives when nobody says: the system's place for root, else the user's own."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/instar")
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "instar"
 
 
 class StateDir:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from instar.cli.embedded import Embedded
 from instar.cli.hosts.underlay import HOSTS_MAX
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.process import run_program, say_ready
-from instar.cli.state_dir import StateDir
+from instar.cli.state_dir import StateDir, default_dir
 from instar.config import Settings, load
 from instar.errors import StartupError
 
@@ -25,14 +24,6 @@ SERVICES = (
     ("volume", "/volume/v3"),
     ("operators", "/instar"),
 )
-
-
-def default_dir() -> Path:
-    """Where a cloud lives when nobody says: the system's place for root, else the user's own."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/instar")
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "instar"
 
 
 @click.command()
