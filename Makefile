@@ -1,6 +1,6 @@
 # One command for each wish. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast check bench lock dist clean
+.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast check bench chaos lock dist clean
 
 BIN := .venv/bin
 # Real guests need root; the tests' and the demo's own environment goes with it.
@@ -53,6 +53,9 @@ check: install-dev ## ruff, strict types, and who may import whom
 
 bench: install-dev ## the numbers to hold, measured on this machine
 	@$(ROOT) $(BIN)/python -m bench.run $(ARGS)
+
+chaos: install-dev ## random work and random kills on a private cloud of many processes [ARGS="--seed 1 --minutes 2"]
+	@$(ROOT) $(BIN)/python -m bench.chaos_report $(ARGS)
 
 lock: install-dev ## writes the pinned requirement files anew
 	@packaging/lock.sh

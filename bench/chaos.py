@@ -25,7 +25,6 @@ BETWEEN_KILLS_S = (3.0, 12.0)
 AWAY_S = (0.5, 5.0)
 
 # What may be asked of a server in this status: action, body, the status that it ends with.
-_SMALL, _LARGE = "small", "large"
 CHOICES: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "ACTIVE": (
         ("resize", None, "VERIFY_RESIZE"), ("shelve", None, "SHELVED_OFFLOADED"),
@@ -37,8 +36,11 @@ CHOICES: dict[str, tuple[tuple[str, Any, str], ...]] = {
 DELETE_SHARE = 0.12  # of all that is done to a server
 
 
+RESULTS = ("done", "undone", "refused", "stuck")
+
+
 class Outcome(NamedTuple):
-    """`result`: done, undone (back with a fault), refused, or stuck."""
+    """`result`: one of RESULTS; undone is back as it was, with a fault."""
 
     action: str
     result: str
@@ -136,7 +138,7 @@ class _Client:
             servers.remove(server_id)
             await self.patient.delete(server_id)
             left = await self.patient.settled(server_id)
-            return "delete", "done" if left is None else "stuck", "" if left is None else f"{server_id} is still there"
+            return "delete", "done" if left is None else "undone", "" if left is None else f"delete: {_why(left)}"
         action, body, ends = self._chance.choice(choices)
         if action == "resize":
             body = {"flavorRef": self._flavors[server_id not in self._larger]}

@@ -57,11 +57,12 @@ class CrashRun(NamedTuple):
     def in_all_s(self) -> float:
         return max(one.ended_s for one in self.done)
 
-    @property
-    def in_flight_settled_s(self) -> float:
-        """From the return of what was killed until the last operation that had been begun by then has ended."""
-        ends = [one.ended_s for one in self.done if one.began_s < self.back_s]
-        return max(ends, default=self.back_s) - self.back_s
+    def late_s(self, usual: CrashRun) -> float:
+        """By how much operations that were in flight when all was back ended later than their own time allows: counted
+        from the return, or from their begin where that was later."""
+        usually = {kind: max(one.ended_s - one.began_s for one in usual.done if one.kind == kind) for kind in ENDS}
+        hit = [one for one in self.done if one.ended_s > self.back_s - AWAY_S]
+        return max((one.ended_s - max(one.began_s, self.back_s) - usually[one.kind] for one in hit), default=0.0)
 
     @property
     def longest_s(self) -> float:

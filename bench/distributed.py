@@ -108,6 +108,8 @@ async def distributed_cloud(
         yield Distributed(cloud, token)
     finally:
         await asyncio.to_thread(cloud.close)
+        if keep := os.environ.get("INSTAR_BENCH_LOGS"):  # a directory: what the processes said is kept there
+            await asyncio.to_thread(shutil.copytree, directory / "log", keep, dirs_exist_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -152,17 +154,17 @@ async def crashes() -> Sheet:
                 if done.problem:
                     print(f"{name}: {done.kind}: {done.problem}")
     return Sheet(
-        ("killed with -9", "completed", "all, s", "longest operation, s", "delay against nothing killed, s", "audit"), rows,
-        (f"{OF_EACH} builds, shelves and resizes each by {CLIENTS} clients; killed {KILL_AFTER_S:g} s in, back 3 s later;",
-         "a spawn, a destroy, a snapshot and each half of a migration take 3 s. Budget: 120 of 120, delay ≤ 10 s."),
+        ("killed with -9", "completed", "all, s", "longest operation, s", "late after the return, s", "audit"), rows,
+        (f"{OF_EACH} builds, shelves and resizes each by {CLIENTS} clients; killed {KILL_AFTER_S:g} s in, back 3 s later; a",
+         "spawn, a destroy, a snapshot and each half of a migration take 3 s. Late: beyond the longest time of such an",
+         "operation in the run without a kill. Budget: 120 of 120, ≤ 10 s late, nothing found by the audit."),
     )  # fmt: skip
 
 
 def _crash_row(run: CrashRun, usual: CrashRun, findings: int) -> tuple[str, ...]:
-    delay = run.longest_s - usual.longest_s
     return (
-        run.victim, f"{run.completed} of {len(run.done)}", f"{run.in_all_s:.1f}", f"{run.longest_s:.1f}", f"{delay:.1f}",
-        f"{findings} findings",
+        run.victim, f"{run.completed} of {len(run.done)}", f"{run.in_all_s:.1f}", f"{run.longest_s:.1f}",
+        f"{max(0.0, run.late_s(usual)):.1f}", f"{findings} findings",
     )  # fmt: skip
 
 
