@@ -155,8 +155,8 @@ async def crashes() -> Sheet:
                     print(f"{name}: {done.kind}: {done.problem}")
     return Sheet(
         ("killed with -9", "completed", "all, s", "longest operation, s", "late after the return, s", "audit"), rows,
-        (f"{OF_EACH} builds, shelves and resizes each by {CLIENTS} clients; killed {KILL_AFTER_S:g} s in, back 3 s later; a",
-         "spawn, a destroy, a snapshot and each half of a migration take 3 s. Late: beyond the longest time of such an",
+        (f"{OF_EACH} builds, shelves and resizes each by {CLIENTS} clients; killed {KILL_AFTER_S:g} s in and back after 3 s;",
+         "a spawn, a destroy, a snapshot and each half of a migration take 3 s. Late: beyond the longest time of such an",
          "operation in the run without a kill. Budget: 120 of 120, ≤ 10 s late, nothing found by the audit."),
     )  # fmt: skip
 

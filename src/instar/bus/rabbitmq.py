@@ -258,6 +258,8 @@ class RabbitMqBus:
                 answer.set_result(wire.decode_reply(bytes(delivered.body)))
             except msgspec.MsgspecError:
                 answer.set_exception(ConsumerFailed("the reply is not understood"))
+        elif properties.message_type == wire.NOBODY:
+            answer.set_exception(NobodyListens(bytes(delivered.body).decode(errors="replace")))
         else:
             answer.set_exception(ConsumerFailed(bytes(delivered.body).decode(errors="replace")))
 
@@ -337,9 +339,10 @@ class RabbitMqBus:
             answer = (
                 await self._work.answer(incoming.id, servers[0], incoming.message)
                 if servers
-                else (wire.FAILED, b"nobody serves this queue any more")
+                # An agent of many hosts that has just begun does not serve each of them yet.
+                else (wire.NOBODY, b"nobody serves this queue")
             )
-            if answer[0] == wire.FAILED and not incoming.reply_to:
+            if answer[0] in (wire.FAILED, wire.NOBODY) and not incoming.reply_to:
                 await asyncio.sleep(HOLD_FAILED_S)
                 await channel.basic_nack(tag, requeue=True)
                 return
