@@ -204,11 +204,11 @@ async def prepared(
 
 
 async def hosts_up(one: Plane) -> None:
-    """All but those that an admin said to be down."""
+    """All but those that an admin said to be down; those of an earlier life are admitted again."""
 
     def is_seen(host: str) -> bool:
         known = one.control.hosts.get(host)
-        return known is not None and (known.forced_down or one.control.hosts.is_up(host))
+        return known is not None and (known.forced_down or (one.control.hosts.is_up(host) and not known.shut))
 
     async with asyncio.timeout(SETTLE_DEADLINE_S):
         while not all(is_seen(host) for host in one.hosts):

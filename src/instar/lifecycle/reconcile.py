@@ -21,6 +21,7 @@ from instar.lifecycle.audit import Finding, Kind, audit, leftovers
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.power_sync import sync
+from instar.lifecycle.shared_read import SharedRead
 from instar.lifecycle.timers import system_context
 from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC, Departed
 from instar.model.guest import GuestState
@@ -35,6 +36,7 @@ from instar.store.audit import (
     instances_evacuated,
     usage_recount,
 )
+from instar.store.contract import Row
 from instar.store.instances import instance_fetch, instances_of_host
 from instar.store.operations import operations_prune
 
@@ -43,7 +45,7 @@ log = structlog.get_logger()
 BUSY_RETRY_S = 1.0
 AWAY_RETRY_S = 2.0
 HOST_DEADLINE_S = 20.0
-HOSTS_AT_ONCE = 4
+HOSTS_AT_ONCE = 32
 GUESTS_WAITING_MAX = 10_000
 PRUNE_EVERY_S = 3600.0
 DAY_US = 86_400_000_000
@@ -61,6 +63,7 @@ class Reconciler:
         self._settings = cloud.settings.host
         self._seen: dict[str, tuple[str, str, bool]] = {}  # host → (boot_id, agent_id, hypervisor_ok)
         self._shut: dict[str, int] = {}  # host that came back and waits to be admitted → its session
+        self._records = SharedRead(self._read_records)
         self._checked: dict[str, float] = {}
         self._away: set[str] = set()  # hosts that could not be looked at, which was said
         self._pruned = float("-inf")
@@ -190,8 +193,7 @@ class Reconciler:
         # come from after it: what a new operation has made meanwhile has its record by then.
         instances = await instances_of_host(self._cloud.store, host)
         census = await self._client().census(host)
-        owners = await self._cloud.networks.port_owners()
-        known = await audit_instances(self._cloud.store)
+        owners, known = await self._records.fresh()
         if (session := self._shut.get(host)) is not None:
             await self._admit(host, session, leftovers(host, census, known, owners))
         # By the census itself: a host that came back may answer before its first report is here.
@@ -211,6 +213,10 @@ class Reconciler:
                 log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
         if restarted is not None:
             await self._cloud.store.write(host_boot_save(host, census.boot_id))
+
+    async def _read_records(self) -> tuple[dict[str, str], dict[str, Row]]:
+        """Whose each port is, and every instance: all of them, for however many hosts are looked at now."""
+        return await self._cloud.networks.port_owners(), await audit_instances(self._cloud.store)
 
     async def _admit(self, host: str, session: int, findings: Iterable[Finding]) -> None:
         """A host that was cut off removes what is not its own any more, before anything else is done there."""
