@@ -16,6 +16,7 @@ import yaml
 
 from instar.cli.distributed.layout import Layout
 from instar.cli.distributed.local_cloud import LocalCloud
+from instar.volumes.local import remove_exports
 
 SETTLE_S = 30.0
 SETTINGS = {
@@ -92,6 +93,7 @@ def cloud() -> Iterator[LocalCloud]:
     finally:
         cloud.close()
         cloud.rabbitmq.remove()
+        remove_exports(cloud.state.path)
         shutil.rmtree(directory)
 
 

@@ -17,7 +17,8 @@ from instar.cli.distributed.local_cloud import LocalCloud
 from tests.cli.program import instar
 from tests.distributed.conftest import Client, log_of, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("distributed")]
+# `host`: those run a file at a time in one worker, and so there is one cloud.
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 def command(cloud: LocalCloud, *words: str) -> subprocess.CompletedProcess[str]:
