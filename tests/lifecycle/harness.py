@@ -171,9 +171,17 @@ class Plane:
 
 
 @asynccontextmanager
-async def plane(directory: Path, settings: Settings = SETTINGS, *, boot_id: str = "boot-1") -> AsyncIterator[Plane]:
+async def plane(
+    directory: Path,
+    settings: Settings = SETTINGS,
+    *,
+    boot_id: str = "boot-1",
+    before: Callable[[Plane], None] = lambda one: None,
+) -> AsyncIterator[Plane]:
+    """`before` is told of it before it opens, and takes up what an earlier life has left."""
     await database_made(directory)
     one = Plane(directory, settings, boot_id=boot_id)
+    before(one)
     await one.control.open()
     try:
         await hosts_up(one)

@@ -173,9 +173,12 @@ async def test_what_it_was_before_is_known_after_a_restart(tmp_path: Path, image
             spec = msgspec.structs.replace(instance.spec, metadata={"rebuilt": "yes"})
             await ask(one, "rebuild", instance, RebuildArguments(image=await one.image(), spec=spec, name="anew"))
         await until("it is there", held.is_there)
-    async with plane(tmp_path) as one:
+
+    def break_start(one: Plane) -> None:
         if action == "rebuild":
             faults(one, instance.host).fail_next("ensure_running")
+
+    async with plane(tmp_path, before=break_start) as one:
         await one.settled()
         ended = await one.fetch(instance.id)
         if action == "resize":

@@ -310,9 +310,9 @@ class Reconciler:
             elif finding.kind is Kind.EXPORT:
                 await self._cloud.volumes.stop_serving(finding.subject)
             elif finding.kind is Kind.HOST_TOTALS:
-                await self._cloud.store.write(host_totals_recount(finding.subject))
+                await self._cloud.store.write(*host_totals_recount(finding.subject))
             elif finding.kind is Kind.USAGE:
-                await self._cloud.store.write(usage_recount(finding.subject))
+                await self._cloud.store.write(*usage_recount(finding.subject))
         self._uploads_seen = seen
         # The same of volumes that are reserved, and of new ports.
         self._taken_seen = {one.subject for one in findings if one.kind in (Kind.RESERVATION, Kind.NEW_PORT)}

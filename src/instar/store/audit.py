@@ -51,28 +51,37 @@ async def audit_usage(store: Store) -> list[Row]:
     )
 
 
-def usage_recount(project_id: str) -> Statement:
+# The row is held first: whoever changes it meanwhile has committed by the time of the second statement, which sees it all.
+
+
+def usage_recount(project_id: str) -> tuple[Statement, ...]:
     """Count anew what the project's instances use."""
-    counted = "FROM instances i WHERE i.project_id = :id AND i.deleted = 0"
-    return Statement(
-        f"""UPDATE project_usage SET instances = (SELECT COUNT(*) {counted}),
-              cores = (SELECT COALESCE(SUM(i.vcpus), 0) {counted}),
-              ram_mib = (SELECT COALESCE(SUM(i.memory_mib), 0) {counted})
-            WHERE project_id = :id""",  # noqa: S608 - constants only
-        {"id": project_id},
+    counted, params = "FROM instances i WHERE i.project_id = :id AND i.deleted = 0", {"id": project_id}
+    return (
+        Statement("UPDATE project_usage SET instances = instances WHERE project_id = :id", params),
+        Statement(
+            f"""UPDATE project_usage SET instances = (SELECT COUNT(*) {counted}),
+                  cores = (SELECT COALESCE(SUM(i.vcpus), 0) {counted}),
+                  ram_mib = (SELECT COALESCE(SUM(i.memory_mib), 0) {counted})
+                WHERE project_id = :id""",  # noqa: S608 - constants only
+            params,
+        ),
     )
 
 
-def host_totals_recount(host: str) -> Statement:
+def host_totals_recount(host: str) -> tuple[Statement, ...]:
     """Sum the host's claims anew."""
-    claims = "FROM claims c WHERE c.host = :host"
-    return Statement(
-        f"""UPDATE hosts SET vcpus_claimed = (SELECT COALESCE(SUM(c.vcpus), 0) {claims}),
-              memory_claimed_mib = (SELECT COALESCE(SUM(c.memory_mib), 0) {claims}),
-              disk_claimed_gib = (SELECT COALESCE(SUM(c.disk_gib), 0) {claims}),
-              instances_claimed = (SELECT COUNT(*) {claims})
-            WHERE name = :host""",  # noqa: S608 - constants only
-        {"host": host},
+    claims, params = "FROM claims c WHERE c.host = :host", {"host": host}
+    return (
+        Statement("UPDATE hosts SET instances_claimed = instances_claimed WHERE name = :host", params),
+        Statement(
+            f"""UPDATE hosts SET vcpus_claimed = (SELECT COALESCE(SUM(c.vcpus), 0) {claims}),
+                  memory_claimed_mib = (SELECT COALESCE(SUM(c.memory_mib), 0) {claims}),
+                  disk_claimed_gib = (SELECT COALESCE(SUM(c.disk_gib), 0) {claims}),
+                  instances_claimed = (SELECT COUNT(*) {claims})
+                WHERE name = :host""",  # noqa: S608 - constants only
+            params,
+        ),
     )
 
 

@@ -83,21 +83,25 @@ def claim_release_others(instance_id: str, keep_claim_id: str) -> tuple[Statemen
 
 def _release(column: str, value: str, kept: str = "") -> tuple[Statement, ...]:
     params: dict[str, Value] = {"value": value, "kept": kept}
-    mine = f"FROM claims c WHERE c.{column} = :value AND c.id <> :kept AND c.host || '' = hosts.name"
+    named = f"{column} = :value AND id <> :kept"
+    # A claim that another transaction makes between two of these statements is not ours to delete, for its amounts were not
+    # given back: ours are those that the first one turned below zero, which nobody else sees.
+    mine = f"FROM claims c WHERE c.{column} = :value AND c.id <> :kept AND c.vcpus < 0"
+    here = f"{mine} AND c.host || '' = hosts.name"
     return (
         # Two releases of one claim queue up here: the second finds nothing to give back.
-        Statement(f"UPDATE claims SET host = host WHERE {column} = :value AND id <> :kept", params),  # noqa: S608 - one of two names
+        Statement(f"UPDATE claims SET vcpus = -1 - vcpus WHERE {named} AND vcpus >= 0", params),  # noqa: S608 - one of two names
         Statement(
-            f"""UPDATE hosts SET vcpus_claimed = vcpus_claimed - (SELECT COALESCE(SUM(c.vcpus), 0) {mine}),
-                  memory_claimed_mib = memory_claimed_mib - (SELECT COALESCE(SUM(c.memory_mib), 0) {mine}),
-                  disk_claimed_gib = disk_claimed_gib - (SELECT COALESCE(SUM(c.disk_gib), 0) {mine}),
-                  instances_claimed = instances_claimed - (SELECT COUNT(*) {mine})
-                WHERE name IN (SELECT c.host FROM claims c WHERE c.{column} = :value AND c.id <> :kept)""",  # noqa: S608 - the same
+            f"""UPDATE hosts SET vcpus_claimed = vcpus_claimed - (SELECT COALESCE(SUM(-1 - c.vcpus), 0) {here}),
+                  memory_claimed_mib = memory_claimed_mib - (SELECT COALESCE(SUM(c.memory_mib), 0) {here}),
+                  disk_claimed_gib = disk_claimed_gib - (SELECT COALESCE(SUM(c.disk_gib), 0) {here}),
+                  instances_claimed = instances_claimed - (SELECT COUNT(*) {here})
+                WHERE name IN (SELECT c.host {mine})""",  # noqa: S608 - the same
             params,
         ),
         Statement(
-            f"DELETE FROM claims WHERE {column} = :value AND id <> :kept "  # noqa: S608
-            "RETURNING host, vcpus, memory_mib, disk_gib",
+            f"DELETE FROM claims WHERE {named} AND vcpus < 0 "  # noqa: S608
+            "RETURNING host, -1 - vcpus AS vcpus, memory_mib, disk_gib",
             params,
         ),
     )
