@@ -73,6 +73,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: Annotated[float, _setting("how often a host reports", "seconds", gt=0)] = 2
     down_after_s: Annotated[float, _setting("a host that is silent for so long is down", "seconds", gt=0)] = 8
+    lost_after_s: Annotated[
+        float, _setting("operations that need a silent host give up after; its agent may come back", "seconds", gt=0)
+    ] = 20
     commands_max: Annotated[int, _setting("commands that one host works on at once", "commands", ge=1)] = 8
     resume_guests_on_boot: Annotated[bool, _setting("start guests that should run after a host restart")] = True
     power_sync_s: Annotated[float, _setting("how often power states are compared besides events", "seconds", gt=0)] = 60

@@ -40,7 +40,7 @@ SETTINGS = Settings(
     hypervisor="simulated",
     store=StoreSettings(durable=False),
     engine=EngineSettings(poll_s=0.1, step_deadline_s=5),
-    host=HostSettings(heartbeat_s=0.2, down_after_s=3),
+    host=HostSettings(heartbeat_s=0.2, down_after_s=3, lost_after_s=3),
     lifecycle=LifecycleSettings(wait_soft_reboot_seconds=1, shutdown_grace_s=1),
     identity=IdentitySettings(argon2_time_cost=1, argon2_memory_kib=8),
     quota=QuotaSettings(instances=100, cores=200, ram=500_000, metadata_items=8, key_pairs=5, server_groups=3),

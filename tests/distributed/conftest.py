@@ -21,7 +21,7 @@ from instar.volumes.local import remove_exports
 SETTLE_S = 30.0
 SETTINGS = {
     "engine": {"lease_s": 2, "poll_s": 0.5},
-    "host": {"heartbeat_s": 0.5, "down_after_s": 30},
+    "host": {"heartbeat_s": 0.5, "down_after_s": 30, "lost_after_s": 30},
     "simulated": {"spawn_s": 0.2},
     "identity": {"argon2_memory_kib": 64, "argon2_time_cost": 1},
     "quota": {"instances": -1, "cores": -1, "ram": -1},

@@ -43,7 +43,7 @@ SETTINGS = Settings(
     hypervisor="simulated",
     store=StoreSettings(durable=False),
     engine=EngineSettings(poll_s=0.1, lease_s=1.0, step_deadline_s=5),
-    host=HostSettings(heartbeat_s=0.2, down_after_s=2, power_sync_s=60),
+    host=HostSettings(heartbeat_s=0.2, down_after_s=2, lost_after_s=2, power_sync_s=60),
     lifecycle=LifecycleSettings(wait_soft_reboot_seconds=1, shutdown_grace_s=1),
     simulated=SimulatedSettings(hosts=3),
     volume=VolumeSettings(volumes=-1),

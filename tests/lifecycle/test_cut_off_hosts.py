@@ -27,7 +27,7 @@ from tests.lifecycle.watching import check_no_trace, until
 QUICK = msgspec.structs.replace(
     SETTINGS,
     engine=EngineSettings(poll_s=0.1, lease_s=2.0, step_deadline_s=3),
-    host=HostSettings(heartbeat_s=0.1, down_after_s=1.5, power_sync_s=60),
+    host=HostSettings(heartbeat_s=0.1, down_after_s=1.5, lost_after_s=1.5, power_sync_s=60),
 )
 
 

@@ -24,7 +24,7 @@ from tests.lifecycle.watching import check_no_trace
 QUICK = msgspec.structs.replace(
     SETTINGS,
     engine=EngineSettings(poll_s=0.1, lease_s=1.0, step_deadline_s=SETTINGS.engine.step_deadline_s),
-    host=HostSettings(heartbeat_s=0.2, down_after_s=1.0, power_sync_s=60),
+    host=HostSettings(heartbeat_s=0.2, down_after_s=1.0, lost_after_s=1.0, power_sync_s=60),
     lifecycle=LifecycleSettings(wait_soft_reboot_seconds=0.1, shutdown_grace_s=0.1),
 )
 RETURNS_S = 0.15

@@ -123,12 +123,12 @@ class HostTable:
         return host is not None and host.forced_down
 
     def fell_silent(self, name: str, waited_s: float) -> bool:
-        """Whether nothing was heard of the host for so long that it is down. One that was not heard yet since this process
-        began gets that time from when someone began to wait for it."""
+        """Whether nothing was heard of the host for so long that operations which need it give up. One that was not heard
+        yet since this process began gets that time from when someone began to wait for it."""
         host = self._hosts.get(name)
         heard = host.reported_at if host is not None else None
         silence_s = waited_s if heard is None else self._clock() - heard
-        return silence_s > self._settings.host.down_after_s
+        return silence_s > self._settings.host.lost_after_s
 
     def watch(self, callback: Callable[[HostChange], None]) -> None:
         """Call on the event loop for each host that comes up, goes down, or was restarted."""
