@@ -37,7 +37,7 @@ from instar.store.operations import operations_of_instance, operations_unfinishe
 from instar.volumes.local import remove_exports
 from tests.lifecycle.databases import database_made, database_renamed, on_postgresql, settings_of
 
-SETTLE_DEADLINE_S = 10.0
+SETTLE_DEADLINE_S = 30.0  # of a machine that is busy otherwise
 
 SETTINGS = Settings(
     hypervisor="simulated",

@@ -28,7 +28,7 @@ QUICK = msgspec.structs.replace(
     lifecycle=LifecycleSettings(wait_soft_reboot_seconds=0.1, shutdown_grace_s=0.1),
 )
 RETURNS_S = 0.15
-ENDS_WITHIN_S = 9.0
+ENDS_WITHIN_S = 25.0
 PLANES_AT_ONCE = 8
 THOROUGH = bool(os.environ.get("INSTAR_TEST_THOROUGHLY"))
 LOSSES = {

@@ -10,7 +10,7 @@ from instar.model.instance import Instance
 from instar.model.states import VmState
 from tests.lifecycle.harness import Plane
 
-UNTIL_DEADLINE_S = 10.0
+UNTIL_DEADLINE_S = 30.0
 
 
 class Held:

@@ -14,7 +14,7 @@ import pytest
 
 from instar.bus.contract import Message
 from instar.bus.memory import MemoryBus
-from instar.config import Settings
+from instar.config import HostSettings, Settings
 from instar.model.host import HOST_REPORTS
 from instar.scheduling.host_table import HostChange, HostTable
 from instar.store.contract import Result, Statement, Store
@@ -207,6 +207,24 @@ async def test_reports_on_the_bus_make_a_host_that_can_be_chosen_at_once(store: 
     assert [row["name"] for row in await rows(store)] == ["h1"]
 
 
+async def test_a_table_that_did_not_run_itself_takes_no_host_for_silent(store: CountingStore) -> None:
+    bus = MemoryBus()
+    settings = msgspec.structs.replace(Settings(), host=HostSettings(heartbeat_s=0.1, down_after_s=1.0))
+    table = HostTable(store, settings)
+    await table.open(bus)
+    try:
+        await bus.publish(HOST_REPORTS, Message("HostReport", msgspec.msgpack.encode(report("h1"))))
+        await eventually(lambda: is_up(table, "h1"))
+        time.sleep(1.5)  # noqa: ASYNC251 - as one that is stopped
+        assert table.is_up("h1") and not table.fell_silent("h1", 0.0)
+        await asyncio.sleep(0.01)
+        assert table.is_up("h1")
+        await eventually(lambda: is_down(table, "h1"), within_s=20)
+    finally:
+        await table.close()
+        await bus.close()
+
+
 async def test_table_that_only_follows_writes_nothing_and_learns_of_hosts_that_another_wrote(store: CountingStore) -> None:
     bus = MemoryBus()
     writer, follower, late = (HostTable(store, Settings()) for _ in range(3))
@@ -232,11 +250,15 @@ async def is_up(table: HostTable, name: str) -> bool:
     return table.is_up(name)
 
 
+async def is_down(table: HostTable, name: str) -> bool:
+    return not table.is_up(name) and table.fell_silent(name, 0.0)
+
+
 async def has_rank(table: HostTable, name: str) -> bool:
     return [host.name for host in table.ranking] == [name]
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 10) -> None:
+    async with asyncio.timeout(within_s):
         while not await condition():
             await asyncio.sleep(0.005)

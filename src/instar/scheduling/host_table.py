@@ -1,6 +1,6 @@
 """The host table: every host in memory, kept fresh by heartbeats, so that choosing one needs no query.
 
-Whether a host is up is judged by the receiver's own monotonic clock alone. Amounts are hints, read again every few
+Whether a host is up is judged by the receiver's own clock alone, while it listens. Amounts are hints, read again every few
 seconds; what may be claimed is decided by the database. Reports reach the database in groups, not one by one.
 """
 
@@ -21,6 +21,7 @@ from instar.errors import InstarError
 from instar.model.commands import HOST_QUEUE
 from instar.model.guest import HostInventory
 from instar.model.host import HOST_REPORTS, HostReport
+from instar.scheduling.awake_clock import AwakeClock
 from instar.scheduling.host_view import HostView, capacity_of, groupings
 from instar.scheduling.ranking import Ranking
 from instar.store.aggregates import DEFAULT_ZONE, aggregate_list
@@ -33,6 +34,7 @@ PERSIST_EVERY_S = 2.0  # reports that bring nothing new are written no more ofte
 PERSIST_AT_ONCE = 500  # new or changed hosts in one transaction
 REFRESH_EVERY_S = 2.0  # what others claimed and admins said is read again
 SWEEP_EVERY_S = 0.5  # silence is noticed so late at most
+TICK_PART = 0.1  # of the time after which a silent host is down: so often we see whether we run ourselves
 SLICE = 500  # hosts that are worked on before others have the event loop
 
 _decode_report = msgspec.msgpack.Decoder(HostReport).decode
@@ -71,12 +73,14 @@ class HostTable:
 
     async def open(self, bus: Bus) -> None:
         """Load every known host (none is up before it has reported), then follow reports until `close`."""
+        awake = AwakeClock(bus.listening_s, tick_s=min(SWEEP_EVERY_S, self._settings.host.down_after_s * TICK_PART))
         if not self._clock_given:
-            self._clock = bus.listening_s  # while we are cut off, nobody falls silent
+            self._clock = awake  # while we are cut off, or do not run, nobody falls silent
         self._bus = bus
         await self.load()
         self._subscription = await bus.subscribe(HOST_REPORTS, self._on_report)
         self._tasks = [
+            asyncio.create_task(awake.run(), name="host clock"),
             asyncio.create_task(self._every(REFRESH_EVERY_S, self.refresh), name="host refresh"),
             asyncio.create_task(self._every(SWEEP_EVERY_S, self._sweep_soon), name="host sweep"),
         ]
