@@ -32,10 +32,10 @@ def test_patterns_find_what_regular_expressions_find(pieces: list[str], text: st
 
 
 def test_no_pattern_takes_long() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for pattern in ("(a*)*b$", "(a|a)*b", "a*a*a*a*a*a*a*a*b", "((a{0,20}){0,20})b$"):
         assert not compiled(pattern)("a" * 255)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("pattern", ["(", "a**", "[a", "\\", "a{3,1}", "x" * 300, "(?=a)", "\\1", "a{65}"])

@@ -103,7 +103,7 @@ async def test_power_off_kills_every_process_and_power_on_is_another_boot(pair: 
     pair.one.power_off()
     assert sleeper.wait(5) != 0
     assert pair.one.process is None and pair.one.is_off
-    async with asyncio.timeout(5):  # the kernel takes its time to end a network namespace
+    async with asyncio.timeout(20):  # the kernel takes its time to end a network namespace
         while pair.reaches(pair.two, pair.underlay.address(1)):
             await asyncio.sleep(0.01)
     with pytest.raises(StartupError):

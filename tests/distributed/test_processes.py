@@ -81,7 +81,7 @@ def test_a_conductor_that_stops_hands_over_at_once(cloud: LocalCloud, client: Cl
     stopped = time.monotonic()
     for server_id in servers:
         client.until(server_id, "ACTIVE")
-    assert time.monotonic() - stopped < 10
+    assert time.monotonic() - stopped < 25
     assert "Traceback" not in log_of(cloud, "conductor-2")
     for server_id in servers:
         client.compute("DELETE", f"/servers/{server_id}")

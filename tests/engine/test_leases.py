@@ -204,7 +204,7 @@ async def test_rows_of_a_process_that_says_nothing_more_are_freed(postgresql_url
         waiting = asyncio.create_task(store.write(conductor_beat("a")))
         await asyncio.sleep(1.0)
         await store.end_silent()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await waiting
         assert await conductors_fetch(store) == {"a": 1}
     finally:

@@ -371,7 +371,7 @@ async def test_notifications_tell_start_and_end_and_error(bench: Bench) -> None:
     await bench.finished(await bench.accept_build())
     calls.fail = "a"
     await bench.finished(await bench.accept_build())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(bench.told) < 4:
             await asyncio.sleep(0.01)
     assert [told.event_type for told in bench.told] == [

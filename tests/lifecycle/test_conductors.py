@@ -108,7 +108,7 @@ async def test_operations_of_a_stopped_conductor_are_taken_over_and_it_does_no_h
             return all(found and (found.finished_at or found.owner == other.conductor.id) for found in taken)
 
         await until("the other one takes over", taken_over)
-        assert time.monotonic() - began < ROOMY.engine.lease_s * 3
+        assert time.monotonic() - began < ROOMY.engine.lease_s * 20  # a machine that is busy otherwise needs more than 2
         await one.settled()
         await stopped.go_on()
         await asyncio.sleep(0.3)

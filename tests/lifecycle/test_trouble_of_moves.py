@@ -356,7 +356,7 @@ async def test_what_has_no_task_state_waits_for_its_turn(one: Plane) -> None:
     await new_volume(one, "other")
     held = one.around_step = Held("attach to guest")
     await attach(one, instance)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not held.reached.is_set() and (await one.last_operation(instance.id)).finished_at is None:
             await asyncio.sleep(0.005)
     await ask(one, "stop", instance)

@@ -64,7 +64,7 @@ async def in_flight(directory: Path, image_file: Path) -> None:
             one.around_step = _stop_at(step, when, reached)
             instance = await SCENARIOS[name].act(one, victims[name])
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await reached.wait()
             except TimeoutError:
                 steps = [step.name for step in await one.journal(instance.id)]
