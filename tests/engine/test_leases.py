@@ -10,6 +10,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from instar.bus.memory import MemoryBus
+from instar.config import EngineSettings
+from instar.engine.conductor import Conductor
 from instar.engine.lease import Lease, act_under, ensure_lease
 from instar.errors import LeaseLost
 from instar.store.conductors import (
@@ -132,6 +135,23 @@ async def test_tasks_act_by_the_lease_of_who_began_them_until_that_is_over(store
         await asyncio.create_task(work(over=False))
     await asyncio.create_task(work(over=True))
     await ensure_lease()  # this task acts by none
+
+
+async def test_who_has_joined_shows_life_though_what_opens_before_it_takes_long(store: Store) -> None:
+    bus = MemoryBus()
+    await bus.open()
+    conductor = Conductor(store, bus, {}, EngineSettings(lease_s=0.6), alone=True)
+    try:
+        await conductor.join()
+        first = (await conductors_fetch(store))[conductor.id]
+        async with asyncio.timeout(20):
+            while (await conductors_fetch(store))[conductor.id] == first:
+                await asyncio.sleep(0.05)
+    finally:
+        await conductor.close()
+        await conductor.close()
+        await bus.close()
+    assert await conductors_fetch(store) == {}
 
 
 async def test_what_is_written_under_a_guard_is_written_only_while_it_holds(store: Store) -> None:

@@ -69,6 +69,7 @@ class ControlPlane:
             await self._enter(self.bus)
             await self._enter(self.services)
             # Who listens to hosts' reports comes before the agent, who reports at once; the conductor finds hosts up.
+            self._stack.push_async_callback(self.conductor.close)  # it joins here already, and hosts may fail to start
             await self._enter(self.working.kept)
             await self._enter(self.agent)
             if self._agents_apart is not None:

@@ -109,10 +109,12 @@ class Conductor:
         self._before_leaving.append(call)
 
     async def join(self) -> None:
-        """Register: `open` does it where it was not done before."""
+        """Register, and show life from now on: what opens before the conductor itself may take longer than a lease.
+        `open` does it where it was not done before."""
         if not self._joined:
             await self.lease.acquire(alone=self._alone)
             self._joined = True
+            self._loops.append(asyncio.create_task(self._beat(), name="conductor beat"))
 
     async def open(self) -> None:
         """Register, take over what is unfinished, and serve the queue."""
@@ -123,17 +125,18 @@ class Conductor:
             await self._bus.subscribe(CONDUCTOR_LEFT_TOPIC, self._on_left),
             await self._bus.serve(CONDUCTOR_QUEUE, self._on_accepted, concurrency_max=self._settings.operations_max),
         ]
-        self._loops = [
-            asyncio.create_task(self._beat(), name="conductor beat"),
+        self._loops += [
             asyncio.create_task(self._watch(), name="conductor watch"),
             asyncio.create_task(self._poll(), name="conductor poll"),
             asyncio.create_task(self._outbox.run(), name="conductor outbox"),
         ]
 
     async def close(self) -> None:
-        """Stop. What is in flight stays in the journal, for the next that starts; another conductor takes it at once."""
+        """Stop. What is in flight stays in the journal, for the next that starts; another conductor takes it at once. Also
+        of one that has only joined; may be called again."""
         self._closing = True
-        for subscription in self._subscriptions:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
             await subscription.cancel()
         for call in self._before_leaving:
             await call()

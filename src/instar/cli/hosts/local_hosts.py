@@ -84,6 +84,7 @@ class LocalHosts:
                     await reported.wait()
         except TimeoutError:
             log.warning("host.not_reported", hosts=missing, waited_s=FIRST_REPORT_MAX_S)
+        await self._table.persist_new()  # from the first request on they can be named, and chosen
 
     async def close(self) -> None:
         """Agents end, and hosts that have no guests; the others go on."""
