@@ -1,13 +1,18 @@
-"""What all tests share: the private PostgreSQL, and which whole files are too slow for `make test-fast` (they start a cloud
-for each test, or walk every route)."""
+"""What all tests share: the private PostgreSQL, which whole files are too slow for `make test-fast` (they start a cloud for
+each test, or walk every route), how long tests with guests may take, and who clears up after a run that was killed."""
 
 from __future__ import annotations
 
+import os
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.aftermath import MARK
 from tests.postgresql_server import TestServer
 
 SLOW_FILES = frozenset({
@@ -21,12 +26,28 @@ SLOW_FILES = frozenset({
     "networks/test_network_policy_walk.py", "networks/test_security_groups.py", "identity/test_records.py",
 })  # fmt: skip
 HERE = Path(__file__).parent
+AFTERMATH = pytest.StashKey[subprocess.Popen[bytes]]()
+GUEST_MAX_S = 1200  # a boot takes a minute and a half on a machine that is busy otherwise, and some tests have six
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if MARK in os.environ:  # a worker's, which has its run's mark, or a run in a test
+        return
+    os.environ[MARK] = secrets.token_hex(8)
+    inherited = {name: value for name, value in os.environ.items() if name != MARK}
+    watch = subprocess.Popen(  # ends after this process, whose end of the pipe closes then
+        [sys.executable, "-m", "tests.aftermath", os.environ[MARK]], cwd=HERE.parent, env=inherited,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    config.stash[AFTERMATH] = watch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(HERE).as_posix() in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+        if {"guest", "host"} & {mark.name for mark in item.iter_markers()} and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(GUEST_MAX_S))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from instar.hypervisor.libvirt.private_daemon import SYSTEM_URI, PrivateDaemon
 from tests.endtoend.host_leftovers import processes
 from tests.endtoend.running_cloud import RunningCloud, wait_until
 
-BOOT_MAX_S = 60.0
+BOOT_MAX_S = 90.0
 SSH_OPTIONS = (
     "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=5",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from tests.endtoend.conftest import clean_host
 from tests.endtoend.guest_access import domains_of, libvirt_of
 from tests.endtoend.running_cloud import RunningCloud, wait_until
 from tests.hypervisor.tiny_guest import write_image
+from tests.patience import slowness
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
 
@@ -77,10 +78,11 @@ class Workload:
         """Nothing stuck, lost or leaked; each server is what libvirt says it is. Returns the seconds it took."""
         began = time.monotonic()
         for server_id in self.deleted:
-            self.cloud.gone(server_id, SETTLED_MAX_S - (time.monotonic() - began))
+            self.cloud.gone(server_id, SETTLED_MAX_S)
         for server_id in self.servers:
-            self.cloud.settled(server_id, *statuses, within_s=SETTLED_MAX_S - (time.monotonic() - began))
+            self.cloud.settled(server_id, *statuses, within_s=SETTLED_MAX_S)
         took = time.monotonic() - began
+        assert took < SETTLED_MAX_S * slowness()
         wait_until(lambda: self.cloud.admin.findings() == [] and self._as_libvirt_says(), 5)
         assert {one["id"] for one in self.cloud.admin.get("/servers")["servers"]} == self.servers
         return took
@@ -105,7 +107,7 @@ def cloud() -> Iterator[RunningCloud]:
     with clean_host() as make:
         made = make(
             "libvirt", INSTAR_LIFECYCLE_SHUTDOWN_GRACE_S="2", INSTAR_LIFECYCLE_WAIT_SOFT_REBOOT_SECONDS="2",
-            INSTAR_HOST_DOWN_AFTER_S="2", INSTAR_QUOTA_INSTANCES="50",
+            INSTAR_QUOTA_INSTANCES="50",
         )  # fmt: skip
         made.start()
         yield made
@@ -192,7 +194,7 @@ def test_libvirtd_away_for_a_while(cloud: RunningCloud, workload: Workload, daem
     server_id = workload.create()
     cloud.settled(server_id, "ACTIVE")
     asyncio.run(daemon.hold())
-    wait_until(lambda: host_state(cloud) == "down", 10)
+    wait_until(lambda: host_state(cloud) == "down", 20)
     assert cloud.admin.act(server_id, {"reboot": {"type": "HARD"}}).status_code == 202
     server = cloud.settled(server_id, "ACTIVE", within_s=40)
     newest = cloud.admin.get(f"/servers/{server_id}/os-instance-actions")["instanceActions"][0]

@@ -122,7 +122,7 @@ def test_a_host_that_dies_is_down_and_its_guests_are_started_when_it_returns(two
     boots, process = guest.boots(), guest.process()
     two.instar("host", "power-off", "host-2")
     assert host.process is None and not Path(f"/proc/{process}").exists()
-    wait_until(lambda: not two.is_up("host-2"), 15)
+    wait_until(lambda: not two.is_up("host-2"), 20)
     assert two.is_up("host-1")
     two.instar("host", "power-on", "host-2")
     wait_until(lambda: two.is_up("host-2"), AGENT_BACK_MAX_S)

@@ -19,7 +19,7 @@ from tests.endtoend.running_cloud import LATEST, RunningCloud, wait_until
 
 HOSTS = ("host-1", "host-2")
 SETTLED_MAX_S = 90.0
-FOLLOWS_MAX_S = 20.0
+FOLLOWS_MAX_S = 30.0
 
 
 class TwoHostsStory:

@@ -17,7 +17,7 @@ from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, Ima
 
 from .libvirt_harness import LibvirtHarness
 
-BOOT_TIMEOUT_S = 120.0
+BOOT_TIMEOUT_S = 300.0  # of a machine that does much else; 10 s where it does not
 
 
 async def wait_for_line(host: LibvirtHarness, instance_id: str, pattern: str) -> re.Match[str]:

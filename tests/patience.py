@@ -1,0 +1,12 @@
+"""How much longer things take because the machine does other things, too: limits of tests are those of an idle one."""
+
+from __future__ import annotations
+
+import os
+
+MOST = 10.0
+
+
+def slowness() -> float:
+    """By which to multiply a limit: 1 on an idle machine, 3 where each processor has two others' work to do as well."""
+    return min(MOST, 1 + os.getloadavg()[0] / (os.cpu_count() or 1))
