@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.aftermath import MARK
 from tests.postgresql_server import TestServer
@@ -40,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     config.stash[AFTERMATH] = watch
+
+
+def pytest_configure() -> None:
+    """What is logged is plain: a traceback with all variables of all frames takes a second, and nobody reads it."""
+    *processors, _ = structlog.get_config()["processors"]
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*processors, plain])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

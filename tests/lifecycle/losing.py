@@ -33,6 +33,7 @@ class Network:
         self.lost: set[str] = set()
         self.missed = asyncio.Event()  # something was sent to one of them
         self.works: set[str] = set()
+        self.unheard: set[str] = set()  # takes commands, and answers them; only its reports are lost
         bus: Any = one.control.bus
         bus = getattr(bus, "_bus", bus)  # what is counted goes over this one
         self._start, self._publish = bus._start, bus.publish
@@ -53,8 +54,10 @@ class Network:
         raise TimeoutError
 
     async def publish(self, topic: str, message: Message) -> None:
-        if topic == HOST_REPORTS and msgspec.msgpack.decode(message.body, type=HostReport).host in self.lost:
-            return
+        if topic == HOST_REPORTS:
+            host = msgspec.msgpack.decode(message.body, type=HostReport).host
+            if host in self.lost or host in self.unheard:
+                return
         if topic in (GUEST_EVENTS, WORK_PROGRESS) and self.lost:
             return
         await self._publish(topic, message)

@@ -214,7 +214,7 @@ async def test_disk_that_fills_up_on_one_host_moves_the_build_to_another(one: Pl
 async def test_a_host_that_hangs_costs_a_deadline_and_the_build_goes_elsewhere(
     tmp_path: Path, image_file: Path, method: str
 ) -> None:
-    engine = msgspec.structs.replace(SETTINGS.engine, step_deadline_s=0.2)
+    engine = msgspec.structs.replace(SETTINGS.engine, step_deadline_s=0.8)
     async with prepared(tmp_path, image_file, msgspec.structs.replace(SETTINGS, engine=engine)) as one:
         first = (await one.created("first")).host
         stuck = [host for host in one.hosts if host != first]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -74,6 +75,10 @@ class Stoppable:
         for subscription in self.conductor._subscriptions:
             await subscription.cancel()
 
+    async def close(self) -> None:
+        self._going.set()  # also where the test failed while it was stopped
+        await self.conductor.close()
+
     async def go_on(self) -> None:
         self._going.set()
         conductor = self.conductor
@@ -83,13 +88,14 @@ class Stoppable:
 async def test_operations_of_a_stopped_conductor_are_taken_over_and_it_does_no_harm_when_it_goes_on(
     tmp_path: Path, image_file: Path
 ) -> None:
-    async with prepared(tmp_path, image_file, ROOMY) as one:
+    async with prepared(tmp_path, image_file, ROOMY) as one, contextlib.AsyncExitStack() as closing:
         await one.control.conductor.close()  # the two below do everything
         doing: Counter[str] = Counter()
         overlaps: list[str] = []
         two = [Stoppable(one, doing, overlaps) for _ in range(2)]
         for stoppable in two:
             await stoppable.conductor.open()
+            closing.push_async_callback(stoppable.close)
         draft = await one.new()
         made = [(await one.control.lifecycle.create(one.context(), [draft]))[0] for _ in range(60)]
         stopped, other = two
@@ -128,8 +134,6 @@ async def test_operations_of_a_stopped_conductor_are_taken_over_and_it_does_no_h
             return stopped.conductor.id in await conductors_fetch(one.control.store)
 
         await until("the conductor is registered again", registered)
-        for stoppable in two:
-            await stoppable.conductor.close()
 
 
 @pytest.mark.parametrize("step", ["claim", "allocate ports", "create root disk", "start guest"])

@@ -10,6 +10,7 @@ from instar.errors import HypervisorError
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from tests.lifecycle.harness import Plane
+from tests.lifecycle.losing import Network
 from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
 
 
@@ -34,9 +35,12 @@ async def test_create_goes_elsewhere_while_a_hypervisor_is_away(one: Plane) -> N
 
 
 async def test_create_fails_with_a_reason_when_every_hypervisor_is_away(one: Plane) -> None:
+    network = Network(one)
+    network.unheard.update(one.hosts)  # so that nobody knows yet when the first one is built
     for host in one.hosts:
         faults(one, host).down = True
     first = await one.created("first")
+    network.unheard.clear()
     for host in one.hosts:
         await until_known(one, host, ok=False)
     second = await one.created("second")

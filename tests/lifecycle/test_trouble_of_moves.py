@@ -19,9 +19,11 @@ from instar.lifecycle.rebuild import RebuildArguments
 from instar.lifecycle.shelve import UnshelveArguments
 from instar.lifecycle.snapshot import SnapshotArguments
 from instar.model.instance import SHELVED_IMAGE, Instance
+from instar.model.operation import Operation
 from instar.model.states import PowerState, TaskState, VmState
 from instar.store.audit import audit_usage
 from instar.store.flavors import flavor_fetch
+from instar.store.operations import operations_of_instance
 from tests.lifecycle.device_acts import attach, new_volume, volume_of
 from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.losing import check_whole, look_again
@@ -290,11 +292,22 @@ async def test_quota_holds_over_a_resize_and_adds_up_at_each_step(tmp_path: Path
 # --- due by time --------------------------------------------------------------------------------------------------------
 
 
+async def begun(one: Plane, instance_id: str, action: str) -> list[Operation]:
+    """The instance's last two operations, once the last one is `action`."""
+
+    async def is_there() -> bool:
+        return (await one.last_operation(instance_id)).action == action
+
+    await until(f"{action} is begun", is_there)
+    return (await operations_of_instance(one.control.store, instance_id))[:2]
+
+
 async def test_resize_is_confirmed_by_itself(tmp_path: Path, image_file: Path) -> None:
     async with one_with(tmp_path, image_file, resize_confirm_window_s=0.2, timers_s=0.05) as one:
         instance = await one.created()
         await ask(one, "resize", instance, await larger(one))
-        await until_state(one, instance.id, VmState.RESIZED)
+        _, resized = await begun(one, instance.id, "confirmResize")
+        assert (resized.action, resized.result) == ("resize", "Success")
         ended = await until_state(one, instance.id, VmState.ACTIVE)
         assert (ended.spec.flavor.id, ended.facts.move) == ("2", None)
         assert await one.findings() == []
@@ -304,7 +317,8 @@ async def test_shelved_server_leaves_its_host_after_a_time_or_never(tmp_path: Pa
     async with one_with(tmp_path / "later", image_file, shelved_offload_s=0.3, timers_s=0.05) as one:
         instance = await one.created()
         await ask(one, "shelve", instance)
-        assert (await until_state(one, instance.id, VmState.SHELVED)).host == instance.host
+        _, shelved = await begun(one, instance.id, "shelveOffload")
+        assert (shelved.action, shelved.result) == ("shelve", "Success")
         assert (await until_state(one, instance.id, VmState.SHELVED_OFFLOADED)).host is None
     async with one_with(tmp_path / "never", image_file, shelved_offload_s=-1, timers_s=0.05) as one:
         instance = await does(one, "shelve", await one.created())
@@ -317,7 +331,7 @@ async def test_shelved_server_leaves_its_host_after_a_time_or_never(tmp_path: Pa
 
 
 async def test_deleted_server_can_be_restored_until_it_is_reclaimed(tmp_path: Path, image_file: Path) -> None:
-    async with one_with(tmp_path, image_file, reclaim_instance_interval_s=1.0, timers_s=0.05) as one:
+    async with one_with(tmp_path, image_file, reclaim_instance_interval_s=5.0, timers_s=0.05) as one:
         instance = await one.created()
         faults(one, instance.host).write_data(instance.id, "root", "before", "kept")
         ended = await does(one, "delete", instance)

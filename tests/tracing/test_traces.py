@@ -171,6 +171,7 @@ async def test_lines_of_an_operation_and_of_its_hosts_carry_the_request(one):
         lines.append(dict(event))
         return event
 
+    before = structlog.get_config()
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, keep, structlog.dev.ConsoleRenderer()])
     seen: list[str] = []
     hypervisor = next(iter(one.control.agent._hypervisors.values()))
@@ -186,7 +187,7 @@ async def test_lines_of_an_operation_and_of_its_hosts_carry_the_request(one):
             one_host.ensure_running = noted
         request_id = await _build_by_http(one)
     finally:
-        structlog.reset_defaults()
+        structlog.configure(**before)
     assert hypervisor is not None and len(seen) == 1
     [at_host] = [line for line in lines if line["event"] == "here"]
     assert (at_host["request_id"], at_host["instance_id"]) == (request_id, seen[0])
