@@ -17,7 +17,7 @@ from instar.model.states import VmState
 from tests.lifecycle.harness import Plane, plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 
-KILL_DEADLINE_S = 60
+KILL_DEADLINE_S = 120
 
 
 _clean: dict[str, list[str]] = {}
