@@ -44,10 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_configure() -> None:
-    """What is logged is plain: a traceback with all variables of all frames takes a second, and nobody reads it."""
+    """In each process of pytest. A traceback with all variables of all frames takes a second, and nobody reads it."""
     *processors, _ = structlog.get_config()["processors"]
     plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*processors, plain])
+    # The many processes of these tests need not compile everything anew, whatever is wished elsewhere.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
