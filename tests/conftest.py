@@ -32,6 +32,11 @@ GUEST_MAX_S = 1200  # a boot takes a minute and a half on a machine that is busy
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """In each process of pytest."""
+    log_plainly()
+    # The many processes of these tests need not compile everything anew, whatever is wished elsewhere.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if MARK in os.environ:  # a worker's, which has its run's mark, or a run in a test
         return
     os.environ[MARK] = secrets.token_hex(8)
@@ -43,14 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[AFTERMATH] = watch
 
 
-def pytest_configure() -> None:
-    """In each process of pytest. A traceback with all variables of all frames takes a second, and nobody reads it."""
+def log_plainly() -> None:
+    """A traceback with all variables of all frames takes a second, and nobody reads it."""
     *processors, _ = structlog.get_config()["processors"]
     plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*processors, plain])
-    # The many processes of these tests need not compile everything anew, whatever is wished elsewhere.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
