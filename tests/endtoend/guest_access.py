@@ -21,7 +21,7 @@ from tests.endtoend.running_cloud import RunningCloud, wait_until
 
 BOOT_MAX_S = 90.0
 SSH_OPTIONS = (
-    "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=5",
+    "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes",
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ class Guest:
     def wait_for_boot(self, count: int) -> None:
         """The boot with this number is over: the network and ssh are up."""
         self.wait_for_line(rf"INSTAR-READY count={count} ")
-        self.wait_for_line(r"INSTAR-NET eth0 address=")
+        self.wait_for_line(rf"(?s)INSTAR-BOOT count={count} .*INSTAR-NET eth0 address=")  # not that of an earlier boot
 
     def near(self, *command: str) -> list[str]:
         """`command` as it runs where the guest can be reached from."""
@@ -78,10 +78,11 @@ class Guest:
         return subprocess.run(argv, capture_output=True, timeout=10, check=False).returncode == 0
 
     def ssh(self, command: str, *, may_end: bool = False) -> str:
-        options = [word for option in SSH_OPTIONS for word in ("-o", option)]
+        patience = f"ConnectTimeout={5 if may_end else 30}"  # who asks whether it is up asks again
+        options = [word for option in (*SSH_OPTIONS, patience) for word in ("-o", option)]
         done = subprocess.run(
             self.near("ssh", *options, "-i", str(self._key), f"root@{self.address}", command),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert may_end or done.returncode == 0, done.stderr
         return done.stdout.strip()
