@@ -24,6 +24,7 @@ SLOW_FILES = frozenset({
     "lifecycle/test_trouble_of_moves.py", "volumes/test_volume_policy.py", "volumes/test_volume_api.py",
     "volumes/test_volume_crash.py", "api/test_volume_attachments.py", "api/test_boot_from_volume.py",
     "api/test_interfaces.py", "api/test_server_actions.py", "lifecycle/test_taking_over.py",
+    "engine/test_conductor_processes.py", "lifecycle/test_build_trouble.py", "images/test_reach_by_http.py",
     "networks/test_network_policy_walk.py", "networks/test_security_groups.py", "identity/test_records.py",
 })  # fmt: skip
 HERE = Path(__file__).parent

@@ -27,6 +27,7 @@ from instar.model.host import HOST_REPORTS
 from instar.model.operation import Notification
 from tests.bus.blackhole import Blackhole
 from tests.bus.conftest import Rabbit
+from tests.patience import slowness
 
 pytestmark = pytest.mark.host
 
@@ -100,7 +101,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: 
     await caller.subscribe("t.*", hear)
     call = asyncio.create_task(caller.call("held", message(deadline_s=120)))
     await asyncio.wait_for(held.begun.wait(), 20)
-    await asyncio.sleep(2.5)  # RabbitMQ 3.10 forgets queues that are younger when it is killed
+    await asyncio.sleep(min(2.5 * slowness(), 10.0))  # RabbitMQ 3.10 forgets queues that are younger when it is killed
     await asyncio.to_thread(rabbit.broker.kill)
     heard_so_far = caller.listening_s()
     with pytest.raises(NobodyListens):

@@ -251,7 +251,7 @@ async def is_up(table: HostTable, name: str) -> bool:
 
 
 async def is_down(table: HostTable, name: str) -> bool:
-    return not table.is_up(name) and table.fell_silent(name, 0.0)
+    return not table.is_up(name)
 
 
 async def has_rank(table: HostTable, name: str) -> bool:
