@@ -75,6 +75,10 @@ class Run:
             time.sleep(0.2)
         for folder in ours | {folder for folder in self.folders if folder.exists()}:
             _remove(folder)
+        for path in Path("/proc").glob("[0-9]*"):  # `instar down` has started a libvirtd to ask, and was killed too
+            with contextlib.suppress(OSError):
+                if int(path.name) != os.getpid() and folders_of(_words(path / "cmdline")) & ours:
+                    os.kill(int(path.name), signal.SIGKILL)
 
 
 def _words(path: Path) -> list[str]:
