@@ -37,6 +37,7 @@ from instar.store.operations import operations_of_instance, operations_unfinishe
 from instar.volumes.local import remove_exports
 from tests.lifecycle.databases import database_made, database_renamed, on_postgresql, settings_of
 
+CLOSE_DEADLINE_S = 60.0
 SETTLE_DEADLINE_S = 30.0  # of a machine that is busy otherwise
 
 SETTINGS = Settings(
@@ -187,9 +188,20 @@ async def plane(
         await hosts_up(one)
         yield one
     finally:
-        await one.control.close()
+        await closed(one)
         one.world.close()
         await asyncio.to_thread(remove_exports, one.state.path)
+
+
+async def closed(one: Plane) -> None:
+    """Raises TimeoutError that says what does not end."""
+    closing = asyncio.create_task(one.control.close(), name="close")
+    done, _ = await asyncio.wait([closing], timeout=CLOSE_DEADLINE_S)
+    if not done:
+        left = [f"{task.get_name()}: {task.get_stack(limit=1)} {task.get_coro()}" for task in asyncio.all_tasks()]
+        closing.cancel()
+        raise TimeoutError(f"not closed in {CLOSE_DEADLINE_S} s; at work: " + "; ".join(left))
+    await closing
 
 
 @asynccontextmanager
