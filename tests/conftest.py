@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests import every_store_on_postgresql
 from tests.aftermath import MARK
 from tests.postgresql_server import TestServer
+
+if every_store_on_postgresql.asked_for():
+    every_store_on_postgresql.install()
 
 SLOW_FILES = frozenset({
     "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
@@ -56,6 +60,11 @@ def log_plainly() -> None:
     structlog.configure(processors=[*processors, plain])
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    stays = every_store_on_postgresql.asked_for() and collection_path.parent == HERE
+    return True if stays and collection_path.name in every_store_on_postgresql.STAYS else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(HERE).as_posix() in SLOW_FILES:
@@ -67,6 +76,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[TestServer]:
     """A PostgreSQL of this test process, started when first asked for."""
+    if every_store_on_postgresql.asked_for():
+        yield every_store_on_postgresql.the_server()
+        return
     server = TestServer()
     yield server
     server.close()

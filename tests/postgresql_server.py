@@ -54,6 +54,11 @@ class TestServer:
         self.server.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.server.url_of(name)
 
+    def ensure(self, name: str) -> None:
+        """A database of this name with the newest schema is there."""
+        if not self.server.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'").strip():
+            self.server.sql(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+
     def drop(self, url: str) -> None:
         self.server.start()
         self.server.sql(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
