@@ -15,6 +15,7 @@ import structlog
 
 from tests import every_store_on_postgresql
 from tests.aftermath import MARK
+from tests.lifecycle.databases import SERVER
 from tests.postgresql_server import TestServer
 
 if every_store_on_postgresql.asked_for():
@@ -82,6 +83,13 @@ def postgresql_server() -> Iterator[TestServer]:
     server = TestServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everything_on_postgresql(request: pytest.FixtureRequest) -> None:
+    """INSTAR_TEST_DATABASE=postgresql: whole clouds of the tests, too."""
+    if every_store_on_postgresql.asked_for():
+        os.environ[SERVER] = request.getfixturevalue("postgresql_server").server.url.rpartition("/")[0]
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import atexit
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import instar.store.sqlite
@@ -36,7 +35,7 @@ def install() -> None:
 
 def the_server() -> TestServer:
     """One for the whole test process."""
-    global _server  # noqa: PLW0603
+    global _server
     if _server is None:
         _server = TestServer()
         atexit.register(_server.close)
@@ -44,7 +43,7 @@ def the_server() -> TestServer:
 
 
 class _InPlaceOfSqlite(PostgresqlStore):
-    def __init__(self, path: Path, *, durable: bool = True) -> None:  # noqa: ARG002 - a store of a test
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self._name = "f" + hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
         super().__init__(the_server().server.url_of(self._name), PostgresqlSettings(connections=CONNECTIONS))
 

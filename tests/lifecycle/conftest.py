@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.lifecycle.databases import SERVER
 from tests.lifecycle.harness import Plane, prepared
 
 
@@ -18,13 +16,6 @@ def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("wb") as file:
         file.truncate(1 << 20)
     return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def database(request: pytest.FixtureRequest) -> None:
-    """INSTAR_TEST_DATABASE=postgresql: all of these tests on PostgreSQL."""
-    if os.environ.get("INSTAR_TEST_DATABASE") == "postgresql":
-        os.environ[SERVER] = request.getfixturevalue("postgresql_server").server.url.rpartition("/")[0]
 
 
 @pytest.fixture

@@ -257,3 +257,15 @@ async def test_network_is_not_deleted_under_a_port_that_is_being_made(cloud):
             assert isinstance(made, tuple), made
         else:
             assert isinstance(made, InstarError) and not isinstance(gone, BaseException), (made, gone)
+
+
+async def test_the_last_two_that_leave_a_host_at_once_tell_the_others_of_it(cloud: Cloud) -> None:
+    for turn in range(6):
+        pair = [f"{turn}-a", f"{turn}-b"]
+        for instance_id in pair:
+            await allocate(cloud.one, instance_id, cloud.network_id)
+            await cloud.one.bind(instance_id, host="h1")
+        (before,) = await cloud.stores[0].read("SELECT reach FROM networks WHERE id = :id", {"id": cloud.network_id})
+        await asyncio.gather(cloud.one.release(pair[0]), cloud.other.release(pair[1]))
+        (after,) = await cloud.stores[0].read("SELECT reach FROM networks WHERE id = :id", {"id": cloud.network_id})
+        assert after["reach"] > before["reach"]

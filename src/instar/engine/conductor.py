@@ -24,6 +24,7 @@ from instar.engine.run import Interrupted, Run
 from instar.errors import LeaseLost, Unavailable
 from instar.metrics import numbers
 from instar.model.commands import CANCEL_TOPIC, CONDUCTOR_LEFT_TOPIC, CONDUCTOR_QUEUE
+from instar.model.instance import Instance, instance_from_row
 from instar.model.operation import Operation, OperationAccepted, operation_from_row
 from instar.store.conductors import (
     conductor_evict,
@@ -192,14 +193,14 @@ class Conductor:
     async def _take_and_start(self, operation_id: str, from_owner: str | None) -> None:
         lease = self.lease
         await lease.ensure()
-        operation = await operation_fetch(self._store, operation_id)
-        if operation is None or operation.finished_at is not None:
-            return
-        bump = instance_bump_epoch(operation.instance_id)
         try:
-            results = await self._store.write(bump, operation_take(operation_id, lease.id, from_owner=from_owner))
+            results = await self._store.write(
+                instance_bump_epoch(operation_id), operation_take(operation_id, lease.id, from_owner=from_owner)
+            )
         except WriteConflict:
-            await tell_to_cancel(self._bus, operation.instance_id, operation.action)
+            operation = await operation_fetch(self._store, operation_id)
+            if operation is not None and operation.finished_at is None:
+                await tell_to_cancel(self._bus, operation.instance_id, operation.action)
             return
         if self._closing or lease is not self.lease:  # it is ours in the record: whoever comes next takes it from there
             return
@@ -207,7 +208,9 @@ class Conductor:
         if from_owner is not None:
             numbers.lease_changed("taken_over")
             log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
-        run = self._run(taken, lease, fresh=operation.epoch == 0)
+        # One that was never owned has no journal. Where it has to wait for a slot, its instance is read when it begins.
+        instance = None if self._slots.locked() else instance_from_row(results[-2].rows[0])  # type: ignore[arg-type]
+        run = self._run(taken, instance, lease, fresh=from_owner is None)
         task = asyncio.create_task(run, name=f"{taken.action} {taken.instance_id}")
         self._running[operation_id] = (None, task)
 
@@ -222,7 +225,7 @@ class Conductor:
 
     # --- running one ------------------------------------------------------------------------------------------------
 
-    async def _run(self, operation: Operation, lease: Lease, *, fresh: bool) -> None:
+    async def _run(self, operation: Operation, instance: Instance | None, lease: Lease, *, fresh: bool) -> None:
         mandate = act_under(lease)
         following: str | None = None
         ids.bind(operation.request_id, operation_id=operation.id)  # a task, and so a context, of its own
@@ -233,7 +236,7 @@ class Conductor:
                 with spans.span(
                     f"operation {operation.action}", parent=parent, **{"instar.operation_id": operation.id}
                 ):
-                    following = await self._run_to_its_end(operation, fresh=fresh)
+                    following = await self._run_to_its_end(operation, instance, fresh=fresh)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -246,9 +249,10 @@ class Conductor:
         if following:
             await self._take(following, None)
 
-    async def _run_to_its_end(self, operation: Operation, *, fresh: bool) -> str | None:
+    async def _run_to_its_end(self, operation: Operation, instance: Instance | None, *, fresh: bool) -> str | None:
         started = time.monotonic()
-        instance = await instance_fetch(self._store, operation.instance_id)
+        if instance is None:
+            instance = await instance_fetch(self._store, operation.instance_id)
         # Nobody has run it before: there is no journal to read.
         steps = [] if fresh else await steps_fetch(self._store, operation.id)
         run = Run(

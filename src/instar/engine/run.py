@@ -46,6 +46,7 @@ from instar.store.instances import (
     instance_change_spec,
     instance_count,
     instance_fetch,
+    instance_hold,
 )
 from instar.store.operations import (
     GuardRefused,
@@ -54,6 +55,7 @@ from instar.store.operations import (
     operation_finish,
     operation_guard,
     step_start,
+    step_start_during,
 )
 from instar.tracing import spans
 
@@ -283,8 +285,9 @@ class Run:
         if not ours:
             # What it found is its own also where the states are another's: it alone writes the facts.
             found = {name: self._changes[name] for name in FOUND_COLUMNS if not self._has_task and name in self._changes}
-            beside = (instance_change_beside(self.instance.id, found),) if found else ()
-            results = await self._write((guard, *self._pending, *beside, *rest))
+            # Either holds the instance, so that the end sees an operation that is accepted at this moment.
+            beside = instance_change_beside(self.instance.id, found) if found else instance_hold(self.instance.id)
+            results = await self._write((guard, *self._pending, beside, *rest))
         self._ended(results[-2])
 
     async def give_up(self, error: Exception) -> None:
@@ -326,14 +329,19 @@ class Run:
             raise Cancelled(by=self._cancelled_by)
         statements = [operation_guard(self.operation, forward=forward), *self._pending]
         started = self._journal.get(name)
+        # Most steps change nothing of the instance's row, which is dear to write.
+        changes = forward and bool(started or self._changes or (self._has_task and self._task != self._row_task))
         if started is None:
             started = self._journal.start(name, participant, host, self._task)
-            statements.append(step_start(started))
+            if forward and self._has_task and not changes:
+                statements.append(step_start_during(started, self.instance.id, self._task))
+            else:
+                statements.append(step_start(started))
             if started.seq == 0:
                 told = notification(self.instance, self.operation, "start", self.instance.vm_state, self.facts, None)
                 statements.append(notification_insert(told, self.operation.owner))
         if forward:
-            statements += [*self._also, *self._revocation(), self._change(self._task)]
+            statements += [*self._also, *self._revocation(), *((self._change(self._task),) if changes else ())]
         try:
             await self._write(tuple(statements))
         except Exception:

@@ -89,6 +89,7 @@ class LocalIdentity:
         self.passwords = PasswordHasher(settings.identity)
         self.guesses = GuessLimiter()
         self._cache = TokenCache(settings.identity.token_cache_s, clock)
+        self._looking: dict[tuple[str, int], asyncio.Task[Authenticated]] = {}
         self.records = IdentityRecords(store, self._changed)
         named = settings.identity.token_key_file
         self._key_path = Path(named) if named else state_dir / TOKEN_KEY_FILE
@@ -133,7 +134,20 @@ class LocalIdentity:
         who = self._cache.get(token)
         if who is not None:
             return who
-        generation = self._cache.generation
+        # Many requests of one client come at once: one of them looks the token up for all.
+        key = (token, self._cache.generation)
+        looking = self._looking.get(key)
+        if looking is None:
+            looking = self._looking[key] = asyncio.create_task(self._look_up(*key))
+            looking.add_done_callback(lambda done: self._looked_up(key, done))
+        return await asyncio.shield(looking)
+
+    def _looked_up(self, key: tuple[str, int], done: asyncio.Task[Authenticated]) -> None:
+        self._looking.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # told to those who wait; all of them may have gone
+
+    async def _look_up(self, token: str, generation: int) -> Authenticated:
         standing = await self.verify(token)
         project, domain = standing.project, standing.project_domain
         who = Authenticated(

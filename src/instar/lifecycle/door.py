@@ -6,6 +6,7 @@ it returns: an accepted request is never lost. Policy, existence and the body we
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,6 +54,7 @@ from instar.store.server_groups import server_group_room
 
 QuotaLimits = Callable[[str], Awaitable[dict[str, int]]]
 LOCK_ATTEMPTS_MAX = 5
+TELLING_MAX = 500  # accepted operations of which the conductors are just being told
 
 
 class NewInstance(msgspec.Struct, frozen=True):
@@ -75,6 +77,7 @@ class Lifecycle:
         self.prefetch = ImagePrefetch(cloud)
         self.guests = GuestCalls(cloud)
         self.devices = Devices(cloud, self._accept)
+        self._telling: set[asyncio.Task[None]] = set()
 
     # --- operations -------------------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class Lifecycle:
                 resource=error.resource, requested=error.requested, used=used, limit=error.limit
             ) from None
         for operation in operations:
-            await tell_accepted(self._cloud.bus, operation)
+            await self._tell(operation)
         return instances
 
     async def delete(self, context: RequestContext, instance: Instance, *, force: bool = False) -> None:
@@ -127,7 +130,7 @@ class Lifecycle:
             await self._store.write(instance_mark_deleting(instance.id, task), cancel, operation_insert(operation))
         except WriteConflict:
             return  # another delete is on its way
-        await tell_accepted(self._cloud.bus, operation)
+        await self._tell(operation)
 
     async def restore(self, context: RequestContext, instance: Instance) -> None:
         await self._accept(context, instance, Action.RESTORE, Action.RESTORE)
@@ -278,8 +281,17 @@ class Lifecycle:
         await self._store.write(
             instance_mark(instance, transition.task, refusal=refusal), *takes_over, *also, operation_insert(operation)
         )
-        await tell_accepted(self._cloud.bus, operation)
+        await self._tell(operation)
         return operation
+
+    async def _tell(self, operation: Operation) -> None:
+        """A conductor takes it now, and not only when its poll finds it. It is in the database, so nobody waits until a
+        broker has promised to keep the word, except where so many are on their way that the broker must be slow."""
+        telling = asyncio.create_task(tell_accepted(self._cloud.bus, operation), name="tell accepted")
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        if len(self._telling) > TELLING_MAX:
+            await telling
 
     # --- without an operation of their own --------------------------------------------------------------------------
 

@@ -245,7 +245,9 @@ class LocalNetworks:
         await self._bind(instance_id, "")
 
     async def _bind(self, instance_id: str, host: str) -> None:
-        grown, _ = await self.store.write(reach_grow(instance_id, host), sql.ports_bind(instance_id, host, now_us()))
+        *_, grown, _ = await self.store.write(
+            *reach_grow(instance_id, host), sql.ports_bind(instance_id, host, now_us())
+        )
         await self._hosts_changed(grown)
 
     async def bind_ahead(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
@@ -260,7 +262,7 @@ class LocalNetworks:
     async def release(self, instance_id: str) -> None:
         *_, grown, deleted, _ = await self.store.write(
             *self.refresh.noting_leavers(instance_id),
-            reach_grow(instance_id, ""),
+            *reach_grow(instance_id, ""),
             *sql.ports_release(instance_id, now_us()),
         )
         await self._hosts_changed(grown)
@@ -269,7 +271,7 @@ class LocalNetworks:
     async def release_port(self, instance_id: str, port_id: str) -> None:
         *_, grown, deleted, _ = await self.store.write(
             *self.refresh.noting_leavers(instance_id, port_id),
-            reach_grow_without(instance_id, port_id),
+            *reach_grow_without(instance_id, port_id),
             *sql.port_release(instance_id, port_id, now_us()),
         )
         await self._hosts_changed(grown)

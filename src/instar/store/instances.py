@@ -174,8 +174,19 @@ def instance_count(instance_id: str, vcpus: int, memory_mib: int) -> tuple[State
     )
 
 
-def instance_bump_epoch(instance_id: str) -> Statement:
-    return Statement("UPDATE instances SET epoch = epoch + 1 WHERE id = :id", {"id": instance_id}, rows=1)
+def instance_bump_epoch(operation_id: str) -> Statement:
+    """Of the instance of an operation that is about to change hands; returns its row."""
+    return Statement(
+        "UPDATE instances SET epoch = epoch + 1 "
+        "WHERE id = (SELECT o.instance_id FROM operations o WHERE o.id = :id) RETURNING *",
+        {"id": operation_id},
+        rows=1,
+    )
+
+
+def instance_hold(instance_id: str) -> Statement:
+    """Nobody accepts an operation for the instance until the commit: what stands behind it sees all that were accepted."""
+    return Statement("UPDATE instances SET turn = turn WHERE id = :id", {"id": instance_id}, rows=1)
 
 
 def instance_set_states(instance_id: str, vm_state: VmState) -> Statement:

@@ -5,7 +5,7 @@ room alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -25,23 +25,33 @@ RETURNING id
 """
 
 
-def reach_grow(instance_id: str, host: str) -> Statement:
+def reach_grow(instance_id: str, host: str) -> tuple[Statement, ...]:
     """To come before the instance's ports are bound to `host` (empty: to none, or they go). The networks that a host
-    gets or loses by this grow in `reach`; returns their ids."""
+    gets or loses by this grow in `reach`; the last returns their ids."""
     sql = _GROW.format(first_here=_FIRST_HERE if host else "")
-    return Statement(sql, {"instance_id": instance_id, "host": host})
+    params: dict[str, Value] = {"instance_id": instance_id, "host": host}
+    return _leaving_one_by_one(f"{_OWN} AND host <> '' AND host <> :host", params), Statement(sql, params)
 
 
-def reach_grow_without(instance_id: str, port_id: str) -> Statement:
-    """To come before this port of the instance goes: its network grows in `reach` if a host loses it by this; returns the
-    network's id then."""
-    return Statement(
-        """UPDATE networks SET reach = reach + 1 WHERE id IN (
-             SELECT o.network_id FROM ports o WHERE o.id = :port_id AND o.device_id = :instance_id
-               AND o.position IS NOT NULL AND (o.next_host <> '' OR (o.host <> '' AND NOT EXISTS (
-                 SELECT 1 FROM ports p WHERE p.network_id = o.network_id AND p.host = o.host AND p.id <> o.id))))
-           RETURNING id""",
-        {"instance_id": instance_id, "port_id": port_id},
+def _leaving_one_by_one(networks: str, params: Mapping[str, Value]) -> Statement:
+    """Of two ports that are a network's last on a host, and leave it at once, the second sees that the first is gone."""
+    return Statement(f"UPDATE networks SET reach = reach WHERE id IN ({networks})", params)  # noqa: S608 - constants only
+
+
+def reach_grow_without(instance_id: str, port_id: str) -> tuple[Statement, ...]:
+    """To come before this port of the instance goes: its network grows in `reach` if a host loses it by this; the last
+    returns the network's id then."""
+    params: dict[str, Value] = {"instance_id": instance_id, "port_id": port_id}
+    return (
+        _leaving_one_by_one(f"{_OWN} AND id = :port_id AND host <> ''", params),
+        Statement(
+            """UPDATE networks SET reach = reach + 1 WHERE id IN (
+                 SELECT o.network_id FROM ports o WHERE o.id = :port_id AND o.device_id = :instance_id
+                   AND o.position IS NOT NULL AND (o.next_host <> '' OR (o.host <> '' AND NOT EXISTS (
+                     SELECT 1 FROM ports p WHERE p.network_id = o.network_id AND p.host = o.host AND p.id <> o.id))))
+               RETURNING id""",
+            params,
+        ),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from instar.clock import now_us
-from instar.errors import InstarError
+from instar.errors import InstarError, TaskStateConflict
 from instar.model.operation import Notification, Operation, Step, operation_from_row, step_from_row
+from instar.model.states import TaskState
 from instar.store.contract import Statement, Store, Value
 
 _INSERT = """
@@ -69,7 +70,8 @@ class GuardRefused(InstarError):
 
 
 def operation_finish(operation_id: str, *, result: str, message: str | None, forget: bool = False) -> Statement:
-    """Returns `next_id`: the operation of the instance that waited for this one, if any. `forget` wipes its arguments."""
+    """Returns `next_id`: the operation of the instance that waited for this one, if any; a statement before it must have
+    written the instance's row, else one that is accepted at this moment would not be seen. `forget` wipes its arguments."""
     wiped = ", arguments = :nothing" if forget else ""
     nothing: dict[str, Value] = {"nothing": b"\xc0"} if forget else {}
     return Statement(
@@ -127,18 +129,33 @@ def operations_prune(before_us: int) -> tuple[Statement, ...]:
 # --- the journal --------------------------------------------------------------------------------------------------
 
 
+_STEP_START = """INSERT INTO steps (operation_id, seq, name, participant, host, started_at, finished_at, result, output,
+     error, traceback, hypervisor_us, task_state)
+   {values} :operation_id, :seq, :name, :participant, :host, :started_at, NULL, NULL, NULL,
+     NULL, NULL, NULL, :task_state {end}"""
+_STEP_START_ALWAYS = _STEP_START.format(values="VALUES (", end=")")
+_STEP_START_DURING = _STEP_START.format(
+    values="SELECT", end="FROM instances i WHERE i.id = :instance_id AND i.task_state IS NOT DISTINCT FROM :during"
+)
+
+
 def step_start(step: Step) -> Statement:
-    return Statement(
-        """INSERT INTO steps (operation_id, seq, name, participant, host, started_at, finished_at, result, output,
-             error, traceback, hypervisor_us, task_state)
-           VALUES (:operation_id, :seq, :name, :participant, :host, :started_at, NULL, NULL, NULL,
-             NULL, NULL, NULL, :task_state)""",
-        {
-            "operation_id": step.operation_id, "seq": step.seq, "name": step.name, "participant": step.participant,
-            "host": step.host, "started_at": step.started_at, "task_state": step.task_state,
-        },
-        rows=1,
-    )  # fmt: skip
+    return Statement(_STEP_START_ALWAYS, _started(step), rows=1)
+
+
+def step_start_during(step: Step, instance_id: str, task: TaskState | None) -> Statement:
+    """The same of a step that changes nothing of the instance. Raises TaskStateConflict where another task_state stands
+    than this: so the row, which is in many indexes, is not written anew just to see that nobody else changed it."""
+    during = {"instance_id": instance_id, "during": task.value if task else None}
+    refusal = TaskStateConflict(id=instance_id, expected=task.value if task else "none")
+    return Statement(_STEP_START_DURING, _started(step) | during, 1, refusal)
+
+
+def _started(step: Step) -> dict[str, Value]:
+    return {
+        "operation_id": step.operation_id, "seq": step.seq, "name": step.name, "participant": step.participant,
+        "host": step.host, "started_at": step.started_at, "task_state": step.task_state,
+    }  # fmt: skip
 
 
 def step_finish(step: Step) -> Statement:

@@ -25,13 +25,13 @@ from instar.store.postgresql_sql import (
     MARKER,
     PARAMETERS_MAX,
     REFUSED,
-    TYPES,
     ReturnedColumn,
     Shape,
     decode_results,
     encode_results,
     failed_statement,
     has_returning,
+    kind_of,
     parameter_names,
     translate,
 )
@@ -42,6 +42,7 @@ AGAIN = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadloc
 # What ends a connection or says that this server cannot serve now: shutting down, starting, a standby, too many clients.
 AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "53300", FENCED})
 NO_ROOM = frozenset({"53000", "53100", "53200", "53400", "57014", "58030"})  # disk full, no memory, took too long
+MARK = MARKER.format(seq="$2", session="$1", result="$3")
 LOST = (
     OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncio.TimeoutError, EOFError,
     asyncpg.InternalClientError,  # what it says when the server has ended the connection between two calls
@@ -93,6 +94,9 @@ class Shapes:
         if any(one is None for one in types):
             return None
         returned = [self._returned.get(statement.sql) for statement in statements]
+        made = self._common.get(key)
+        if isinstance(made, Shape):
+            return made  # another connection was quicker while this one asked
         shape = Shape(statements, [one for one in types if one is not None], returned)
         self._common[key] = shape
         return shape
@@ -106,7 +110,7 @@ class Shapes:
         prepared = await connection.prepare(text)
         inferred = [INFERRED.get(parameter.name) for parameter in prepared.get_parameters()]
         types = tuple(
-            kind or "" for kind in (TYPES.get(type(value)) or guess for value, guess in zip(values, inferred, strict=True))
+            kind or "" for kind in (kind_of(value) or guess for value, guess in zip(values, inferred, strict=True))
         )
         if not all(types):
             return None
@@ -124,6 +128,7 @@ class Session:
         self._connection = connection
         self._shapes = shapes
         self._functions: dict[Shape, str] = {}
+        self._prepared: dict[str, Any] = {}
         self._id = uuid.uuid4().hex
         self._seq = 0
 
@@ -177,9 +182,10 @@ class Session:
         if name is None and len(self._functions) < SHAPES_MAX:
             name = f"pg_temp.instar_{len(self._functions)}"
             try:
+                # Its statements find their rows by keys: one plan for all values, not five tries in each connection.
                 await self._connection.execute(
                     f"CREATE FUNCTION {name}(bigint[], text[], bytea[], double precision[], text, bigint) RETURNS text "
-                    f"LANGUAGE plpgsql AS $instar${shape.body}\n$instar$"
+                    f"LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $instar${shape.body}\n$instar$"
                 )
             except asyncpg.InsufficientPrivilegeError:  # it works without, with a round trip for each statement
                 return None
@@ -210,17 +216,21 @@ class Session:
         results: list[Result] = []
         statement: Statement | None = None
         try:
+            for text in (HOLD, MARK, *(translate(one.sql, one.params)[0] for one in statements)):
+                await self._prepare(text)
             await self._connection.execute("BEGIN")
             for statement in statements:
                 results.append(await self._execute(statement))
             statement = None
-            mark = MARKER.format(seq="$2", session="$1", result="$3")
-            if await self._connection.execute(mark, self._id, self._seq, encode_results(results)) != "UPDATE 1":
+            if (await self._do(MARK, self._id, self._seq, encode_results(results)))[0] != "UPDATE 1":
                 raise Lost(unsure=False)
         except LOST as error:
             raise Lost(unsure=False) from error
         except BaseException as error:
             await self._roll_back()
+            if isinstance(error, asyncpg.InvalidCachedStatementError):  # a newer version has changed the schema meanwhile
+                self._prepared.clear()
+                raise Again from error
             if isinstance(error, asyncpg.PostgresError):
                 raise _outcome(error, statement) from error
             raise
@@ -239,15 +249,29 @@ class Session:
         except Exception:  # noqa: BLE001,RUF100 - what was wrong with the transaction is what counts
             self.drop()
 
+    async def _prepare(self, text: str) -> None:
+        """Before the transaction begins: PostgreSQL counts one that waits for the second half of a statement as at work, so
+        of a process that is stopped there the rows would stay locked for longer than SILENT_MAX_S."""
+        if text not in self._prepared:
+            if len(self._prepared) >= SHAPES_MAX:
+                self._prepared.clear()
+            self._prepared[text] = await self._connection.prepare(text)
+
+    async def _do(self, text: str, *values: Value) -> tuple[str, Sequence[Row]]:
+        """Status and rows of a statement that is prepared, or (where too many were) is prepared here."""
+        await self._prepare(text)
+        prepared = self._prepared[text]
+        rows: Sequence[Row] = await prepared.fetch(*values)
+        return prepared.get_statusmsg(), rows
+
     async def _execute(self, statement: Statement) -> Result:
         if statement.alone is not None:
-            await self._connection.execute(HOLD, statement.alone)
+            await self._do(HOLD, statement.alone)
         text, values = translate(statement.sql, statement.params)
+        status, rows = await self._do(text, *values)
         if has_returning(statement.sql):
-            rows = await self._connection.fetch(text, *values)
             result = Result(len(rows), rows)
         else:
-            status = await self._connection.execute(text, *values)
             count = status.rpartition(" ")[2]
             result = Result(int(count) if count.isdigit() else 0, ())
         if statement.rows is not None and result.rowcount != statement.rows:

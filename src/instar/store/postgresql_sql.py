@@ -45,6 +45,14 @@ class Query(NamedTuple):
     names: tuple[str, ...]
 
 
+def kind_of(value: Value) -> str | None:
+    """As which type PostgreSQL gets a value: a state of an enumeration is a text like any other. None for NULL."""
+    kind = TYPES.get(type(value))
+    if kind is None and value is not None:
+        kind = next((kind for known, kind in TYPES.items() if isinstance(value, known)), None)
+    return kind
+
+
 @lru_cache(maxsize=2048)
 def parameter_names(sql: str) -> tuple[str, ...]:
     """Names of the parameters, each once, as they come."""
@@ -64,7 +72,7 @@ def _translate(sql: str, types: tuple[str | None, ...]) -> str:
 def translate(sql: str, params: Mapping[str, Value]) -> tuple[str, list[Value]]:
     """The text with `$n` and the values in their order. The type of a NULL is left to PostgreSQL."""
     values = [params[name] for name in parameter_names(sql)]
-    return _translate(sql, tuple(TYPES.get(type(value)) for value in values)), values
+    return _translate(sql, tuple(kind_of(value) for value in values)), values
 
 
 class ReturnedColumn(NamedTuple):
@@ -139,7 +147,7 @@ class Shape:
         found: tuple[list[Any], ...] = ([], [], [], [], [])
         for number, name, array in self._places:
             value = statements[number].params[name] if name else statements[number].alone
-            if value is not None and _ARRAYS.get(TYPES.get(type(value), "")) != array:
+            if value is not None and _ARRAYS.get(kind_of(value) or "") != array:
                 return None
             found[array].append(value)
         return found[1], found[2], found[3], found[4]
