@@ -6,8 +6,6 @@ goes through the same door as a user's. One process does it for all: see `engine
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 import structlog
 
@@ -15,6 +13,7 @@ from instar.errors import Conflict, InstarError, NotFound
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.live_migration import LiveArguments
+from instar.lifecycle.repeated import Repeated
 from instar.lifecycle.timers import system_context
 from instar.model.instance import Instance
 from instar.model.states import VmState
@@ -46,27 +45,11 @@ _BY_STATE: dict[DrainMode, dict[VmState, str]] = {
 }  # fmt: skip
 
 
-class Drainer:
+class Drainer(Repeated):
     def __init__(self, cloud: Cloud, lifecycle: Lifecycle) -> None:
         self._store = cloud.store
         self._lifecycle = lifecycle
-        self._task: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="drains")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Exception:
-                log.exception("drain.failed")
-            await asyncio.sleep(LOOK_EVERY_S)
+        super().__init__("drain", self.look, every_s=LOOK_EVERY_S)
 
     async def look(self) -> None:
         """Bring every drain further."""

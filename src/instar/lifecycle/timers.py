@@ -6,7 +6,6 @@ user's, and is refused where an operation is in flight. Runs beside a conductor.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 
@@ -16,6 +15,7 @@ from instar.clock import MICROS_PER_S, iso, now_us
 from instar.errors import Conflict, InstarError
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
+from instar.lifecycle.repeated import Repeated
 from instar.lifecycle.soft_delete import SINCE
 from instar.model.context import RequestContext
 from instar.model.instance import SHELVED_AT, Instance
@@ -27,27 +27,11 @@ log = structlog.get_logger()
 ONE_LOOK_MAX = 200  # instances of a state that one look takes, the oldest first
 
 
-class Timers:
+class Timers(Repeated):
     def __init__(self, cloud: Cloud, lifecycle: Lifecycle) -> None:
         self._cloud, self._lifecycle = cloud, lifecycle
         self._settings = cloud.settings.lifecycle
-        self._task: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="timers")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Exception:
-                log.exception("timers.failed")
-            await asyncio.sleep(self._settings.timers_s)
+        super().__init__("timers", self.look, every_s=self._settings.timers_s)
 
     async def look(self) -> None:
         """Ask for everything that is due now."""
