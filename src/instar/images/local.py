@@ -355,16 +355,17 @@ class LocalImages:
         if size_bytes is not None and size_bytes > self._settings.size_max_bytes:
             raise TooLarge(f"The image is larger than the {self._settings.size_max_bytes} bytes allowed.")
         upload_id = str(uuid.uuid4())
-        async with self.blobs.writing(upload_id) as incoming:
-            await image_upload_begin(self._store, image_id, upload_id, revision=record.revision, now=self._clock())
-            try:
+        try:
+            async with self.blobs.writing(upload_id) as incoming:
+                await image_upload_begin(self._store, image_id, upload_id, revision=record.revision, now=self._clock())
                 received = await self._receive(incoming, chunks)
                 if size_bytes is not None and received.size_bytes != size_bytes:
                     raise BadRequest(f"{size_bytes} bytes were announced, but {received.size_bytes} arrived.")
                 await self._storing.keep(record, upload_id, received)
-            except BaseException:
-                await image_upload_abort(self._store, upload_id, now=self._clock())
-                raise
+        except BaseException:
+            # After the file is gone: whoever sees the image queued finds nothing of the attempt. No-op where none began.
+            await image_upload_abort(self._store, upload_id, now=self._clock())
+            raise
 
     async def _receive(self, incoming: Incoming, chunks: AsyncIterator[bytes]) -> Received:
         return await incoming.receive(chunks, size_max_bytes=self._settings.size_max_bytes)
