@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -149,6 +150,38 @@ async def test_stopping_ends_guests_and_processes_and_keeps_definitions(
     connection = libvirt.open(daemon.uri)
     assert [domain.UUIDString() for domain in connection.listAllDomains()] == [guest.instance_id]
     connection.close()
+
+
+def asked_in(namespace: Path) -> list[int]:
+    """Processes of QEMU that libvirtd in this mount namespace has started to learn what QEMU is able to do."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes()
+            if b"qemu-system" in words and b"/qmp-" in words and (entry / "ns/mnt").readlink() == namespace:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("then", ["goes on", "is stopped"])
+async def test_what_a_killed_libvirtd_was_asking_ends_with_it(daemon: PrivateDaemon, then: str) -> None:
+    """It would stay for ever: nobody but that libvirtd knows of it."""
+    await daemon.ensure_running()
+    namespace = await asyncio.to_thread(Path(f"/proc/{daemon.libvirtd_pid()}/ns/mnt").readlink)
+    connection = libvirt.open(daemon.uri)
+    question = asyncio.create_task(asyncio.to_thread(connection.getDomainCapabilities, None, "x86_64", None, "qemu"))
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(asked_in, namespace):
+            assert not question.done(), "it was quicker than we could see"
+    await (daemon.hold() if then == "is stopped" else asyncio.to_thread(daemon.kill_libvirtd))
+    await (daemon.ensure_stopped() if then == "is stopped" else daemon.ensure_running())
+    with contextlib.suppress(libvirt.libvirtError):
+        await question
+    assert then == "goes on" or asked_in(namespace) == []
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(asked_in, namespace):
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.host

@@ -29,6 +29,7 @@ SYSTEM_URI = "qemu:///system"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 LOCK_TIMEOUT_S = 60.0
+END_ROUNDS_MAX = 5
 POLL_S = 0.02  # no event tells that a socket of another process has begun to listen
 LOG_MAX_BYTES = 4 << 20
 PROGRAMS = ("libvirtd", "tini", "unshare", "setsid", "qemu-system-x86_64", "qemu-img")
@@ -219,13 +220,16 @@ class PrivateDaemon:
         raise StartupError(f"The private libvirtd did not answer within {START_TIMEOUT_S:g} seconds.")
 
     def _end(self, reaper: int) -> None:
-        """Blocking. Guests that libvirtd could not end are killed by the pid files that it keeps of them."""
+        """Blocking. What is left in the mount namespace when libvirtd has ended is its own, too: guests that it could not
+        end, and a QEMU that it was asking for its abilities when it was killed."""
         self._held.touch()
         self.kill_libvirtd(signal.SIGTERM)
-        for pid_file in (self._runtime / "run" / "qemu").glob("*.pid"):
-            pid = _live_pid(pid_file, "qemu", "")
-            if pid is not None:
+        for _ in range(END_ROUNDS_MAX):  # one that was just becoming a daemon is another process afterwards
+            left = _emulators_beside(reaper)
+            for pid in left:
                 _signal_and_wait(pid, signal.SIGKILL, STOP_TIMEOUT_S)
+            if not left:
+                break
         _signal_and_wait(reaper, signal.SIGTERM, STOP_TIMEOUT_S)
 
 
@@ -268,6 +272,19 @@ def _live_pid(pid_file: Path, program: str, argument: str) -> int | None:
     if program not in Path(words[0]).name or not any(argument in word for word in words):
         return None
     return pid
+
+
+def _emulators_beside(reaper: int) -> list[int]:
+    """QEMU processes in the mount namespace of the reaper, which is its daemon's alone."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        namespace = Path(f"/proc/{reaper}/ns/mnt").readlink()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ends just now
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                if b"qemu" in words[0] and (path / "ns/mnt").readlink() == namespace:
+                    found.append(int(path.name))
+    return found
 
 
 def _signal_and_wait(pid: int, signal_number: int, timeout_s: float) -> None:

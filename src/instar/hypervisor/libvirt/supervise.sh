@@ -22,9 +22,19 @@ mount)
     ;;
 serve)
     daemon=
+    # libvirtd asks a QEMU without a guest what it is able to do; killed meanwhile, it leaves it behind for ever.
+    end_asked() {
+        for file in /var/lib/libvirt/qemu/qmp-*/qmp.pid; do
+            [ -e "$file" ] || continue
+            read -r pid <"$file" || continue
+            if tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qxF "$file"; then kill -9 "$pid" || :; fi
+            rm -rf "${file%/*}"
+        done
+    }
     # The reaper ends with this script: it must see to it that libvirtd ends first.
     trap '[ -z "$daemon" ] || kill "$daemon" 2>/dev/null || :; [ -z "$daemon" ] || wait "$daemon" || :; exit 0' TERM INT
     while :; do
+        end_asked
         while [ -e "$runtime/held" ]; do sleep 0.1; done
         libvirtd -p "$runtime/run/libvirtd.pid" 9>&- &
         daemon=$!
