@@ -95,6 +95,27 @@ async def test_the_dhcp_server_learns_new_ports_without_a_restart_and_gives_an_a
     assert plug(cloud, heir).dhcp(tmp_path)["ip"] == "10.91.7.10"
 
 
+async def test_a_port_that_comes_back_needs_no_other_dhcp_server_and_one_that_stays_away_is_forgotten(
+    make_cloud: MakeCloud,
+) -> None:
+    cloud_id = secrets.token_hex(3)
+    cloud = await make_cloud(cloud_id)
+    network, instance = new_network(), str(uuid.uuid4())
+    port, other = new_port(network, 10), new_port(network, 11)
+    await cloud.ensure_ports(instance, (port,))
+    await cloud.ensure_ports(str(uuid.uuid4()), (other,))
+    before = dhcp_pids(cloud_id)
+    await cloud.ensure_no_ports(instance)
+    await cloud.ensure_ports(instance, (port,))
+    assert dhcp_pids(cloud_id) == before != []
+    await cloud.ensure_no_ports(instance)
+    hosts = CloudNames(cloud_id).run_dir / network.id / "hosts"
+    async with asyncio.timeout(60):
+        while port.mac_address in hosts.read_text() or dhcp_pids(cloud_id) in (before, []):
+            await asyncio.sleep(0.05)
+    assert other.mac_address in hosts.read_text()
+
+
 async def test_the_dhcp_server_has_no_root_and_unknown_clients_get_nothing(
     make_cloud: MakeCloud, plug: Plug, tmp_path: Path
 ) -> None:

@@ -115,18 +115,31 @@ class DhcpServer:
         self._errors = self._directory / "errors"
         self._config, self._hosts, self._pid_file = (self._directory / file for file in ("dnsmasq.conf", "hosts", "pid"))
 
-    async def ensure(self, network: NetworkDefinition, ports: Iterable[PortDefinition], *, restart: bool) -> None:
-        """It runs with this configuration and these hosts. `restart`: its interface is new."""
+    async def ensure(
+        self, network: NetworkDefinition, ports: Iterable[PortDefinition], *, restart: bool, later: bool = False
+    ) -> bool:
+        """It runs with this configuration and these hosts. `restart`: its interface is new. `later`: where hosts only went
+        nothing is done, and False returned: it is still to be called without."""
         if not dhcp_subnets(network):
             await self.ensure_stopped()
-            return
-        pid, changed, shrunk = await asyncio.to_thread(self._write, network, render_hosts(network, ports))
+            return True
+        hosts = render_hosts(network, ports)
+        if later and not restart and await asyncio.to_thread(self._only_shrinks, network, hosts):
+            return False
+        pid, changed, shrunk = await asyncio.to_thread(self._write, network, hosts)
         if pid is None or restart or changed or shrunk:
             await self._start(pid)
         else:
             # Also when the file is as it was: an earlier process may have been killed between writing and telling.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGHUP)
+        return True
+
+    def _only_shrinks(self, network: NetworkDefinition, hosts: str) -> bool:
+        """It runs as it should, but for hosts that it has beside these."""
+        if self._running_pid() is None or _read(self._config) != render_config(network, self._directory):
+            return False
+        return set(hosts.splitlines()) < set(_read(self._hosts).splitlines())
 
     async def ensure_stopped(self) -> None:
         """No dnsmasq of this network, and no file of it."""

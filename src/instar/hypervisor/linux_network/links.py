@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable
 import msgspec
 
 from instar.errors import HypervisorError
+from instar.hypervisor.linux_network import netlink
 from instar.hypervisor.linux_network.host_commands import run
 
 LINK_RANGE = ipaddress.IPv4Network("169.254.64.0/18")
@@ -54,13 +55,11 @@ class HostRoute(msgspec.Struct, frozen=True):
 
 async def host_routes() -> list[HostRoute]:
     """The host's IPv4 routes in all tables, default routes and the halves of the address space (VPNs) left out."""
-    routes = []
-    for entry in json.loads(await run("ip", "-4", "-j", "route", "show", "table", "all") or b"[]"):
-        with contextlib.suppress(ValueError):  # "default", and types without a destination
-            destination = ipaddress.IPv4Network(entry.get("dst", ""))
-            if destination.prefixlen > 1:
-                routes.append(HostRoute(destination, entry.get("dev", "")))
-    return routes
+    try:
+        found = await asyncio.to_thread(netlink.routes)
+    except OSError as error:
+        raise HypervisorError(reason="the host does not tell its routes") from error
+    return [HostRoute(destination, device) for destination, device in found if destination.prefixlen > 1]
 
 
 async def has_default_route() -> bool:

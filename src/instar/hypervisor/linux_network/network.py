@@ -21,7 +21,7 @@ from instar.hypervisor.linux_network.filter_generation import filter_generation
 from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run, run_both
 from instar.hypervisor.linux_network.links import Link, choose_link, host_routes, turn_to_choose
 from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames, validate_id, validate_ports
-from instar.hypervisor.linux_network.plumbing import SYS_NET, Plumbing, master_of
+from instar.hypervisor.linux_network.plumbing import SYS_NET, InnerFilters, Plumbing, master_of
 from instar.hypervisor.linux_network.records import NetworkRecord, Records
 from instar.hypervisor.linux_network.ruleset import PortFilters, Reach, Ruleset, empty_ruleset, render_ruleset
 from instar.hypervisor.linux_network.tunnel import OVERHEAD, Tunnel, remotes_of, underlay_mtu
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 PROGRAMS = ("ip", "bridge", "nft", "dnsmasq", "sysctl")
 BRIDGE_FILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 REPAIRS_AT_ONCE = 4
+DHCP_LATER_S = 1.0
 
 
 class LinuxNetwork:
@@ -55,6 +56,9 @@ class LinuxNetwork:
         self._filter_wanted = self._filter_loaded = 0
         self._filters = PortFilters()
         self._in_kernel: Ruleset | None = None
+        self._inner_filters: InnerFilters = {}
+        self._left: dict[str, asyncio.Task[None]] = {}  # networks whose DHCP server still knows ports that went
+        self._tidying: set[asyncio.Task[None]] = set()
         self._generation: int | None = None  # of the kernel's filter, when it is known to be `_in_kernel`
 
     async def open(self) -> None:
@@ -84,7 +88,11 @@ class LinuxNetwork:
         await self._load_filter()
 
     async def close(self) -> None:
-        """Networks, DHCP servers and filters stay; nothing of ours runs in this process between calls."""
+        """Networks, DHCP servers and filters stay. What a DHCP server has yet to forget it is told by the next `open`."""
+        left = list(self._left.values())
+        for waiting in left:
+            waiting.cancel()
+        await asyncio.gather(*left, *self._tidying, return_exceptions=True)
 
     async def ensure_ports(self, instance_id: str, ports: tuple[PortDefinition, ...]) -> None:
         """`ports` are all ports of the instance on this host; one that it had and that is not among them goes.
@@ -139,6 +147,7 @@ class LinuxNetwork:
 
     async def remove_everything(self) -> None:
         """Also what no record tells of: whatever bears this cloud's tag. Needs no `open`. Guests must not run."""
+        await self.close()
         async with self._filter_lock:
             await stop_processes(self._names.run_dir)
             lines = [f"link del dev {name}" for name in await asyncio.to_thread(self._own_interfaces)]
@@ -173,7 +182,7 @@ class LinuxNetwork:
         self, network_id: str, definition: NetworkDefinition | None = None, *, thorough: bool = False
     ) -> None:
         """The network stands, as `definition` or the record says, when it has ports, else nothing of it is left.
-        `thorough` also looks inside its namespace."""
+        `thorough` also looks inside its namespace, and leaves nothing for later."""
         async with self._network_locks[network_id]:
             ports = self._ports_of(network_id)
             if not ports:
@@ -181,13 +190,39 @@ class LinuxNetwork:
                 return
             known = self._networks.get(network_id)
             record = await self._recorded(network_id, definition or self._known_definition(network_id, ports))
-            plumbing = Plumbing(self._names, network_id, outside=self._outside)
+            plumbing = self._plumbing(network_id)
             taps = tuple(port.tap_name for port in ports)
             changed = known is None or known.network != record.network
             is_new = await plumbing.ensure(record.network, Link(record.link_index), taps, thorough=thorough or changed)
             # Read again: ports may have come while we worked, and their callers wait for this lock.
             ports = self._ports_of(network_id)
-            await DhcpServer(self._names, network_id).ensure(record.network, ports, restart=is_new)
+            server = DhcpServer(self._names, network_id)
+            if not await server.ensure(record.network, ports, restart=is_new, later=not thorough):
+                self._tidy_later(network_id)
+
+    def _tidy_later(self, network_id: str) -> None:
+        """A DHCP server forgets a port only when it is started again, which takes longer than all else that is done when
+        one goes. Nobody asks for its address meanwhile: whoever gets that next comes with a port, and it is done then."""
+        if network_id in self._left:
+            return
+
+        async def tidy() -> None:
+            try:
+                if network_id in self._networks:
+                    await self._settle(network_id, thorough=True)
+            except InstarError as error:  # with the next port, or when the agent starts
+                log.warning("network.dhcp_not_tidied", network_id=network_id, error=error.message)
+
+        async def wait() -> None:
+            try:
+                await asyncio.sleep(DHCP_LATER_S)
+            finally:
+                self._left.pop(network_id, None)
+            task = asyncio.create_task(tidy(), name=f"tidy DHCP {network_id}")
+            self._tidying.add(task)
+            task.add_done_callback(self._tidying.discard)
+
+        self._left[network_id] = asyncio.create_task(wait(), name=f"tidy DHCP later {network_id}")
 
     async def _settle_tunnel(self, network_id: str, *, thorough: bool = False, announce: Iterable[str] = ()) -> None:
         """The network reaches the hosts that its record names, and these know that the guests `announce` are here."""
@@ -227,17 +262,18 @@ class LinuxNetwork:
                 await asyncio.to_thread(self._records.save_network, known)
                 if definition.nat:
                     # Its route appears while the turn is ours, so that the next to choose sees that it is taken.
-                    await Plumbing(self._names, network_id, outside=self._outside).ensure(
-                        definition, link, (), thorough=True
-                    )
+                    await self._plumbing(network_id).ensure(definition, link, (), thorough=True)
             return known
         self._networks[network_id] = NetworkRecord(definition, known.link_index)
         await asyncio.to_thread(self._records.save_network, self._networks[network_id])
         return self._networks[network_id]
 
+    def _plumbing(self, network_id: str) -> Plumbing:
+        return Plumbing(self._names, network_id, outside=self._outside, filters=self._inner_filters)
+
     async def _take_down(self, network_id: str) -> None:
         await DhcpServer(self._names, network_id).ensure_stopped()
-        await Plumbing(self._names, network_id, outside=self._outside).remove()
+        await self._plumbing(network_id).remove()
         await asyncio.to_thread(self._records.forget_network, network_id)
         self._networks.pop(network_id, None)
         self._tunnels.pop(network_id, None)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
 from instar.errors import HypervisorError
+from instar.hypervisor.linux_network import netlink
 from instar.hypervisor.linux_network.dhcp import INNER_INTERFACE, gateway_is_ours, server_address
+from instar.hypervisor.linux_network.filter_generation import filter_generation
 from instar.hypervisor.linux_network.host_commands import ip_batch, nft_load, run, run_both
 from instar.hypervisor.linux_network.links import HostRoute, Link, has_default_route, host_routes, overlapping
 from instar.hypervisor.linux_network.names import NETNS_DIR, CloudNames, gateway_mac
@@ -71,11 +72,26 @@ class Standing(NamedTuple):
     strays: tuple[str, ...]  # taps of the network that are not plugged into its bridge
 
 
-class Plumbing:
-    """One network of one cloud on this host."""
+class Inside(NamedTuple):
+    """What the kernel tells of a network's namespace: (interface, address/prefix or the gateway's MAC), and the number of
+    its packet filter."""
 
-    def __init__(self, names: CloudNames, network_id: str, *, outside: bool) -> None:
+    addresses: set[tuple[str, str]]
+    generation: int | None
+
+
+# Namespace → (its identity, the number of its packet filter when that was ours and nobody else's).
+InnerFilters = dict[str, tuple[int, int]]
+
+
+class Plumbing:
+    """One network of one cloud on this host. `filters` remembers from one to the next what their namespaces filter."""
+
+    def __init__(
+        self, names: CloudNames, network_id: str, *, outside: bool, filters: InnerFilters | None = None
+    ) -> None:
         self._names, self._network_id, self._outside = names, network_id, outside
+        self._filters = {} if filters is None else filters
         self._bridge, self._server = names.bridge(network_id), names.server(network_id)
         self._uplink, self._namespace = names.uplink(network_id), names.namespace(network_id)
         self._tunnel = names.tunnel(network_id)
@@ -87,10 +103,10 @@ class Plumbing:
         addresses = self._addresses(network, link)
         well, routes = standing.well, list[HostRoute]()
         if well and thorough:
-            found, routes, _ = await asyncio.gather(
-                self._found_addresses(), host_routes(), nft_load(_NAMESPACE_RULES, namespace=self._namespace)
-            )
-            well = found == addresses
+            found, routes = await asyncio.gather(self._look_inside(), host_routes())
+            well = found.addresses == addresses
+            if well and self._filters.get(self._namespace) != (self._identity(), found.generation):
+                await self._load_filter(found.generation)
         if not well:
             await self._build(network, link, standing, addresses)
         if standing.strays or not standing.bridge:
@@ -105,6 +121,7 @@ class Plumbing:
         lines = [f"link del dev {name}" for name in links if (SYS_NET / name).exists()]
         if (NETNS_DIR / self._namespace).exists():
             lines.append(f"netns del {self._namespace}")
+        self._filters.pop(self._namespace, None)
         await ip_batch(lines, force=True)
         if any((SYS_NET / name).exists() for name in links) or (NETNS_DIR / self._namespace).exists():
             raise HypervisorError(reason=f"network {self._network_id} cannot be removed from the host")
@@ -135,18 +152,32 @@ class Plumbing:
             wanted.add((OUTER_INTERFACE, f"{link.inner_address}/30"))
         return wanted
 
-    async def _found_addresses(self) -> set[tuple[str, str]]:
-        """(interface, address/prefix) in the namespace, as they are, and the gateway's MAC; of interfaces that are up."""
-        output = await run("ip", "-n", self._namespace, "-j", "addr", "show")
-        entries = [entry for entry in json.loads(output or b"[]") if "UP" in entry.get("flags", ())]
-        found = {(INNER_INTERFACE, entry["address"]) for entry in entries if entry.get("ifname") == INNER_INTERFACE}
-        return found | {
-            (entry["ifname"], f"{address['local']}/{address['prefixlen']}")
-            for entry in entries
-            if entry.get("ifname") != "lo"
-            for address in entry.get("addr_info", ())
-            if address.get("family") == "inet"
-        }
+    async def _look_inside(self) -> Inside:
+        try:
+            interfaces, generation = await asyncio.to_thread(
+                netlink.inside, NETNS_DIR / self._namespace, lambda: (netlink.interfaces(), filter_generation())
+            )
+        except OSError as error:
+            log.warning("network.namespace_unreadable", network_id=self._network_id, error=str(error))
+            return Inside(set(), None)
+        standing = [one for one in interfaces if one.is_up and one.name != "lo"]
+        found = {(one.name, one.mac) for one in standing if one.name == INNER_INTERFACE}
+        return Inside(found | {(one.name, address) for one in standing for address in one.addresses}, generation)
+
+    async def _load_filter(self, before: int | None) -> None:
+        """The namespace's packet filter is ours; `before` was its number. It is known to stay so for as long as the number
+        is the same, when ours was the only change since."""
+        await nft_load(_NAMESPACE_RULES, namespace=self._namespace)
+        after = (await self._look_inside()).generation
+        if before is not None and after == before + 1:
+            self._filters[self._namespace] = (self._identity(), after)
+
+    def _identity(self) -> int:
+        """Of the namespace, as long as it lives; 0 where there is none."""
+        try:
+            return (NETNS_DIR / self._namespace).stat().st_ino
+        except OSError:
+            return 0
 
     # --- making ---
 
@@ -184,8 +215,8 @@ class Plumbing:
 
     async def _configure_inside(self, network: NetworkDefinition, link: Link, addresses: set[tuple[str, str]]) -> None:
         await run("ip", "netns", "exec", self._namespace, "sysctl", "-e", "-q", "-w", *_NAMESPACE_SYSCTLS)
-        await nft_load(_NAMESPACE_RULES, namespace=self._namespace)
-        found = await self._found_addresses()
+        found, generation = await self._look_inside()
+        await self._load_filter(generation)
         inner = [INNER_INTERFACE, *([OUTER_INTERFACE] if network.nat else [])]
         lines = ["link set lo up", f"link set {INNER_INTERFACE} address {gateway_mac(self._network_id)}"]
         lines += [f"link set {name} mtu {network.mtu} up" for name in inner]
