@@ -29,10 +29,12 @@ from instar.errors import (
     revive,
 )
 from instar.hypervisor.simulated.driver import SimulatedHypervisor
+from instar.hypervisor.simulated.power import Power
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.model.guest import DiskDefinition, GuestDefinition
 from instar.model.host import HOST_REPORTS, HostReport
 from instar.model.states import PowerState
+from tests.patience import PATIENCE_S
 
 HOST = "sim-0"
 DISK = DiskDefinition("root", 1 << 30)
@@ -154,14 +156,16 @@ async def test_wait_for_a_guest_gives_way_to_a_newer_operation_but_not_to_its_ow
     await asyncio.sleep(0.05)
     assert not old.done()
     assert not same.done()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await bench.client(2).observe(HOST)).domain_id == domain_id, "nobody ended the guest"
     for task in (old, same):
         with pytest.raises(StaleEpoch):
             await task
 
 
-async def test_end_of_a_guest_is_not_cut_short_when_the_grace_time_is_over(tmp_path: Path) -> None:
+async def test_end_of_a_guest_is_not_cut_short_when_the_grace_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench(tmp_path / "fences")
     bench.world = SimulatedWorld(None, SimulatedSettings(destroy_s=0.1))
     bench.hypervisor = bench.world.host(HOST)
@@ -169,8 +173,16 @@ async def test_end_of_a_guest_is_not_cut_short_when_the_grace_time_is_over(tmp_p
     await bench.open()
     await bench.start_guest(1)
     bench.hypervisor.faults.ignores_acpi = True
+    destroy, destroying = Power._destroy, asyncio.Event()
+
+    async def watched(power: Power, instance_id: str) -> None:
+        destroying.set()
+        await destroy(power, instance_id)
+
+    monkeypatch.setattr(Power, "_destroy", watched)
     old = asyncio.create_task(bench.client(1).ensure_stopped(HOST, 0.01))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(PATIENCE_S):
+        await destroying.wait()
     newer = await bench.client(2).observe(HOST)
     assert newer.power_state is PowerState.SHUTDOWN, "the newer command saw the guest while it was being ended"
     assert (await old).power_state is PowerState.SHUTDOWN
@@ -180,14 +192,14 @@ async def test_end_of_a_guest_is_not_cut_short_when_the_grace_time_is_over(tmp_p
 
 async def test_reports_go_on_while_the_hypervisor_is_away_and_say_so(bench: Bench) -> None:
     bench.hypervisor.faults.down = True
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not bench.reports or bench.reports[-1].hypervisor_ok:
             await asyncio.sleep(0.005)
     assert bench.reports[-1].inventory is None
     with pytest.raises(HypervisorUnavailable, match="The hypervisor of host sim-0 is not available"):
         await bench.client(1).observe(HOST)
     bench.hypervisor.faults.down = False
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not bench.reports[-1].hypervisor_ok:
             await asyncio.sleep(0.005)
     assert bench.reports[-1].inventory is not None
@@ -198,7 +210,7 @@ async def test_host_is_up_again_when_a_hypervisor_that_was_away_at_the_start_com
     bench.hypervisor.faults.down = True
     await bench.open()
     bench.hypervisor.faults.down = False
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not bench.reports or not bench.reports[-1].hypervisor_ok:
             await asyncio.sleep(0.005)
     await bench.agent.close()
@@ -212,7 +224,7 @@ async def test_jump_of_the_hosts_clock_changes_nothing(bench: Bench, monkeypatch
     for years in (1, -1):
         jump = 86_400.0 * 365 * years
         heard = len(bench.reports)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(bench.reports) < heard + 3:
                 await asyncio.sleep(0.005)
         await bench.client(3).observe(HOST)

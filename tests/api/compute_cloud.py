@@ -35,6 +35,7 @@ from instar.streams.client import StreamClient
 from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
 from instar.volumes.local import remove_exports
+from tests.patience import PATIENCE_S
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -47,7 +48,6 @@ SETTINGS = Settings(
     simulated=SimulatedSettings(hosts=2),
 )
 LATEST = "2.96"
-SETTLE_S = 10.0
 IMAGE_BYTES = 1 << 20
 
 
@@ -108,7 +108,7 @@ class Cloud(NamedTuple):
 
     async def until(self, caller: Caller, server_id: str, status: str) -> dict[str, Any]:
         server: dict[str, Any] = {}
-        async with asyncio.timeout(SETTLE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while server.get("status") != status or server["OS-EXT-STS:task_state"] is not None:
                 server = (await caller.get(f"/servers/{server_id}"))["server"]
                 assert server["status"] != "ERROR" or status == "ERROR", server
@@ -125,7 +125,7 @@ class Cloud(NamedTuple):
         return (await self.admin.get(f"/servers/{server_id}"))["server"]["OS-EXT-SRV-ATTR:host"]
 
     async def gone(self, caller: Caller, server_id: str) -> None:
-        async with asyncio.timeout(SETTLE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while (await caller.call("GET", f"/servers/{server_id}")).status_code != 404:
                 await asyncio.sleep(0.01)
 
@@ -191,7 +191,7 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
         image_file.write_bytes(bytes(IMAGE_BYTES))
         image_id = await control.images.register("tiny", image_file, disk_format="raw", properties={})
         network_id = await control.networks.bootstrap("10.78.0.0/24")
-        async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=False) as client:
             admin = await _login(client, "admin", first.admin_password, "admin")
             demo = await _login(client, "demo", first.demo_password, "demo")
             nobody = Caller(client, "", "", "")

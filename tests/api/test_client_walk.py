@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.compute_cloud import Cloud
 from tests.api.test_openstack_clients import openstack
+from tests.patience import PATIENCE_S
 
 AS_JSON = ("-f", "json")
 
@@ -82,7 +83,7 @@ async def _is_migrated(cloud: Cloud) -> None:
     source = str(await cloud.host_of(server_id))
     cloud.world.host(source).faults.live_never_converges = True
     await openstack(cloud, "server", "migrate", "--live-migration", server_id, **as_admin)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not (found := (await cloud.admin.get(f"/servers/{server_id}/migrations"))["migrations"]) or (
             found[0]["status"] != "running"
         ):

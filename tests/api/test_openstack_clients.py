@@ -11,7 +11,7 @@ import pytest
 from tests.api.compute_cloud import Cloud
 from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 async def openstack(

@@ -16,6 +16,7 @@ from instar.bus.socket import SocketBus
 from instar.bus.socket_server import BusServer
 from instar.config import RabbitMqSettings
 from tests.bus.conftest import remove_queues
+from tests.patience import PATIENCE_S
 
 
 @asynccontextmanager
@@ -101,7 +102,7 @@ async def test_a_call_ends_at_its_deadline_and_the_work_goes_on(bus: Bus) -> Non
     await bus.serve("q", slow, concurrency_max=1)
     with pytest.raises(TimeoutError):
         await bus.call("q", message(deadline_s=0.02))
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), PATIENCE_S)
 
 
 async def test_no_more_commands_at_once_than_told(bus: Bus) -> None:
@@ -135,7 +136,7 @@ async def test_an_event_reaches_every_subscriber_in_order(bus: Bus) -> None:
     for number in range(20):
         await bus.publish("t.one", message(str(number)))
     await bus.publish("other", message("no"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(seen["a"]) < 20 or len(seen["b"]) < 20:
             await asyncio.sleep(0.005)
     assert seen["a"] == seen["b"] == [str(number).encode() for number in range(20)]
@@ -152,7 +153,7 @@ async def test_a_subscriber_that_fails_hears_the_next_event(bus: Bus) -> None:
     await bus.subscribe("t", fragile)
     await bus.publish("t", message("bad"))
     await bus.publish("t", message("good"))
-    await asyncio.wait_for(heard.wait(), 5)
+    await asyncio.wait_for(heard.wait(), PATIENCE_S)
 
 
 async def test_an_event_that_nobody_hears_is_no_error(bus: Bus) -> None:
@@ -171,7 +172,7 @@ async def test_what_waits_for_a_consumer_is_counted(bus: Bus) -> None:
     for _ in range(4):
         await bus.send("q", message())
     if await bus.waiting("q") is not None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await bus.waiting("q") != 3:
                 await asyncio.sleep(0.05)
     assert await bus.waiting("nobody knows this queue") in (None, 0)

@@ -27,7 +27,7 @@ from instar.model.host import HOST_REPORTS
 from instar.model.operation import Notification
 from tests.bus.blackhole import Blackhole
 from tests.bus.conftest import Rabbit
-from tests.patience import slowness
+from tests.patience import PATIENCE_S, slowness
 
 pytestmark = pytest.mark.host
 
@@ -59,7 +59,7 @@ async def echo(received: Message) -> Reply:
     return Reply(received.body.upper())
 
 
-async def until(what: Callable[[], bool], limit_s: float = 20) -> None:
+async def until(what: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(limit_s):
         while not what():
             await asyncio.sleep(0.02)
@@ -100,7 +100,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: 
     await caller.send("later", message("kept"))
     await caller.subscribe("t.*", hear)
     call = asyncio.create_task(caller.call("held", message(deadline_s=120)))
-    await asyncio.wait_for(held.begun.wait(), 20)
+    await asyncio.wait_for(held.begun.wait(), PATIENCE_S)
     await asyncio.sleep(min(2.5 * slowness(), 10.0))  # RabbitMQ 3.10 forgets queues that are younger when it is killed
     await asyncio.to_thread(rabbit.broker.kill)
     heard_so_far = caller.listening_s()
@@ -113,7 +113,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: 
     held.let_go.set()
     await asyncio.to_thread(rabbit.broker.start)
     assert caller.listening_s() - heard_so_far < 3, "the clock of who is cut off stands still"
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await call).body == b"HELLO"
         assert (await waiting).body == b"SECOND"
         await consumer.serve("later", do_later, concurrency_max=1)
@@ -130,7 +130,7 @@ async def test_a_partition_is_noticed_and_survived(rabbit: Rabbit, make: Make, e
         cut_off, consumer, held = await make(url), await make(), Held()
         await consumer.serve("q", held, concurrency_max=2)
         call = asyncio.create_task(cut_off.call("q", message(deadline_s=60)))
-        await asyncio.wait_for(held.begun.wait(), 10)
+        await asyncio.wait_for(held.begun.wait(), PATIENCE_S)
         hole.swallow = True
         held.let_go.set()
         began = time.monotonic()
@@ -139,7 +139,7 @@ async def test_a_partition_is_noticed_and_survived(rabbit: Rabbit, make: Make, e
         await until(lambda: hole.connections > 1)
         assert time.monotonic() - began < 15
         hole.swallow = False
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await call).body == b"HELLO"
 
 
@@ -147,11 +147,11 @@ async def test_a_consumer_that_dies_leaves_its_command_to_the_next(make: Make) -
     caller, dying, held = await make(), await make(), Held()
     await dying.serve("q", held, concurrency_max=1)
     call = asyncio.create_task(caller.call("q", message()))
-    await asyncio.wait_for(held.begun.wait(), 10)
+    await asyncio.wait_for(held.begun.wait(), PATIENCE_S)
     await dying.close()
     next_one = await make()
     await next_one.serve("q", echo, concurrency_max=1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await call).body == b"HELLO"
 
 
@@ -164,7 +164,7 @@ async def test_a_broker_that_is_away_at_the_start_is_waited_for(make: Make, rabb
         with pytest.raises(TimeoutError):
             await bus.call("q", message(deadline_s=0.2))
         hole.refuse = False
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await call).body == b"HELLO"
 
 
@@ -176,7 +176,7 @@ async def test_a_slow_consumer_does_not_hold_up_the_others(make: Make) -> None:
     await slow.serve("q", held, concurrency_max=1)
     await fast.serve("q", echo, concurrency_max=4)
     calls = [asyncio.create_task(caller.call("q", message(str(number)))) for number in range(20)]
-    await until(lambda: sum(call.done() for call in calls) == 19, 10)
+    await until(lambda: sum(call.done() for call in calls) == 19)
     held.let_go.set()
     await asyncio.gather(*calls)
     assert len(held.seen) == 1
@@ -225,7 +225,7 @@ async def test_a_queue_that_is_forgotten_is_gone_until_it_is_served_again(make: 
     assert (await caller.call("host.a", message())).body == b"HELLO"
     await caller.forget("host.a")  # while it is served: its agent makes it anew
     await until(lambda: again._lost_before)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(NobodyListens):
                 await caller.call("host.a", message())
@@ -290,7 +290,7 @@ async def test_messages_of_other_versions(make: Make, empty_broker: str) -> None
             await commands.publish(aio_pika.Message(b"body", headers=headers, message_id=id_, type="Test"), "q")
     await until(lambda: bool(held.seen))
     letters = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(letters) < 2:
             letters = await bus.dead_letters(10)
             await asyncio.sleep(0.02)
@@ -312,7 +312,7 @@ async def test_commands_that_nobody_does_become_dead_letters_without_their_secre
     with pytest.raises(TimeoutError):
         await bus.call("late", message("secret", deadline_s=0.1, epoch=3))
     letters = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while len(letters) < 2:
             letters = await bus.dead_letters(10)
             await asyncio.sleep(0.05)
@@ -390,7 +390,7 @@ async def test_a_hosts_credentials_are_good_for_that_host_alone(rabbit: Rabbit, 
 
     await agent.subscribe(HOSTS_HEARD + "a", note)
     await cloud.publish(HOSTS_HEARD + "a", message())
-    await asyncio.wait_for(answered.wait(), 20)
+    await asyncio.wait_for(answered.wait(), PATIENCE_S)
 
     async def refused(work: Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]) -> None:
         async with await aio_pika.connect(url) as connection:
@@ -475,7 +475,7 @@ async def test_notifications_have_the_form_that_consumers_of_openstack_read(make
         await queue.bind(exchange, "versioned_notifications.info")
         try:
             await bus.notify("notifications.instance.stop.end", Message("Notification", msgspec.msgpack.encode(STOPPED)))
-            got = await queue.get(timeout=10)
+            got = await queue.get(timeout=PATIENCE_S)
         finally:
             await queue.delete(if_unused=False, if_empty=False)
     assert got is not None
@@ -515,7 +515,7 @@ async def test_notifications_without_a_consumer_are_kept_as_many_as_told(make: M
         channel = await connection.channel()
         queue = await channel.get_queue("versioned_notifications.info")
         try:
-            kept = [await queue.get(timeout=5) for _ in range(3)]
+            kept = [await queue.get(timeout=PATIENCE_S) for _ in range(3)]
             assert [one.message_id for one in kept if one] == ["2", "3", "4"]
         finally:
             await channel.queue_delete("versioned_notifications.info")

@@ -14,6 +14,7 @@ from instar.bus.contract import ConsumerFailed, Message, NobodyListens, Reply
 from instar.bus.memory import MemoryBus
 from instar.bus.socket import SocketBus
 from instar.bus.socket_server import BusServer
+from tests.patience import PATIENCE_S
 
 
 class Both:
@@ -54,7 +55,7 @@ async def echo(received: Message) -> Reply:
 
 
 async def until_answered(bus: MemoryBus | SocketBus, queue: str = "q") -> Reply:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 return await bus.call(queue, message())
@@ -93,7 +94,7 @@ async def test_a_client_that_dies_serves_nothing_and_its_command_fails_at_once(b
 
     await both.client.serve("q", hang, concurrency_max=1)
     call = asyncio.create_task(both.owner.call("q", message(deadline_s=30)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await begun.wait()
         await both.client.close()
         with pytest.raises(NobodyListens):
@@ -113,7 +114,7 @@ async def test_an_owner_that_comes_back_finds_everything_served_and_heard(both: 
     await both.restart_owner()
     assert (await until_answered(both.owner)).body == b"HELLO"
     await both.owner.publish("t.one", message())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await heard.wait()
 
 
@@ -140,7 +141,7 @@ async def test_a_client_that_waits_for_an_owner_that_goes_is_told(both: Both) ->
     call = asyncio.create_task(both.client.call("q", message(deadline_s=30)))
     await asyncio.sleep(0.05)
     await both.server.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(NobodyListens):
             await call
 
@@ -156,7 +157,7 @@ async def test_work_goes_on_when_its_owner_goes(both: Both) -> None:
 
     await both.client.serve("q", work, concurrency_max=1)
     await both.owner.send("q", message())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await begun.wait()
         await both.restart_owner()
         end.set()
@@ -196,7 +197,7 @@ async def test_a_client_that_talks_nonsense_is_hung_up_on(both: Both, garbage: b
         reader, writer = await asyncio.open_unix_connection(address)
     writer.write(garbage)
     writer.write_eof()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.read() == b""
     writer.close()
     await both.client.serve("q", echo, concurrency_max=1)

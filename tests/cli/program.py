@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 INSTAR = [sys.executable, "-m", "instar.cli"]
-READY_DEADLINE_S = 60.0
 
 
 def instar(*arguments: str | Path, timeout_s: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +38,7 @@ class Up:
 
     def wait_until_ready(self) -> str:
         """The URL of the ready line."""
-        deadline = time.monotonic() + READY_DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         assert self.process.stdout is not None
         while time.monotonic() < deadline:
             if select.select([self.process.stdout], [], [], 0.1)[0]:

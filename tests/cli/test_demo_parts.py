@@ -11,6 +11,7 @@ from instar.cli.demo.footprint import Footprint
 from instar.cli.demo.guest import read_console
 from instar.cli.demo.pinger import checksum, echo_request, is_reply
 from instar.cli.demo.report import Row, summary, times_of
+from tests.patience import PATIENCE_S
 
 LOG = """\
 INSTAR-BOOT count=1 uuid=- hostname=demo
@@ -61,7 +62,7 @@ def test_a_directory_and_a_process_of_the_cloud_are_found_and_strangers_are_not(
     footprint = Footprint(directory, "0123abcd")
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory)])
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while len(footprint.found()) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         found = footprint.found()

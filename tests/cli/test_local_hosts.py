@@ -17,6 +17,7 @@ from instar.cli.hosts.local_hosts import remove_local_hosts
 from instar.cli.hosts.underlay import Underlay
 from instar.errors import StartupError
 from instar.hypervisor.linux_network.host_commands import run
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -103,7 +104,7 @@ async def test_power_off_kills_every_process_and_power_on_is_another_boot(pair: 
     pair.one.power_off()
     assert sleeper.wait(5) != 0
     assert pair.one.process is None and pair.one.is_off
-    async with asyncio.timeout(20):  # the kernel takes its time to end a network namespace
+    async with asyncio.timeout(PATIENCE_S):  # the kernel takes its time to end a network namespace
         while pair.reaches(pair.two, pair.underlay.address(1)):
             await asyncio.sleep(0.01)
     with pytest.raises(StartupError):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.cli.program import Up, instar
+from tests.patience import PATIENCE_S
 
 
 def login(cloud: Up, name: str) -> httpx.Client:
@@ -21,7 +22,7 @@ def login(cloud: Up, name: str) -> httpx.Client:
     url = cloud.said.splitlines()[-1].removeprefix("ready: ")
     token = httpx.post(f"{url}/identity/v3/auth/tokens", json=body).headers["x-subject-token"]
     headers = {"x-auth-token": token, "openstack-api-version": "compute 2.37"}
-    return httpx.Client(base_url=url, headers=headers, timeout=30, verify=False)
+    return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, verify=False)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def server(cloud: Up) -> dict[str, Any]:
         made = member.post("/compute/v2.1/servers", json={"server": wanted})
         assert made.status_code == 202, made.text
         path = f"/compute/v2.1/servers/{made.json()['server']['id']}"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while (shown := member.get(path).json()["server"])["status"] == "BUILD" and time.monotonic() < deadline:
             time.sleep(0.05)
         assert shown["status"] == "ACTIVE", shown

@@ -13,10 +13,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from instar.config import ApiSettings, ConsoleSettings
 from tests.api.compute_cloud import SETTINGS, Caller, Cloud, running_cloud
+from tests.patience import PATIENCE_S
 
 SERIAL = {"remote_console": {"protocol": "serial", "type": "serial"}}
 NOVNC = {"remote_console": {"protocol": "vnc", "type": "novnc"}}
-ENOUGH_S = 15.0
 
 
 async def serial_url(caller: Caller, server_id: str) -> str:
@@ -34,7 +34,7 @@ def token_of(url: str) -> str:
 async def shown(connection: object, text: str) -> str:
     """All that came until `text` did."""
     seen = ""
-    async with asyncio.timeout(ENOUGH_S):
+    async with asyncio.timeout(PATIENCE_S):
         while text not in seen:
             seen += (await connection.recv()).decode()  # type: ignore[attr-defined]
     return seen
@@ -48,7 +48,7 @@ async def refused(url: str, **headers: str) -> tuple[int, str]:
 
 async def closed_because(connection: object) -> str:
     with pytest.raises(ConnectionClosed) as closed:
-        async with asyncio.timeout(ENOUGH_S):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 await connection.recv()  # type: ignore[attr-defined]
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000
@@ -91,7 +91,7 @@ async def test_of_two_who_open_the_serial_line_the_newer_has_it(cloud: Cloud) ->
             assert "another one" in await closed_because(older)
             await newer.send(b"x")
             pong = await newer.ping()
-            async with asyncio.timeout(ENOUGH_S):
+            async with asyncio.timeout(PATIENCE_S):
                 await pong
 
 

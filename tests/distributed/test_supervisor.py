@@ -14,10 +14,10 @@ import pytest
 
 from instar.cli.distributed.supervisor import Launch, Supervisor
 from instar.errors import StartupError
+from tests.patience import PATIENCE_S
 
 READY = "print('ready: it works', flush=True);"
 WAITS = f"import sys; {READY} sys.stdin.read()"
-DEADLINE_S = 20.0
 
 
 def python(program: str) -> Launch:
@@ -25,7 +25,7 @@ def python(program: str) -> Launch:
 
 
 def until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,11 +1,12 @@
 """A conductor in a process of its own, for tests that stop it, kill it, and let it go on.
 
 `python -m tests.engine.conductor_process DIRECTORY DATABASE LEASE_S`: works on the bus socket in DIRECTORY. Prints its id
-when it works; ends cleanly with SIGTERM."""
+when it works, and when it has another; ends cleanly with SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -27,10 +28,11 @@ SETTINGS = Settings(
     simulated=SimulatedSettings(hosts=4, spawn_s=0.3, destroy_s=0.1),
     quota=QuotaSettings(instances=-1, cores=-1, ram=-1),
 )
+NAME_LOOKED_AT_S = 0.1
 
 
 def settings_of(lease_s: float) -> Settings:
-    engine = EngineSettings(lease_s=lease_s, poll_s=min(2.0, lease_s / 3), step_deadline_s=20)
+    engine = EngineSettings(lease_s=lease_s, poll_s=min(2.0, lease_s / 3), step_deadline_s=90)
     return msgspec.structs.replace(SETTINGS, engine=engine)
 
 
@@ -45,10 +47,16 @@ async def main(directory: Path, database: str, lease_s: float) -> None:
     part = ConductorPart(services, alone=False)
     await part.kept.open()
     await part.conductor.open()
-    print(f"ready {part.conductor.id}", flush=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await stop.wait()
+    told = ""
+    while not stop.is_set():
+        if part.conductor.id != told:
+            told = part.conductor.id
+            print(f"ready {told}", flush=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NAME_LOOKED_AT_S):
+                await stop.wait()
     for opened in (part.conductor, part.kept, services, bus, store):
         await opened.close()
 

@@ -31,6 +31,7 @@ from instar.store.contract import Statement, Store
 from instar.store.guard import guard_task, guarding
 from instar.store.postgresql import PostgresqlStore
 from instar.store.sqlite import SqliteStore
+from tests.patience import PATIENCE_S
 
 LEASE_S = 6.0
 
@@ -144,7 +145,7 @@ async def test_who_has_joined_shows_life_though_what_opens_before_it_takes_long(
     try:
         await conductor.join()
         first = (await conductors_fetch(store))[conductor.id]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await conductors_fetch(store))[conductor.id] == first:
                 await asyncio.sleep(0.05)
     finally:
@@ -224,7 +225,7 @@ async def test_rows_of_a_process_that_says_nothing_more_are_freed(postgresql_url
         waiting = asyncio.create_task(store.write(conductor_beat("a")))
         await asyncio.sleep(1.0)
         await store.end_silent()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await waiting
         assert await conductors_fetch(store) == {"a": 1}
     finally:

@@ -24,6 +24,7 @@ from instar.store.contract import Result, Statement
 from instar.store.instances import instance_fetch, instance_insert, instance_mark_deleting, instance_set_states
 from instar.store.operations import operation_fetch, operation_insert, operations_cancel, steps_fetch
 from instar.store.sqlite import SqliteStore
+from tests.patience import PATIENCE_S
 
 SETTINGS = EngineSettings(poll_s=0.05, lease_s=0.3, step_deadline_s=5)
 
@@ -81,7 +82,7 @@ class Bench:
         return operation
 
     async def finished(self, operation: Operation) -> Operation:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 now = await operation_fetch(self.store, operation.id)
                 assert now is not None
@@ -371,7 +372,7 @@ async def test_notifications_tell_start_and_end_and_error(bench: Bench) -> None:
     await bench.finished(await bench.accept_build())
     calls.fail = "a"
     await bench.finished(await bench.accept_build())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(bench.told) < 4:
             await asyncio.sleep(0.01)
     assert [told.event_type for told in bench.told] == [

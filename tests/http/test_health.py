@@ -25,6 +25,7 @@ from instar.http.routing import Route
 from instar.http.server import HttpServer
 from instar.metrics import numbers
 from instar.model.context import Authenticated
+from tests.patience import PATIENCE_S
 
 
 class Nobody:
@@ -37,7 +38,7 @@ async def served(app: App) -> AsyncIterator[httpx.AsyncClient]:
     server = HttpServer(app, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{await server.start()}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             yield client
     finally:
         await server.stop(grace_s=1)
@@ -146,7 +147,7 @@ async def test_processes_of_one_machine_have_ports_one_after_the_other(free_port
             await one.open()
         assert 0 < ports[0].port < ports[1].port
         numbers.hosts_from(lambda: {"up": 3, "down": 1})
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             answer = await client.get(f"http://127.0.0.1:{ports[1].port}/metrics")
             assert (await client.get(f"http://127.0.0.1:{ports[0].port}/readyz")).json()["ready"]
             assert (await client.get(f"http://127.0.0.1:{ports[0].port}/other")).status_code == 404

@@ -22,6 +22,7 @@ from instar.http.request import Request
 from instar.http.routing import Route
 from instar.http.server import HEAD_MAX_BYTES, HttpServer
 from instar.identity.contract import Authenticated
+from tests.patience import PATIENCE_S
 
 BODY_MAX = 2048
 REQUEST_ID = re.compile(r"req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -120,7 +121,7 @@ class Running(NamedTuple):
         """What the server answers to bytes, until it closes the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 writer.write(data)
                 return await reader.read()
         finally:
@@ -137,7 +138,7 @@ async def running() -> AsyncIterator[Running]:
     server = HttpServer(build_app(services, ThreeRoles(), body_max_bytes=BODY_MAX), "127.0.0.1", 0)
     port = await server.start()
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, verify=False) as client:
             yield Running(client, port)
     finally:
         await server.stop()

@@ -17,8 +17,7 @@ from instar.http.app import build_app
 from instar.http.server import HttpServer
 from instar.http.websocket import MESSAGE_MAX_BYTES, WebSocket, WebSocketRoute
 from instar.model.context import Authenticated
-
-ENOUGH_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 class Nobody:
@@ -108,7 +107,7 @@ async def test_a_message_that_is_too_long_ends_the_connection(url: str, handlers
         with pytest.raises(ConnectionClosed) as closed:
             await connection.recv()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
-    async with asyncio.timeout(ENOUGH_S):
+    async with asyncio.timeout(PATIENCE_S):
         await handlers.ended.wait()
 
 
@@ -123,12 +122,12 @@ async def test_a_failure_of_ours_closes_and_says_nothing_of_the_inside(url: str)
 async def test_a_slow_reader_makes_the_sender_wait(url: str, handlers: Handlers) -> None:
     async with _stalled(f"{url}/tail/flood"):
         before = -1
-        async with asyncio.timeout(ENOUGH_S):
+        async with asyncio.timeout(PATIENCE_S):
             while before != handlers.sent_bytes or not before:
                 before = handlers.sent_bytes
                 await asyncio.sleep(0.3)
         assert handlers.sent_bytes < 64 << 20
-    async with asyncio.timeout(ENOUGH_S):
+    async with asyncio.timeout(PATIENCE_S):
         await handlers.ended.wait()
 
 
@@ -142,7 +141,7 @@ async def test_who_answers_no_ping_is_cut_off(
     server = HttpServer(app, "127.0.0.1", 0)
     port = await server.start()
     try:
-        async with _stalled(f"ws://127.0.0.1:{port}/flood"), asyncio.timeout(ENOUGH_S):
+        async with _stalled(f"ws://127.0.0.1:{port}/flood"), asyncio.timeout(PATIENCE_S):
             await handlers.ended.wait()
     finally:
         await server.stop(grace_s=1)
@@ -155,7 +154,7 @@ async def test_the_server_stops_with_connections_open(handlers: Handlers) -> Non
         await server.stop(grace_s=2)
         with pytest.raises(ConnectionClosed):
             await connection.recv()
-    async with asyncio.timeout(ENOUGH_S):
+    async with asyncio.timeout(PATIENCE_S):
         await handlers.ended.wait()
 
 

@@ -14,6 +14,7 @@ from instar.errors import HypervisorError, HypervisorUnavailable
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, GuestState
 from instar.model.network import FixedIp, PortDefinition
 from instar.model.states import PowerState
+from tests.patience import PATIENCE_S
 
 from .harness import Harness
 
@@ -478,7 +479,7 @@ async def test_a_stop_that_waits_ends_when_the_daemon_goes_away(host: Harness) -
     stopping = asyncio.ensure_future(host.hypervisor.ensure_stopped(guest.instance_id, grace_s=WAIT_S))
     await asyncio.sleep(0.2)
     await host.daemon_away()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(HypervisorUnavailable):
             await stopping
     await host.daemon_back()

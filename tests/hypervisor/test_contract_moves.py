@@ -21,6 +21,7 @@ from instar.model.guest import (
     WorkProgress,
 )
 from instar.model.states import PowerState
+from tests.patience import PATIENCE_S
 
 from .apart_daemon import ApartDaemon
 from .harness import Harness
@@ -318,7 +319,7 @@ async def migrating(hosts: TwoHosts, guest: GuestDefinition, target: LiveTarget)
     task = asyncio.ensure_future(
         hosts.source.hypervisor.migrate_live(guest, target, OPTIONS, lambda _progress: begun.set())
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await begun.wait()
     return task
 
@@ -327,7 +328,7 @@ async def test_an_aborted_migration_leaves_the_guest_at_the_source(hosts: TwoHos
     guest, state, target = await running_and_ready(hosts, ports=1)
     task = await migrating(hosts, guest, target)
     await hosts.source.hypervisor.abort_live(guest.instance_id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(MigrationAborted):
             await task
     assert await hosts.source.hypervisor.observe(guest.instance_id) == state
@@ -341,7 +342,7 @@ async def test_a_forced_migration_ends_with_the_guest_at_the_target(hosts: TwoHo
     mark = await hosts.boot_mark(hosts.source, guest.instance_id)
     task = await migrating(hosts, guest, target)
     await hosts.source.hypervisor.force_live(guest.instance_id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await task
     assert (await hosts.target.hypervisor.observe(guest.instance_id)).power_state is PowerState.RUNNING
     assert await hosts.boot_mark(hosts.target, guest.instance_id) == mark
@@ -363,7 +364,7 @@ async def test_a_target_that_goes_away_leaves_the_guest_at_the_source(hosts: Two
     guest, state, target = await running_and_ready(hosts)
     task = await migrating(hosts, guest, target)
     await hosts.target.daemon_away()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(HypervisorError):
             await task
     assert await hosts.source.hypervisor.observe(guest.instance_id) == state

@@ -21,6 +21,7 @@ from instar.hypervisor.libvirt.disks import InstanceDisks
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.image_cache import ImageCache
 from instar.model.guest import DiskDefinition, ImageSource
+from tests.patience import PATIENCE_S
 
 MIB = 1 << 20
 # One MiB of cache, and a timer that never rings by itself: tests say when to sweep.
@@ -338,7 +339,7 @@ async def test_the_sweep_comes_by_itself_after_a_new_image(tmp_path: Path) -> No
     await host.images.open()
     try:
         image = await host.image()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while host.is_cached(image):
                 await asyncio.sleep(0.01)
     finally:

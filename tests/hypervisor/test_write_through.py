@@ -12,6 +12,7 @@ import pytest
 
 from instar.hypervisor.libvirt import write_through
 from instar.hypervisor.libvirt.write_through import written_through
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def seen(syncs: list[str], name: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while name not in syncs:
             await asyncio.sleep(0.001)
 
@@ -74,6 +75,6 @@ async def test_block_that_fails_is_not_waited_for(tmp_path: Path, syncs: list[st
     with pytest.raises(ValueError, match="the copy"):
         async with written_through(tmp_path / "copy"):
             raise ValueError("the copy failed")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while any(thread.name == "write-through" for thread in threading.enumerate()):
             await asyncio.sleep(0.001)

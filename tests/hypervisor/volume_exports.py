@@ -13,8 +13,7 @@ import msgspec
 
 from instar.model.volume import VolumeConnection, VolumeGateway
 from instar.nbd.relay import Key, Relay, RelayExport, RelayPlan, UnixSource
-
-START_TIMEOUT_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 class VolumeExports:
@@ -45,7 +44,7 @@ class VolumeExports:
             connection = VolumeConnection(export, socket=listening, size_bytes=size_bytes)
         command = ["qemu-nbd", "-t", "-f", "raw", "-x", export, "--shared=0", "--pid-file", str(ready), *where, str(path)]
         self._start(export, command)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not ready.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -58,7 +57,7 @@ class VolumeExports:
     def kill(self, connection: VolumeConnection) -> None:
         """Its server dies. Blocking."""
         self._servers[connection.export].kill()
-        self._servers[connection.export].wait(timeout=20)
+        self._servers[connection.export].wait(timeout=PATIENCE_S)
 
     def revive(self, connection: VolumeConnection) -> None:
         """It is served again, as before."""
@@ -86,5 +85,5 @@ class VolumeExports:
         self._gateways.clear()
         for server in self._servers.values():
             server.terminate()
-            server.wait(timeout=20)
+            server.wait(timeout=PATIENCE_S)
         self._servers.clear()

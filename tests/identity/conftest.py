@@ -15,6 +15,7 @@ from instar.identity.bootstrap import bootstrap
 from instar.identity.local import LocalIdentity
 from instar.store.sqlite import SqliteStore
 from tests.identity.identity_cloud import CHEAP, Cloud
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
     server = HttpServer(app, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{await server.start()}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=20, verify=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=False) as client:
             yield Cloud(url, identity, app, first, client)
     finally:
         await server.stop()

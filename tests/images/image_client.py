@@ -7,12 +7,16 @@ from typing import Any
 
 import httpx
 
+from tests.patience import PATIENCE_S
+
 
 class Client:
     """One caller. Answers are checked for the status that is expected."""
 
     def __init__(self, url: str, token: str) -> None:
-        self._http = httpx.AsyncClient(base_url=f"{url}/image", headers={"x-auth-token": token}, timeout=60, verify=False)
+        self._http = httpx.AsyncClient(
+            base_url=f"{url}/image", headers={"x-auth-token": token}, timeout=PATIENCE_S, verify=False
+        )
 
     async def call(self, method: str, path: str, expect: int, **more: Any) -> httpx.Response:
         answer = await self._http.request(method, path, **more)
@@ -49,7 +53,7 @@ class Client:
         return [image["name"] for image in answer.json()["images"]]
 
     async def wait_for_status(self, image_id: str, status: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while (await self.show(image_id))["status"] != status:
                 await asyncio.sleep(0.01)
 

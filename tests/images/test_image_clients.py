@@ -14,7 +14,7 @@ from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
 
 pytestmark = pytest.mark.slow
 
-CLIENT_DEADLINE_S = 60
+CLIENT_DEADLINE_S = 180
 
 SDK_SESSION = """
 import hashlib, io, sys

@@ -19,6 +19,7 @@ from instar.config import ImageSettings
 from instar.errors import BadRequest, Conflict, HypervisorError, ImageGone, ImageUnusable, TooLarge, UnsupportedMedia
 from instar.images import blobs
 from instar.images.contract import ImageDraft
+from tests.patience import PATIENCE_S
 
 PROGRAM = Path(__file__).parent / "killed_snapshot.py"
 UNFINISHED = ("queued", "writing", "written", "inspected")  # points at which the image is not active yet
@@ -70,7 +71,7 @@ async def test_image_of_an_instance_is_shown_to_its_owner_at_every_step(cloud, m
 
 async def assert_checksums(member, image_id: str, content: bytes) -> None:
     """They come by themselves, some time after the image is active."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (shown := await member.show(image_id))["os_hash_value"] is None:
             assert (shown["status"], shown["checksum"], shown["os_hash_algo"]) == ("active", None, None)
             await asyncio.sleep(0.01)
@@ -229,7 +230,7 @@ async def test_owner_deletes_the_image_before_its_data_has_a_name(cloud, member,
     await cloud.images.finish_upload(image_id)
     await reached.wait()
     deleting = asyncio.create_task(member.call("DELETE", f"/v2/images/{image_id}", 204))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await member.call("GET", "/v2/images", 200)).json()["images"]:
             await asyncio.sleep(0.01)
     go_on.set()

@@ -32,6 +32,7 @@ from instar.images.fields import Caller
 from instar.images.local import LocalImages
 from instar.model.guest import ImageSource
 from instar.store.sqlite import SqliteStore
+from tests.patience import PATIENCE_S
 
 MINE = Caller("p1", is_admin=False)
 
@@ -157,7 +158,7 @@ async def test_url_opens_one_image_for_one_method_and_expires(apart, by_http):
     location = (await apart.images.image_source(one)).location
     query = urlsplit(location).query
     base = f"{by_http.reach_url}/image/hosts/images"
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.get(location, headers={"range": "bytes=1-"})
         assert (answer.status_code, answer.content) == (206, b"ne")
         for method, url in (
@@ -181,7 +182,7 @@ async def test_what_a_host_sends_is_bounded_and_whole(apart):
     async def endless() -> AsyncIterator[bytes]:
         yield b"x" * 1000
 
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         assert (await client.put(target, content=endless())).status_code == 400
         assert (await client.put(target, content=b"", headers={"x-openstack-image-size": str(2 << 40)})).status_code == 413
         wrong = await client.put(target, content=b"short", headers={"x-openstack-image-size": "9"})
@@ -196,7 +197,7 @@ async def test_what_a_host_sends_is_bounded_and_whole(apart):
 
 
 async def test_without_the_setting_there_is_no_such_page(cloud, tmp_path):
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         assert (await client.get(f"{cloud.url}/image/hosts/images/x?expires=1&signature=a")).status_code == 404
     with pytest.raises(StartupError, match="reach_url"):
         await LocalImages(cloud.store, tmp_path, ImageSettings(reach="http")).open()

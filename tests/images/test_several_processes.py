@@ -21,6 +21,7 @@ from instar.images.contract import ImageDraft
 from instar.images.fields import Caller
 from instar.images.local import LocalImages
 from instar.store.sqlite import SqliteStore
+from tests.patience import PATIENCE_S
 
 MINE = Caller("p1", is_admin=False)
 FIELDS = {"name": "n", "disk_format": "raw", "container_format": "bare"}
@@ -183,7 +184,7 @@ async def test_snapshot_that_a_host_writes_belongs_to_no_process(two, tmp_path, 
     async with Process(tmp_path, settings) as third:
         assert (await third.images.finish_upload(image_id)).status == "active"
     await one.images.sweep()  # what the third did not get to is found on the timer of the others
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await one.images.fetch(image_id, MINE)).sha512 is None:
             await asyncio.sleep(0.02)
 

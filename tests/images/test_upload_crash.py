@@ -11,6 +11,8 @@ import pytest
 from image_client import Client
 from image_cloud import ImageCloud
 
+from tests.patience import PATIENCE_S
+
 PROGRAM = Path(__file__).parent / "image_cloud.py"
 HEADERS = {"x-auth-token": "member@p1"}
 
@@ -20,14 +22,14 @@ async def test_killed_upload_is_cleaned_at_the_next_start(tmp_path):
         sys.executable, str(PROGRAM), str(tmp_path), stdout=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             assert process.stdout is not None
             lines = [await process.stdout.readline()]
             while not lines[-1].startswith(b"http://"):
                 lines.append(await process.stdout.readline())
         images = f"{lines[-1].decode().strip()}/image/v2/images"
         fields = {"name": "n", "disk_format": "raw", "container_format": "bare"}
-        async with httpx.AsyncClient(headers=HEADERS, timeout=30) as client:
+        async with httpx.AsyncClient(headers=HEADERS, timeout=PATIENCE_S) as client:
             kept = (await client.post(images, json=fields)).json()["id"]
             lost = (await client.post(images, json=fields)).json()["id"]
             data = {"content-type": "application/octet-stream"}
@@ -39,7 +41,7 @@ async def test_killed_upload_is_cleaned_at_the_next_start(tmp_path):
 
             upload = asyncio.create_task(client.put(f"{images}/{lost}/file", content=endless(), headers=data))
             incoming = tmp_path / "images" / "incoming"
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while not any(path.stat().st_size > 4 << 20 for path in incoming.iterdir()):
                     await asyncio.sleep(0.01)
             process.kill()
@@ -57,7 +59,7 @@ async def test_killed_upload_is_cleaned_at_the_next_start(tmp_path):
     try:
         assert len(cloud.files()) == 1
         images = f"{cloud.url}/image/v2/images"
-        async with httpx.AsyncClient(headers=HEADERS, timeout=30) as client:
+        async with httpx.AsyncClient(headers=HEADERS, timeout=PATIENCE_S) as client:
             assert (await client.get(f"{images}/{kept}/file")).content == b"kept"
             assert (await client.get(f"{images}/{lost}")).json()["status"] == "queued"
             data = {"content-type": "application/octet-stream"}

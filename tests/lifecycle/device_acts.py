@@ -10,15 +10,14 @@ from instar.lifecycle.devices import VolumeWish
 from instar.model.instance import Instance, RequestedVolume
 from instar.model.network import RequestedNetwork
 from tests.lifecycle.harness import Plane
-
-SOON_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 async def new_volume(plane: Plane, name: str = "data", size_gib: int = 1) -> str:
     """An empty volume of the project, available."""
     volume_id = str(uuid.uuid4())
     await plane.control.volumes.create(volume_id, project_id="demo", user_id="user", size_gib=size_gib, name=name)
-    await plane.control.volumes.until_available(volume_id, SOON_S)
+    await plane.control.volumes.until_available(volume_id, PATIENCE_S)
     return volume_id
 
 
@@ -154,7 +153,7 @@ async def check_ports(plane: Plane, instance: Instance, count: int) -> None:
     machine = plane.world.host(instance.host)._machine
     assert {port.id for port in machine.guests[instance.id].ports} == set(ids)
     # The networks' own refresh may have told the host of a port just before it was given back: it tells again.
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(PATIENCE_S):
         while {port.id for port in machine.ports[instance.id]} != set(ids):
             await asyncio.sleep(0.01)
 

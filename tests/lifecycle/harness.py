@@ -36,9 +36,9 @@ from instar.store.instances import instance_fetch
 from instar.store.operations import operations_of_instance, operations_unfinished, steps_fetch
 from instar.volumes.local import remove_exports
 from tests.lifecycle.databases import database_made, database_renamed, on_postgresql, settings_of
+from tests.patience import PATIENCE_S
 
 CLOSE_DEADLINE_S = 60.0
-SETTLE_DEADLINE_S = 30.0  # of a machine that is busy otherwise
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -143,7 +143,7 @@ class Plane:
         """Nothing is in flight. Raises TimeoutError that names what is."""
         unfinished: list[Operation] = []
         try:
-            async with asyncio.timeout(SETTLE_DEADLINE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     unfinished = await operations_unfinished(self.control.store)
                     if not unfinished:
@@ -151,7 +151,7 @@ class Plane:
                     await asyncio.sleep(0.005)
         except TimeoutError:
             names = [(operation.action, operation.instance_id) for operation in unfinished]
-            raise TimeoutError(f"not settled in {SETTLE_DEADLINE_S} s: {names}") from None
+            raise TimeoutError(f"not settled in {PATIENCE_S} s: {names}") from None
 
     async def last_operation(self, instance_id: str) -> Operation:
         return (await operations_of_instance(self.control.store, instance_id))[0]
@@ -230,6 +230,6 @@ async def hosts_up(one: Plane) -> None:
         known = one.control.hosts.get(host)
         return known is not None and (known.forced_down or (one.control.hosts.is_up(host) and not known.shut))
 
-    async with asyncio.timeout(SETTLE_DEADLINE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not all(is_seen(host) for host in one.hosts):
             await asyncio.sleep(0.005)

@@ -17,10 +17,10 @@ from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from tests.lifecycle.harness import SETTINGS, Plane
 from tests.lifecycle.watching import faults
+from tests.patience import PATIENCE_S
 
 NO_ANSWER_S, LONG_S = 0.2, 3600
 MISSED_WITHIN_S = 1.0
-LET_IN_WITHIN_S = 10.0
 AWAY, SILENT, UNHEARD = "hypervisor away", "silent", "works unheard"
 
 
@@ -131,7 +131,7 @@ async def look_again(one: Plane) -> None:
 
 async def reconciled(one: Plane, host: str) -> None:
     """A host that was silent is let in again by whoever looks at it first: the reconciler may be at it, too."""
-    async with asyncio.timeout(LET_IN_WITHIN_S):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 return await one.control.reconciler.reconcile_host(host)

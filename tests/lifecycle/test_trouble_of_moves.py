@@ -28,6 +28,7 @@ from tests.lifecycle.device_acts import attach, new_volume, volume_of
 from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.losing import check_whole, look_again
 from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
+from tests.patience import PATIENCE_S
 
 ADMIN = ("admin", "member", "reader")
 
@@ -370,7 +371,7 @@ async def test_what_has_no_task_state_waits_for_its_turn(one: Plane) -> None:
     await new_volume(one, "other")
     held = one.around_step = Held("attach to guest")
     await attach(one, instance)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not held.reached.is_set() and (await one.last_operation(instance.id)).finished_at is None:
             await asyncio.sleep(0.005)
     await ask(one, "stop", instance)

@@ -9,8 +9,7 @@ from instar.hypervisor.simulated.faults import HostFaults
 from instar.model.instance import Instance
 from instar.model.states import VmState
 from tests.lifecycle.harness import Plane
-
-UNTIL_DEADLINE_S = 30.0
+from tests.patience import PATIENCE_S
 
 
 class Held:
@@ -28,18 +27,18 @@ class Held:
         return await call()
 
     async def wait(self) -> None:
-        async with asyncio.timeout(UNTIL_DEADLINE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await self.reached.wait()
 
 
 async def until(what: str, happened: Callable[[], Awaitable[bool]]) -> None:
     """Wait until `happened`. Raises TimeoutError that says `what` did not."""
     try:
-        async with asyncio.timeout(UNTIL_DEADLINE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not await happened():
                 await asyncio.sleep(0.005)
     except TimeoutError:
-        raise TimeoutError(f"not within {UNTIL_DEADLINE_S} s: {what}") from None
+        raise TimeoutError(f"not within {PATIENCE_S} s: {what}") from None
 
 
 async def until_state(plane: Plane, instance_id: str, vm_state: VmState) -> Instance:

@@ -22,6 +22,7 @@ from instar.model.network import RequestedNetwork
 from instar.networks.api import network_service
 from instar.networks.local import LocalNetworks
 from instar.store.sqlite import SqliteStore
+from tests.patience import PATIENCE_S
 
 SETTINGS = Settings(
     store=StoreSettings(durable=False),
@@ -156,7 +157,7 @@ async def running_cloud(directory: Path, *, with_identity: bool = False) -> Asyn
     if identity is not None:
         identity.base_url = url
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=20, verify=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=False) as client:
             yield Cloud(url, app, store, networks, first, client, shared_id, told)
     finally:
         await server.stop(grace_s=1)

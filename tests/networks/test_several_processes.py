@@ -35,6 +35,7 @@ from instar.store.postgresql import PostgresqlStore
 from instar.store.security_groups import rule_delete
 from instar.store.sqlite import SqliteStore
 from tests.networks.network_cloud import SETTINGS
+from tests.patience import PATIENCE_S
 
 
 class Cloud(NamedTuple):
@@ -94,14 +95,14 @@ class Hosts:
         return instance_ids & self.busy
 
     async def next(self) -> set[str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await self.went.wait()
         self.went.clear()
         return self.told[-1]
 
 
 async def drained(cloud: Cloud) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await filter_changes_fetch(cloud.stores[2], FRESH)).ids:
             await asyncio.sleep(0.01)
 
@@ -153,7 +154,7 @@ async def test_instance_that_is_busy_comes_again_also_for_the_next_keeper(cloud,
     successor = FilterKeeper(cloud.stores[1], cloud.bus, hosts.tell)
     await successor.open()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while (await filter_changes_fetch(cloud.stores[2], [LATE])).ids:
                 await asyncio.sleep(0.01)
     finally:

@@ -20,6 +20,7 @@ from instar.scheduling.host_table import HostChange, HostTable
 from instar.store.contract import Result, Statement, Store
 from instar.store.hosts import host_delete, host_set_disabled, host_set_forced_down
 from instar.store.sqlite import SqliteStore
+from tests.patience import PATIENCE_S
 
 from .clouds import SMALL, Clock, SmallCloud, report
 
@@ -219,7 +220,7 @@ async def test_a_table_that_did_not_run_itself_takes_no_host_for_silent(store: C
         assert table.is_up("h1") and not table.fell_silent("h1", 0.0)
         await asyncio.sleep(0.01)
         assert table.is_up("h1")
-        await eventually(lambda: is_down(table, "h1"), within_s=20)
+        await eventually(lambda: is_down(table, "h1"))
     finally:
         await table.close()
         await bus.close()
@@ -258,7 +259,7 @@ async def has_rank(table: HostTable, name: str) -> bool:
     return [host.name for host in table.ranking] == [name]
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 10) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(within_s):
         while not await condition():
             await asyncio.sleep(0.005)

@@ -15,6 +15,7 @@ from instar.errors import StreamBroken, StreamRefused
 from instar.streams.client import StreamClient
 from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
+from tests.patience import PATIENCE_S
 from tests.streams.relay import Relay
 
 MIB = 1 << 20
@@ -46,7 +47,7 @@ async def across(streams: Streams, said: bytes) -> bytes:
         await writer.drain()
         writer.write_eof()
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         group.create_task(say())
         heard = group.create_task(reader.read())
     writer.close()
@@ -104,7 +105,7 @@ async def test_console_is_let_go_when_its_viewer_leaves(
     reader, writer = await client.connect(source.address, "console")
     assert await reader.readexactly(7) == b"login: "
     writer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await left.wait()
     await in_time(lambda: source._running._threads == {} and client._running._threads == {})
     server.close()
@@ -120,7 +121,7 @@ async def test_viewer_sees_the_end_of_a_console_that_goes_away(
     async with await asyncio.start_unix_server(console, tmp_path / "console"):
         source.grant_socket(client.address, "console", tmp_path / "console", valid_s=60)
         reader, writer = await client.connect(source.address, "console")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await reader.read() == b"going down\n"
         writer.close()
     await in_time(lambda: source._running._threads == {} and client._running._threads == {})
@@ -165,7 +166,7 @@ async def test_slow_reader_holds_back_the_sender(tmp_path: Path, source: StreamS
         reader, writer = await client.connect(source.address, "flood")
         await asyncio.sleep(0.7)
         assert accepted < 32 * MIB  # the kernel's own buffers included
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert len(await reader.readexactly(64 * MIB)) == 64 * MIB
         writer.close()
 
@@ -181,7 +182,7 @@ async def test_revoking_cuts_a_connection_and_refuses_the_next(
         writer.write(b"hello\n")
         assert await reader.readuntil(b"\n") == b"login: you said hello\n"
         source.revoke("console/1")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await reader.read() == b""
         writer.close()
         with pytest.raises(StreamRefused, match="not granted"):
@@ -199,7 +200,7 @@ async def test_lost_connection_ends_both_sides(tmp_path: Path, source: StreamSer
         assert await reader.readexactly(7) == b"login: "
         writer.write(bytes(32_768).replace(b"\0", b"line\n") * 20)
         with contextlib.suppress(ConnectionError):  # the end of a socket in which something was not read yet
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while await reader.read(65536):
                     pass
         writer.close()
@@ -216,7 +217,7 @@ async def test_what_cannot_be_joined_is_told(tmp_path: Path, source: StreamServe
         await client.connect(nobody, "gone")
     tunnel = await client.tunnel(tmp_path / "local", source.address, "other")
     reader, writer = await asyncio.open_unix_connection(tmp_path / "local")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.read() == b""
     writer.close()
     assert isinstance(tunnel.error, StreamRefused)
@@ -232,7 +233,7 @@ async def test_strangers_do_not_fill_the_server(tmp_path: Path, client: StreamCl
     try:
         silent = [await asyncio.open_connection("127.0.0.1", server.address.port) for _ in range(3)]
         reader, writer = await asyncio.open_connection("127.0.0.1", server.address.port)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await reader.read() == b""
         for _, each in [*silent, (reader, writer)]:
             each.close()

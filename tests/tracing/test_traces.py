@@ -29,6 +29,7 @@ from instar.http.server import HttpServer
 from instar.model.context import Authenticated
 from instar.tracing import ids, spans
 from tests.lifecycle.harness import Plane, prepared
+from tests.patience import PATIENCE_S
 
 
 class Collector:
@@ -99,7 +100,7 @@ async def _build_by_http(one: Plane) -> str:
     server = HttpServer(build_app([service], Nobody(), body_max_bytes=1024), "127.0.0.1", 0)
     url = f"http://127.0.0.1:{await server.start()}"
     try:
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             answer = await client.post(f"{url}/compute/servers")
     finally:
         await server.stop(grace_s=1)

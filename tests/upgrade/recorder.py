@@ -26,6 +26,7 @@ from instar.model.instance import Instance
 from tests.lifecycle.dying import _stop_at
 from tests.lifecycle.harness import SETTINGS, plane
 from tests.lifecycle.scenarios import SCENARIOS, victim
+from tests.patience import PATIENCE_S
 from tests.upgrade.records import samples_now, shapes_now
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -64,7 +65,7 @@ async def in_flight(directory: Path, image_file: Path) -> None:
             one.around_step = _stop_at(step, when, reached)
             instance = await SCENARIOS[name].act(one, victims[name])
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     await reached.wait()
             except TimeoutError:
                 steps = [step.name for step in await one.journal(instance.id)]

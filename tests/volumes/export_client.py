@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 
 from instar.model.volume import VolumeConnection
+from tests.patience import PATIENCE_S
 
 
 async def qemu_io(connection: VolumeConnection, *commands: str) -> str:
@@ -15,7 +16,7 @@ async def qemu_io(connection: VolumeConnection, *commands: str) -> str:
     read_only = ["-r"] if connection.read_only else []
     ended = await asyncio.to_thread(
         subprocess.run, ["qemu-io", *read_only, "--image-opts", opened, *options],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0 and "failed" not in said and "error" not in said.lower(), said

@@ -20,7 +20,7 @@ from tests.volumes.volume_cloud import VolumeCloud
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S = 60
+DEADLINE_S = 180
 
 SDK_SESSION = """
 import sys
@@ -30,14 +30,14 @@ from openstack import exceptions
 auth = dict(auth_url=sys.argv[1], username="member", password="x", project_name="p1", user_domain_id="default",
             project_domain_id="default")
 cloud = openstack.connect(auth=auth, region_name="R")
-volume = cloud.create_volume(1, wait=True, name="from-sdk", timeout=30)
+volume = cloud.create_volume(1, wait=True, name="from-sdk", timeout=90)
 assert cloud.block_storage.find_volume("from-sdk").id == volume.id
 cloud.block_storage.set_volume_metadata(volume, a="1")
-snapshot = cloud.create_volume_snapshot(volume.id, wait=True, name="s", timeout=30)
-copy = cloud.create_volume(2, wait=True, snapshot_id=snapshot.id, timeout=30)
+snapshot = cloud.create_volume_snapshot(volume.id, wait=True, name="s", timeout=90)
+copy = cloud.create_volume(2, wait=True, snapshot_id=snapshot.id, timeout=90)
 assert copy.size == 2
 cloud.block_storage.extend_volume(copy, 3)
-copy = cloud.block_storage.wait_for_status(cloud.block_storage.get_volume(copy.id), "available", interval=0.2, wait=30)
+copy = cloud.block_storage.wait_for_status(cloud.block_storage.get_volume(copy.id), "available", interval=0.2, wait=90)
 assert copy.size == 3
 attachment = cloud.block_storage.create_attachment(copy, instance=sys.argv[2])
 attachment = cloud.block_storage.update_attachment(attachment, connector={"host": "h1"})

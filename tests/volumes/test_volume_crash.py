@@ -14,6 +14,7 @@ import pytest
 
 from instar.store import volumes as sql
 from instar.store.contract import Statement
+from tests.patience import PATIENCE_S
 from tests.volumes.volume_client import Client
 from tests.volumes.volume_cloud import VolumeCloud
 
@@ -30,7 +31,7 @@ async def doomed(directory: Path) -> AsyncIterator[Client]:
     try:
         assert process.stdout is not None
         line = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not line.startswith("http://"):
                 line = await asyncio.to_thread(process.stdout.readline)
         client = Client(line.strip(), "member@p1")
@@ -65,7 +66,7 @@ async def upload(client: Client, directory: Path) -> str:
 async def growing(directory: Path) -> None:
     """Something is being made."""
     incoming = directory / "volumes" / "incoming"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(size > 1 << 20 for size in await asyncio.to_thread(sizes, incoming)):
             await asyncio.sleep(0.002)
 

@@ -16,6 +16,7 @@ import pytest
 from instar.errors import BadRequest, NotFound, QuotaExceeded, VolumeUnusable
 from instar.volumes.export_process import ExportProcess
 from instar.volumes.local import LocalVolumes, volumes_runtime
+from tests.patience import PATIENCE_S
 from tests.volumes.export_client import qemu_io
 from tests.volumes.volume_cloud import VolumeCloud
 
@@ -190,7 +191,7 @@ async def test_a_client_waits_while_an_export_is_restarted_or_extended(
         await trouble(cloud, volume_id)
         client.stdin.write(b"read -P 9 0 64k\nwrite -P 8 64k 64k\nread -P 8 64k 64k\nquit\n")
         client.stdin.flush()
-        said, _ = await asyncio.to_thread(client.communicate, timeout=40)
+        said, _ = await asyncio.to_thread(client.communicate, timeout=PATIENCE_S)
     finally:
         client.kill()
         client.wait()

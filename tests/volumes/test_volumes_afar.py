@@ -15,6 +15,7 @@ from instar.config import VolumeSettings
 from instar.model.volume import VolumeConnection, VolumeGateway
 from instar.nbd.relay import Relay
 from instar.volumes.local import volumes_runtime
+from tests.patience import PATIENCE_S
 from tests.volumes.export_client import qemu_io
 from tests.volumes.volume_client import Client
 from tests.volumes.volume_cloud import VolumeCloud
@@ -42,7 +43,7 @@ def afar(gateway: VolumeGateway, keys: Path, *, secret: str | None = None) -> li
 async def run(words: list[str], *commands: str) -> str:
     options = [word for command in commands for word in ("-c", command)]
     ended = await asyncio.to_thread(
-        subprocess.run, ["qemu-io", *words, *options], capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, ["qemu-io", *words, *options], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     return ended.stdout + ended.stderr
 
@@ -96,7 +97,7 @@ async def test_a_volume_is_read_and_written_from_afar_by_who_has_the_key(
         await again.start()
         client.stdin.write(b"read -P 6 64k 64k\nquit\n")
         client.stdin.flush()
-        said, _ = await asyncio.to_thread(client.communicate, timeout=40)
+        said, _ = await asyncio.to_thread(client.communicate, timeout=PATIENCE_S)
     finally:
         client.kill()
         client.wait()

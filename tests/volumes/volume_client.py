@@ -7,13 +7,15 @@ from typing import Any
 
 import httpx
 
+from tests.patience import PATIENCE_S
+
 
 class Client:
     """One caller. Answers are checked for the status that is expected."""
 
     def __init__(self, url: str, token: str) -> None:
         headers = {"x-auth-token": token, "openstack-api-version": "volume latest"}
-        self.http = httpx.AsyncClient(base_url=f"{url}/volume/v3", headers=headers, timeout=60, verify=False)
+        self.http = httpx.AsyncClient(base_url=f"{url}/volume/v3", headers=headers, timeout=PATIENCE_S, verify=False)
 
     async def call(self, method: str, path: str, expect: int = 200, **more: Any) -> Any:
         answer = await self.http.request(method, path, **more)
@@ -41,14 +43,14 @@ class Client:
         await self.gone(f"/volumes/{volume_id}")
 
     async def until(self, path: str, key: str, status: str) -> Any:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE_S):
             while (record := (await self.call("GET", path))[key])["status"] != status:
                 assert not record["status"].startswith("error"), record
                 await asyncio.sleep(0.02)
         return record
 
     async def gone(self, path: str) -> None:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE_S):
             while (await self.http.get(path)).status_code != 404:
                 await asyncio.sleep(0.02)
 
