@@ -11,9 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from instar.cli.servers.postgresql import PrivatePostgresql
+from instar.config import PostgresqlSettings
 from instar.store.postgresql import PostgresqlStore
 
 TEMPLATE = "migrated"
+# A server that is slow because the machine is busy is not away.
+PATIENT = PostgresqlSettings(connect_timeout_s=30, away_wait_s=60, unsure_wait_s=60, statement_timeout_s=90)
 AFTER_US = 'read -r _; kill -INT "$(head -n 1 "$1")" && sleep 1; rm -rf "$2"'
 
 
@@ -72,6 +75,6 @@ class TestServer:
 
 
 async def _migrate(url: str) -> None:
-    store = PostgresqlStore(url)
+    store = PostgresqlStore(url, PATIENT)
     await store.open()
     await store.close()

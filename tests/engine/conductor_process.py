@@ -20,6 +20,7 @@ from instar.cli.services import Services
 from instar.cli.state_dir import StateDir
 from instar.config import EngineSettings, HostSettings, LifecycleSettings, QuotaSettings, Settings, SimulatedSettings
 from instar.store.postgresql import PostgresqlStore
+from tests.postgresql_server import PATIENT
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -39,7 +40,7 @@ def settings_of(lease_s: float) -> Settings:
 async def main(directory: Path, database: str, lease_s: float) -> None:
     configure_log("json", "info")
     settings, state = settings_of(lease_s), StateDir(directory)
-    store, bus = PostgresqlStore(database), SocketBus(state.bus_socket)
+    store, bus = PostgresqlStore(database, PATIENT), SocketBus(state.bus_socket)
     await store.open()
     await bus.open()
     services = Services(state, settings, store, bus, storage_patience_s=10)

@@ -40,6 +40,7 @@ from instar.store.operations import operations_unfinished
 from instar.store.postgresql import PostgresqlStore
 from tests.engine.conductor_process import settings_of
 from tests.patience import slowness
+from tests.postgresql_server import PATIENT
 
 LEASE_S = float(os.environ.get("INSTAR_TEST_LEASE_S", "2"))
 STOPPED_S = float(os.environ.get("INSTAR_TEST_STOPPED_S", "4"))  # longer than the lease
@@ -83,7 +84,7 @@ class Bench:
         self.directory, self.database = directory, database
         self.state = StateDir(directory)
         settings = settings_of(LEASE_S)
-        self.store, self.bus = PostgresqlStore(database), MemoryBus()
+        self.store, self.bus = PostgresqlStore(database, PATIENT), MemoryBus()
         self.server = BusServer(self.bus, self.state.bus_socket)
         self.services = Services(self.state, settings, self.store, self.bus, storage_patience_s=None)
         self.world = SimulatedWorld(None, settings.simulated)

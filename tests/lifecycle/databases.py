@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from instar.config import Settings
+from tests.postgresql_server import PATIENT
 
 SERVER = "INSTAR_TEST_DATABASE_SERVER"  # postgresql://user:password@host:port
 
@@ -25,7 +26,9 @@ def settings_of(directory: Path, settings: Settings) -> Settings:
     """With the database of the cloud that lies in the directory."""
     if not on_postgresql():
         return settings
-    return msgspec.structs.replace(settings, database=f"{os.environ[SERVER]}/{_name(directory)}")
+    return msgspec.structs.replace(
+        settings, database=f"{os.environ[SERVER]}/{_name(directory)}", postgresql=PATIENT
+    )
 
 
 async def database_made(directory: Path, template: Path | None = None) -> None:

@@ -36,6 +36,7 @@ from instar.store.security_groups import rule_delete
 from instar.store.sqlite import SqliteStore
 from tests.networks.network_cloud import SETTINGS
 from tests.patience import PATIENCE_S
+from tests.postgresql_server import PATIENT
 
 
 class Cloud(NamedTuple):
@@ -67,7 +68,7 @@ async def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         stores = [SqliteStore(tmp_path / "instar.db", durable=False) for _ in range(3)]
     else:
         url = request.getfixturevalue("postgresql_url")
-        stores = [PostgresqlStore(url) for _ in range(3)]
+        stores = [PostgresqlStore(url, PATIENT) for _ in range(3)]
     for store in stores:
         await store.open()
     bus = MemoryBus()

@@ -23,13 +23,14 @@ from instar.store.postgresql import PostgresqlStore
 from instar.store.quotas import quota_take_one
 from instar.store.server_groups import ServerGroup, server_group_create, server_group_room
 from instar.store.volume_quotas import quota_take
+from tests.postgresql_server import PATIENT
 
 PROCESSES = 3
 
 
 @pytest.fixture
 async def stores(postgresql_url: str) -> AsyncIterator[list[PostgresqlStore]]:
-    stores = [PostgresqlStore(postgresql_url) for _ in range(PROCESSES)]
+    stores = [PostgresqlStore(postgresql_url, PATIENT) for _ in range(PROCESSES)]
     for store in stores:
         await store.open()
     yield stores

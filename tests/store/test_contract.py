@@ -12,6 +12,7 @@ from instar.errors import Conflict, Unavailable
 from instar.store.contract import Duplicate, Statement, Store, WriteConflict
 from instar.store.postgresql import PostgresqlStore
 from instar.store.sqlite import SqliteStore
+from tests.postgresql_server import PATIENT
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -20,7 +21,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "sqlite":
         store = SqliteStore(tmp_path / "instar.db", durable=False)
     else:
-        store = PostgresqlStore(request.getfixturevalue("postgresql_url"))
+        store = PostgresqlStore(request.getfixturevalue("postgresql_url"), PATIENT)
     await store.open()
     yield store
     await store.close()

@@ -18,9 +18,7 @@ from instar.store.postgresql import PostgresqlStore
 from instar.store.postgresql_schema import for_postgresql, migrate
 from instar.store.postgresql_session import Marker, Session
 from instar.store.postgresql_sql import Shape, translate
-from tests.postgresql_server import TestServer
-
-PATIENT = PostgresqlSettings(away_wait_s=20, unsure_wait_s=20)
+from tests.postgresql_server import PATIENT, TestServer
 
 
 def put(name: str, value: str | None = "1") -> Statement:
@@ -204,7 +202,7 @@ async def test_a_deadlock_is_done_again(store: PostgresqlStore) -> None:
 
 async def test_processes_that_start_at_once_migrate_once(postgresql_server: TestServer) -> None:
     url = postgresql_server.empty_database()
-    stores = [PostgresqlStore(url) for _ in range(3)]
+    stores = [PostgresqlStore(url, PATIENT) for _ in range(3)]
     await asyncio.gather(*(store.open() for store in stores))
     rows = await stores[0].read("SELECT number FROM migrations ORDER BY number")
     assert [row["number"] for row in rows] == [one.number for one in all_migrations()]
