@@ -1,6 +1,6 @@
 # One command for each wish. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast check bench chaos lock dist clean
+.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast test-postgresql test-distributed check bench chaos lock dist clean
 
 BIN := .venv/bin
 # Real guests need root; the tests' and the demo's own environment goes with it.
@@ -45,6 +45,14 @@ test: install-dev ## everything: units, real guests, crashes, real clients (unde
 
 test-fast: install-dev ## what needs no host and no guest (under a minute)
 	@$(BIN)/python -m pytest -n 2 -m "not host and not guest and not slow" $(ARGS)
+
+test-postgresql: install-dev ## all rooms' tests that need no host, on PostgreSQL in the place of SQLite [ARGS=tests/images]
+	@INSTAR_TEST_DATABASE=postgresql $(BIN)/python -m pytest -n 2 -m "not host and not guest" $(ARGS)
+
+# A conductor is stopped for a minute there, and every operation is broken at every step.
+test-distributed: test-postgresql ## the same; then all operations on PostgreSQL and RabbitMQ, and the servers' own tests
+	@INSTAR_TEST_DATABASE=postgresql INSTAR_TEST_BUS=rabbitmq INSTAR_TEST_LEASE_S=6 INSTAR_TEST_STOPPED_S=60 \
+		$(BIN)/python -m pytest -n 2 -m "not guest" tests/lifecycle tests/engine tests/api tests/bus $(ARGS)
 
 check: install-dev ## ruff, strict types, and who may import whom
 	@$(BIN)/ruff check src tests bench

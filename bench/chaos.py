@@ -10,7 +10,7 @@ import asyncio
 import collections
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.crash import Victim
@@ -78,12 +78,23 @@ async def chaos_run(
     return ChaosRun(seed, outcomes, kills, sum(client.patient.retries for client in clients))
 
 
+def rounds(victims: Sequence[Victim], chance: random.Random) -> Iterator[Victim]:
+    """For ever one of each kind in turn, another order each time: a run of two minutes has had them all. A kind is a
+    name without its number: conductor-1 and conductor-2 are of one kind."""
+    kinds: dict[str, list[Victim]] = collections.defaultdict(list)
+    for victim in victims:
+        kinds[victim.name.rstrip("0123456789").rstrip("-")].append(victim)
+    while True:
+        for kind in chance.sample(sorted(kinds), len(kinds)):
+            yield chance.choice(kinds[kind])
+
+
 async def _kill_at_random(
     victims: Sequence[Victim], chance: random.Random, ends_at: float, kills: collections.Counter[str]
 ) -> None:
-    while True:
+    for victim in rounds(victims, chance):
         await asyncio.sleep(chance.uniform(*BETWEEN_KILLS_S))
-        victim, away_s = chance.choice(victims), chance.uniform(*AWAY_S)
+        away_s = chance.uniform(*AWAY_S)
         if time.monotonic() + away_s > ends_at or victim.kill is None or victim.start is None:
             return
         await victim.kill()

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests import every_store_on_postgresql
+import instar.store.sqlite
+from tests import every_store_on_postgresql, rabbitmq_server
 from tests.aftermath import MARK
-from tests.lifecycle.databases import SERVER
-from tests.postgresql_server import TestServer
+from tests.postgresql_server import SERVER, TestServer
 
 if every_store_on_postgresql.asked_for():
-    every_store_on_postgresql.install()
+    every_store_on_postgresql.install(instar.store.sqlite)
 
 SLOW_FILES = frozenset({
     "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
@@ -62,8 +62,8 @@ def log_plainly() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    stays = every_store_on_postgresql.asked_for() and collection_path.parent == HERE
-    return True if stays and collection_path.name in every_store_on_postgresql.STAYS else None
+    stays = every_store_on_postgresql.STAYS if every_store_on_postgresql.asked_for() else ()
+    return True if collection_path.is_relative_to(HERE) and collection_path.relative_to(HERE).as_posix() in stays else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -90,6 +90,28 @@ def everything_on_postgresql(request: pytest.FixtureRequest) -> None:
     """INSTAR_TEST_DATABASE=postgresql: whole clouds of the tests, too."""
     if every_store_on_postgresql.asked_for():
         os.environ[SERVER] = request.getfixturevalue("postgresql_server").server.url.rpartition("/")[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everything_on_rabbitmq() -> Iterator[None]:
+    """INSTAR_TEST_BUS=rabbitmq: the clouds of the tests have their bus there."""
+    if not rabbitmq_server.asked_for():
+        yield
+        return
+    broker = rabbitmq_server.TestBroker()
+    try:
+        broker.start()
+        os.environ.update(broker.environment)
+        yield
+    finally:
+        broker.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_on_rabbitmq() -> Iterator[None]:
+    yield
+    if rabbitmq_server.asked_for():
+        rabbitmq_server.forget_all()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from instar.cli.servers.postgresql import PrivatePostgresql
 from instar.config import PostgresqlSettings
 from instar.store.postgresql import PostgresqlStore
 
+SERVER = "INSTAR_TEST_DATABASE_SERVER"  # postgresql://user:password@host:port, for the processes of a test
 TEMPLATE = "migrated"
 # A server that is slow because the machine is busy is not away.
 PATIENT = PostgresqlSettings(connect_timeout_s=30, away_wait_s=60, unsure_wait_s=60, statement_timeout_s=90)
@@ -56,11 +57,6 @@ class TestServer:
         name = f"t{uuid.uuid4().hex[:12]}"
         self.server.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.server.url_of(name)
-
-    def ensure(self, name: str) -> None:
-        """A database of this name with the newest schema is there."""
-        if not self.server.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'").strip():
-            self.server.sql(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
 
     def drop(self, url: str) -> None:
         self.server.start()

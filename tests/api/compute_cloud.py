@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 
 from instar.api.service import compute_service
 from instar.cli.control_plane import ControlPlane
@@ -36,6 +37,7 @@ from instar.streams.identity import StreamIdentity
 from instar.streams.server import StreamServer
 from instar.volumes.local import remove_exports
 from tests.patience import PATIENCE_S
+from tests.rabbitmq_server import bus_of, ensure_bus
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -171,6 +173,8 @@ async def running_cloud(directory: Path, settings: Settings = SETTINGS) -> Async
     await server_streams.open()
     world.streams = server_streams
     hosts = {f"sim-{number}": world.host(f"sim-{number}") for number in range(settings.simulated.hosts)}
+    await asyncio.to_thread(ensure_bus, state.path)
+    settings = msgspec.structs.replace(settings, bus=bus_of(state.path))
     control = ControlPlane(state, settings, hosts, boot_id=lambda: "boot-1")
     await control.open()
     identity = LocalIdentity(control.store, settings, state.path)

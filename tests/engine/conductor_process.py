@@ -1,7 +1,7 @@
 """A conductor in a process of its own, for tests that stop it, kill it, and let it go on.
 
-`python -m tests.engine.conductor_process DIRECTORY DATABASE LEASE_S`: works on the bus socket in DIRECTORY. Prints its id
-when it works, and when it has another; ends cleanly with SIGTERM."""
+`python -m tests.engine.conductor_process DIRECTORY DATABASE LEASE_S`: works on the bus socket in DIRECTORY, or on RabbitMQ
+where the test does. Prints its id when it works, and when it has another; ends cleanly with SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from instar.bus.opening import bus_of as opened_bus
 from instar.bus.socket import SocketBus
 from instar.cli.conductor_part import ConductorPart
 from instar.cli.log_format import configure_log
@@ -21,6 +22,7 @@ from instar.cli.state_dir import StateDir
 from instar.config import EngineSettings, HostSettings, LifecycleSettings, QuotaSettings, Settings, SimulatedSettings
 from instar.store.postgresql import PostgresqlStore
 from tests.postgresql_server import PATIENT
+from tests.rabbitmq_server import bus_of
 
 SETTINGS = Settings(
     hypervisor="simulated",
@@ -32,15 +34,16 @@ SETTINGS = Settings(
 NAME_LOOKED_AT_S = 0.1
 
 
-def settings_of(lease_s: float) -> Settings:
+def settings_of(lease_s: float, directory: Path) -> Settings:
     engine = EngineSettings(lease_s=lease_s, poll_s=min(2.0, lease_s / 3), step_deadline_s=90)
-    return msgspec.structs.replace(SETTINGS, engine=engine)
+    return msgspec.structs.replace(SETTINGS, engine=engine, bus=bus_of(directory))
 
 
 async def main(directory: Path, database: str, lease_s: float) -> None:
     configure_log("json", "info")
-    settings, state = settings_of(lease_s), StateDir(directory)
-    store, bus = PostgresqlStore(database, PATIENT), SocketBus(state.bus_socket)
+    settings, state = settings_of(lease_s, directory), StateDir(directory)
+    store = PostgresqlStore(database, PATIENT)
+    bus = opened_bus(settings, name="conductor") if settings.bus else SocketBus(state.bus_socket)
     await store.open()
     await bus.open()
     services = Services(state, settings, store, bus, storage_patience_s=10)

@@ -1,7 +1,8 @@
 """Conductors as processes on PostgreSQL that are killed, stopped for longer than their lease and continued, and ended: what
 they had is taken over in time, and no step of an operation is done by two at once.
 
-INSTAR_TEST_LEASE_S=6 INSTAR_TEST_STOPPED_S=60 tells the same story with the lease of a real cloud, stopped for a minute."""
+INSTAR_TEST_LEASE_S=6 INSTAR_TEST_STOPPED_S=60 tells the same story with the lease of a real cloud, stopped for a minute;
+INSTAR_TEST_BUS=rabbitmq tells it over a broker, which gives to others what a stopped one holds."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ import pytest
 from instar.agent.agent import Agent
 from instar.agent.fence import Fence
 from instar.bus.memory import MemoryBus
+from instar.bus.opening import bus_of
 from instar.bus.socket_server import BusServer
 from instar.cli.services import Services
 from instar.cli.state_dir import StateDir
@@ -41,6 +43,7 @@ from instar.store.postgresql import PostgresqlStore
 from tests.engine.conductor_process import settings_of
 from tests.patience import slowness
 from tests.postgresql_server import PATIENT
+from tests.rabbitmq_server import ensure_bus
 
 LEASE_S = float(os.environ.get("INSTAR_TEST_LEASE_S", "2"))
 STOPPED_S = float(os.environ.get("INSTAR_TEST_STOPPED_S", "4"))  # longer than the lease
@@ -83,9 +86,9 @@ class Bench:
     def __init__(self, directory: Path, database: str) -> None:
         self.directory, self.database = directory, database
         self.state = StateDir(directory)
-        settings = settings_of(LEASE_S)
-        self.store, self.bus = PostgresqlStore(database, PATIENT), MemoryBus()
-        self.server = BusServer(self.bus, self.state.bus_socket)
+        settings = settings_of(LEASE_S, directory)
+        self.store, self.bus = PostgresqlStore(database, PATIENT), bus_of(settings, name="bench")
+        self.server = BusServer(self.bus, self.state.bus_socket) if isinstance(self.bus, MemoryBus) else None
         self.services = Services(self.state, settings, self.store, self.bus, storage_patience_s=None)
         self.world = SimulatedWorld(None, settings.simulated)
         self.go = asyncio.Event()
@@ -97,10 +100,12 @@ class Bench:
         self.processes: list[subprocess.Popen[str]] = []
 
     async def open(self, image_file: Path) -> None:
+        await asyncio.to_thread(ensure_bus, self.directory)
         await self.store.open()
         await bootstrap_flavors(self.store)
         await self.bus.open()
-        await self.server.open()
+        if self.server is not None:
+            await self.server.open()
         await self.services.open()
         await self.agent.open()
         await self.services.images.register("tiny", image_file, disk_format="raw", properties={})
@@ -113,7 +118,8 @@ class Bench:
                 process.kill()
             await asyncio.to_thread(process.communicate)
         for opened in (self.agent, self.services, self.server, self.bus, self.store):
-            await opened.close()
+            if opened is not None:
+                await opened.close()
         self.world.close()
 
     async def conductor(self) -> subprocess.Popen[str]:

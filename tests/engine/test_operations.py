@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from instar.bus.contract import Message
-from instar.bus.memory import MemoryBus
+from instar.bus.contract import Bus, Message
+from instar.bus.opening import bus_of as opened_bus
 from instar.clock import now_us
-from instar.config import EngineSettings
+from instar.config import EngineSettings, Settings
 from instar.engine.conductor import Conductor, tell_accepted
 from instar.engine.run import Run
 from instar.errors import Conflict, HypervisorError, Unavailable
@@ -25,6 +25,7 @@ from instar.store.instances import instance_fetch, instance_insert, instance_mar
 from instar.store.operations import operation_fetch, operation_insert, operations_cancel, steps_fetch
 from instar.store.sqlite import SqliteStore
 from tests.patience import PATIENCE_S
+from tests.rabbitmq_server import bus_of, ensure_bus, hear_notifications
 
 SETTINGS = EngineSettings(poll_s=0.05, lease_s=0.3, step_deadline_s=5)
 
@@ -32,7 +33,7 @@ SETTINGS = EngineSettings(poll_s=0.05, lease_s=0.3, step_deadline_s=5)
 class Bench:
     """A store, a bus, and conductors that run the test's own operations."""
 
-    def __init__(self, store: SqliteStore, bus: MemoryBus) -> None:
+    def __init__(self, store: SqliteStore, bus: Bus) -> None:
         self.store = store
         self.bus = bus
         self.told: list[Notification] = []
@@ -109,7 +110,8 @@ def operation_of(instance: Instance, action: Action) -> Operation:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    store, bus = SqliteStore(tmp_path / "instar.db", durable=False), MemoryBus()
+    await asyncio.to_thread(ensure_bus, tmp_path)
+    store, bus = SqliteStore(tmp_path / "instar.db", durable=False), opened_bus(Settings(bus=bus_of(tmp_path)))
     await store.open()
     await bus.open()
     bench = Bench(store, bus)
@@ -117,7 +119,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async def remember(message: Message) -> None:
         bench.told.append(msgspec.msgpack.decode(message.body, type=Notification))
 
-    await bus.subscribe("notifications.*", remember)
+    await hear_notifications(bus, remember)
     yield bench
     await bench.close()
     await bus.close()

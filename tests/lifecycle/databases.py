@@ -1,10 +1,13 @@
-"""Where the simulated clouds of these tests have their databases: SQLite in their directories, or a private PostgreSQL.
+"""Where the simulated clouds of these tests have their databases: SQLite in their directories, or a private PostgreSQL; and
+their bus: in their process, or a private RabbitMQ.
 
-`INSTAR_TEST_DATABASE=postgresql pytest tests/lifecycle` runs them all there; SERVER is what processes of a test hand on.
+`INSTAR_TEST_DATABASE=postgresql INSTAR_TEST_BUS=rabbitmq pytest tests/lifecycle` runs them all there; SERVER, and likewise
+those of rabbitmq_server.py, are what processes of a test hand on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from pathlib import Path
@@ -13,9 +16,8 @@ import asyncpg
 import msgspec
 
 from instar.config import Settings
-from tests.postgresql_server import PATIENT
-
-SERVER = "INSTAR_TEST_DATABASE_SERVER"  # postgresql://user:password@host:port
+from tests.postgresql_server import PATIENT, SERVER
+from tests.rabbitmq_server import bus_of, ensure_bus
 
 
 def on_postgresql() -> bool:
@@ -23,7 +25,8 @@ def on_postgresql() -> bool:
 
 
 def settings_of(directory: Path, settings: Settings) -> Settings:
-    """With the database of the cloud that lies in the directory."""
+    """With the database and the bus of the cloud that lies in the directory."""
+    settings = msgspec.structs.replace(settings, bus=bus_of(directory))
     if not on_postgresql():
         return settings
     return msgspec.structs.replace(
@@ -32,7 +35,9 @@ def settings_of(directory: Path, settings: Settings) -> Settings:
 
 
 async def database_made(directory: Path, template: Path | None = None) -> None:
-    """The directory's cloud has its database: a copy of that of `template`, or an empty one where there is none yet."""
+    """The directory's cloud has its database: a copy of that of `template`, or an empty one where there is none yet. And
+    its place on the bus, which is empty."""
+    await asyncio.to_thread(ensure_bus, directory)
     try:
         await _execute(f"CREATE DATABASE {_name(directory)} TEMPLATE {_name(template) if template else 'template0'}")
     except asyncpg.DuplicateDatabaseError:

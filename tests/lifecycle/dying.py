@@ -14,24 +14,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import msgspec
-
-from tests.lifecycle.harness import SETTINGS, prepared
+from tests.lifecycle.harness import UNHURRIED, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
-
-# A step is held until the last cloud is at its own.
-HELD_MAX_S = 100.0
 
 
 async def main(directory: Path, image_file: Path, name: str, steps: list[str]) -> None:
-    engine = msgspec.structs.replace(SETTINGS.engine, step_deadline_s=HELD_MAX_S)
-    settings = msgspec.structs.replace(SETTINGS, engine=engine)
+    """A step is held until the last cloud is at its own."""
     reached, ids = [], []
     async with AsyncExitStack() as stack:
         for when in ("before", "after"):
             for number, step in enumerate(steps):
                 place = directory / f"{when}-{number}"
-                one = await stack.enter_async_context(prepared(place, image_file, settings))
+                one = await stack.enter_async_context(prepared(place, image_file, UNHURRIED))
                 instance = await victim(one, SCENARIOS[name])
                 reached.append(asyncio.Event())
                 one.around_step = _stop_at(step, when, reached[-1])

@@ -49,6 +49,12 @@ SETTINGS = Settings(
     simulated=SimulatedSettings(hosts=3),
     volume=VolumeSettings(volumes=-1),
 )
+# Where no lease and no host is to be lost, however busy the machine is.
+UNHURRIED = msgspec.structs.replace(
+    SETTINGS,
+    engine=EngineSettings(poll_s=0.1, lease_s=10, step_deadline_s=100),
+    host=HostSettings(heartbeat_s=0.2, down_after_s=60, lost_after_s=60, power_sync_s=60),
+)
 
 
 class Plane:

@@ -36,21 +36,22 @@ class Network:
         self.unheard: set[str] = set()  # takes commands, and answers them; only its reports are lost
         bus: Any = one.control.bus
         bus = getattr(bus, "_bus", bus)  # what is counted goes over this one
-        self._start, self._publish = bus._start, bus.publish
-        bus._start, bus.publish = self.start, self.publish
+        self._call, self._publish = bus.call, bus.publish
+        bus.call, bus.publish = self.call, self.publish
+        self._unheard_work: set[asyncio.Task[Reply]] = set()
 
-    def start(self, queue: str, message: Message) -> Awaitable[Reply]:
+    async def call(self, queue: str, message: Message) -> Reply:
         host = queue.removeprefix(HOST_QUEUE) if queue.startswith(HOST_QUEUE) else ""
         if host not in self.lost:
-            return self._start(queue, message)  # type: ignore[no-any-return]
+            return await self._call(queue, message)  # type: ignore[no-any-return]
         self.missed.set()
         if host in self.works:
-            self._start(queue, message)
-        return self._no_answer(message)
-
-    async def _no_answer(self, message: Message) -> Reply:
-        """Nobody waits here for the whole of a short deadline. A long one is waited for: its caller must know better."""
-        await asyncio.sleep(NO_ANSWER_S if message.deadline_s <= SETTINGS.engine.step_deadline_s else LONG_S)
+            work = asyncio.create_task(self._call(queue, message))
+            self._unheard_work.add(work)
+            work.add_done_callback(lambda _: None if work.cancelled() else work.exception())
+        # Nobody waits here for the whole of a short deadline. A long one is waited for: its caller must know better.
+        patient = message.deadline_s > SETTINGS.engine.step_deadline_s
+        await asyncio.sleep(min(LONG_S, message.deadline_s) if patient else NO_ANSWER_S)
         raise TimeoutError
 
     async def publish(self, topic: str, message: Message) -> None:

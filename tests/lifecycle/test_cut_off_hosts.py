@@ -21,6 +21,7 @@ from instar.model.commands import HOST_QUEUE, EnsureRunning
 from instar.model.guest import GuestDefinition
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
+from tests.lifecycle.databases import database_made
 from tests.lifecycle.harness import SETTINGS, Plane
 from tests.lifecycle.watching import check_no_trace, until
 
@@ -109,6 +110,7 @@ class Apart(Plane):
 
 @pytest.fixture
 async def apart(tmp_path: Path, image_file: Path) -> AsyncIterator[Apart]:
+    await database_made(tmp_path / "cloud")
     one = Apart(tmp_path / "cloud")
     await one.control.open()
     try:

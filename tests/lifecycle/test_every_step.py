@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from instar.config import Settings
 from instar.errors import HypervisorError
 from instar.lifecycle.audit import Finding
 from instar.model.states import VmState
-from tests.lifecycle.harness import Plane, plane, prepared
+from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 
 KILL_DEADLINE_S = 120
@@ -30,9 +31,9 @@ async def clean_steps(directory: Path, image_file: Path, name: str) -> list[str]
     return _clean[name]
 
 
-async def run_clean(directory: Path, image_file: Path, name: str) -> list[str]:
+async def run_clean(directory: Path, image_file: Path, name: str, settings: Settings = SETTINGS) -> list[str]:
     scenario = SCENARIOS[name]
-    async with prepared(directory, image_file) as one:
+    async with prepared(directory, image_file, settings) as one:
         instance = await scenario.act(one, await victim(one, scenario))
         await one.settled()
         ended = await one.fetch(instance.id)

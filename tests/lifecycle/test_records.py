@@ -16,6 +16,7 @@ from instar.store.operations import notification_insert, notifications_fetch, op
 from tests.lifecycle.harness import Plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
 from tests.lifecycle.watching import Held, faults, until
+from tests.rabbitmq_server import hear_notifications
 
 
 class Listener:
@@ -39,7 +40,7 @@ class Listener:
 
 async def listening(one: Plane) -> Listener:
     listener = Listener()
-    await one.control.bus.subscribe("notifications.*", listener)
+    await hear_notifications(one.control.bus, listener)
     return listener
 
 
@@ -130,7 +131,7 @@ async def test_nothing_recorded_is_lost_over_a_restart(tmp_path: Path, image_fil
         assert kinds[-2:] == ["instance.stop.start", "instance.stop.end"]
     told = Listener()
     one = Plane(tmp_path)
-    await one.control.bus.subscribe("notifications.*", told)
+    await hear_notifications(one.control.bus, told)
     await one.control.open()
     try:
         await until_told(one, told, "instance.stop.end")
