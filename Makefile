@@ -1,6 +1,7 @@
 # One command for each wish. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast test-postgresql test-distributed check bench chaos lock dist clean
+.PHONY: help install install-dev demo demo-distributed up up-distributed down test test-fast test-postgresql \
+	test-distributed check bench chaos lock dist clean
 
 BIN := .venv/bin
 # Real guests need root; the tests' and the demo's own environment goes with it.

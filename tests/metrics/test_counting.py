@@ -36,7 +36,7 @@ async def test_transactions_are_counted_by_how_they_ended(tmp_path: Path):
     with pytest.raises(Conflict):
         await store.write(insert)
     assert len(await store.read("SELECT * FROM cloud_keys")) == 1
-    with pytest.raises(Exception, match="no such table|does not exist"):
+    with pytest.raises(Exception, match=r"no such table|does not exist"):
         await store.read("SELECT * FROM nowhere")
     after = [counted("instar_store_seconds_count", kind=kind, result=result) for kind, result in names]
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1, 1]
