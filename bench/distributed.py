@@ -1,4 +1,4 @@
-"""A cloud of many processes under measurement: builds, crashes of each kind of process, ten thousand hosts, chaos.
+"""A cloud of many processes under measurement: builds, crashes of each kind of process, chaos.
 
 Everything is private: PostgreSQL, RabbitMQ, two APIs behind one port, two conductors, agents with simulated hosts."""
 
@@ -30,10 +30,6 @@ from instar.cli.distributed.local_cloud import LocalCloud
 IN_PARALLEL = 600
 ROUNDS = 3
 ONE_BY_ONE = 100
-MANY_HOSTS = 10_000
-MANY_HOSTS_PROCESSES = 2
-REST_S = 60.0
-WATCHED_S = 20.0
 QUIET_MAX_S = 60.0
 ROOM: dict[str, Any] = {
     "quota": {"instances": -1, "cores": -1, "ram": -1},
@@ -174,28 +170,6 @@ def _crash_row(run: CrashRun, usual: CrashRun, findings: int) -> tuple[str, ...]
     )  # fmt: skip
 
 
-async def many_hosts() -> list[Row]:
-    """What ten thousand hosts that only report cost each process of the control plane, and the wire. They report as rarely
-    as so many should: each report is heard by every API and conductor."""
-    settings = {"host": {"heartbeat_s": 10, "down_after_s": 40, "lost_after_s": 60}}
-    async with distributed_cloud(hosts=MANY_HOSTS, agents=MANY_HOSTS_PROCESSES, settings=settings) as one:
-        await asyncio.sleep(REST_S)  # each host is looked at once when it comes
-        before, bytes_before = one.cpu_s(), _loopback_bytes()
-        await asyncio.sleep(WATCHED_S)
-        spent = {name: (now - before[name]) / WATCHED_S * 100 for name, now in one.cpu_s().items()}
-        rate = (_loopback_bytes() - bytes_before) / WATCHED_S / (1 << 20)
-        refs, _ = await one.refs()
-        connection = one.connect()
-        took = await one_by_one(connection, refs, 20)
-        await connection.close()
-    return [
-        *(Row(f"CPU of {name}", percent, "% of a core") for name, percent in spent.items()),
-        Row("hosts' reports", MANY_HOSTS / 10, "/s"),
-        Row("on the wire, all processes together", rate, "MiB/s"),
-        Row("POST /servers → ACTIVE among them, median", took.active_ms, "ms"),
-    ]
-
-
 async def chaos(seed: int, last_s: float) -> tuple[ChaosRun, list[Any]]:
     """Random work and random kills; then everything is up again, and the audit looks."""
     quick = dict.fromkeys(SLOW, 0.5)
@@ -220,8 +194,3 @@ def _cpu_s(pid: int) -> float:
     except FileNotFoundError:
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def _loopback_bytes() -> int:
-    """Everything that went over loopback so far."""
-    return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())

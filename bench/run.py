@@ -13,10 +13,11 @@ import structlog
 import uvloop
 
 from bench.control_plane import control_plane
-from bench.distributed import crashes, distributed, many_hosts
+from bench.distributed import crashes, distributed
 from bench.libvirt_life import libvirt_life
 from bench.libvirt_moves import libvirt_moves
 from bench.libvirt_overhead import libvirt_overhead
+from bench.many_hosts import many_hosts
 from bench.operations import operations
 from bench.recovery import recovery
 from bench.scheduling import scheduling

@@ -79,6 +79,9 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commands_max: Annotated[int, _setting("commands that one host works on at once", "commands", ge=1)] = 8
     resume_guests_on_boot: Annotated[bool, _setting("start guests that should run after a host restart")] = True
     power_sync_s: Annotated[float, _setting("how often power states are compared besides events", "seconds", gt=0)] = 60
+    looks_per_s: Annotated[
+        float, _setting("hosts that are looked at for that, all together; more of them wait longer", "hosts/s", gt=0)
+    ] = 30
     local_hosts: Annotated[
         int, _setting("hosts with libvirt on this machine, several in namespaces of their own", "hosts", ge=1, le=64)
     ] = 1

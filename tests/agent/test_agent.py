@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from instar import __version__
-from instar.agent.agent import Agent
+from instar.agent.agent import REPORTS_PER_HEARTBEAT, REPORTS_TOGETHER_MAX, Agent
 from instar.agent.fence import Fence
 from instar.agent.locks import Locks
 from instar.bus.contract import Message
@@ -32,7 +32,7 @@ from instar.hypervisor.simulated.driver import SimulatedHypervisor
 from instar.hypervisor.simulated.power import Power
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.model.guest import DiskDefinition, GuestDefinition
-from instar.model.host import HOST_REPORTS, HostReport
+from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostReport, HostReports
 from instar.model.states import PowerState
 from tests.patience import PATIENCE_S
 
@@ -273,3 +273,34 @@ async def test_locks_exist_only_while_somebody_wants_them() -> None:
     tasks[1].cancel()  # while it waits
     await asyncio.gather(*tasks, return_exceptions=True)
     assert locks._locks == {}
+
+
+async def test_an_agent_of_many_hosts_reports_them_together_and_each_once_in_a_heartbeat(tmp_path: Path) -> None:
+    bus, world = MemoryBus(), SimulatedWorld(None, SimulatedSettings())
+    hosts = {f"sim-{number}": world.host(f"sim-{number}") for number in range(REPORTS_TOGETHER_MAX + 50)}
+    rounds: list[list[HostReport]] = []
+
+    async def remember(message: Message) -> None:
+        rounds.append(list(msgspec.msgpack.decode(message.body, type=HostReports).reports))
+
+    await bus.open()
+    await bus.subscribe(HOST_REPORTS_TOGETHER, remember)
+    settings = HostSettings(heartbeat_s=0.05)
+    agent = Agent(
+        hosts, bus, Fence(tmp_path / "fences"), settings, boot_id=lambda: "boot-1", reports_together=True
+    )
+    await agent.open()
+    try:
+        async with asyncio.timeout(30):
+            while len(rounds) < 2 + REPORTS_PER_HEARTBEAT * 2:
+                await asyncio.sleep(0.005)
+    finally:
+        await agent.close()
+        await bus.close()
+        world.close()
+    assert [len(reports) for reports in rounds[:2]] == [REPORTS_TOGETHER_MAX, 50]
+    assert [report.host for reports in rounds[:2] for report in reports] == list(hosts)
+    told = [report.host for reports in rounds[2:] for report in reports]
+    assert told[: len(hosts)] == list(hosts)
+    asked = [report.host for reports in rounds for report in reports if report.ask]
+    assert asked[:2] == ["sim-0", "sim-1"], "one of them asks in each round, by turns"

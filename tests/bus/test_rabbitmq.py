@@ -17,7 +17,7 @@ import structlog
 
 from instar.bus import rabbitmq_wire as wire
 from instar.bus.contract import BusAway, ConsumerFailed, Message, MessageTooLarge, NobodyListens, Reply
-from instar.bus.permissions import host_permissions, user_of
+from instar.bus.permissions import agent_user, host_permissions, may_speak_for_all, user_of
 from instar.bus.rabbitmq import RabbitMqBus
 from instar.cli.servers.bus_users import ensure_user
 from instar.config import RabbitMqSettings
@@ -353,6 +353,11 @@ async def test_nobody_is_heard_who_speaks_of_another_host(make: Make, empty_brok
     await bus.publish(HOST_REPORTS, told("a.example", "a.example"))
     await until(lambda: bool(heard))
     assert heard == ["a.example"]
+
+
+def test_no_hosts_user_speaks_for_all_hosts() -> None:
+    users = {user: may_speak_for_all(f"amqp://{user}@broker/%2F") for user in ("instar", user_of("a"), agent_user("b"))}
+    assert users == {"instar": True, user_of("a"): False, agent_user("b"): False}
 
 
 async def test_no_password_is_logged(make: Make, empty_broker: str) -> None:

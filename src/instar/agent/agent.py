@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,7 @@ from instar.errors import CommandUnknown, HypervisorUnavailable, InstarError, St
 from instar.hypervisor.contract import Hypervisor
 from instar.model import commands as c
 from instar.model.guest import GuestEvent, HostCensus, WorkProgress
-from instar.model.host import HOST_REPORTS, HostEvent, HostReport
+from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostEvent, HostReport, HostReports
 from instar.tracing import ids, spans
 
 log = structlog.get_logger()
@@ -40,10 +40,14 @@ INVENTORY_DEADLINE_S = 10.0
 PROGRESS_EVERY_S = 0.5
 KIND_SHOWN_MAX = 60
 DATA_MOVES_MAX_S = 7 * 86_400.0
+REPORTS_PER_HEARTBEAT = 50  # messages, at least, of an agent of very many hosts
+REPORTS_TOGETHER_MAX = 200
 
 
 class Agent:
-    """`hypervisors` maps a host's name to its hypervisor. `boot_id` tells one start of the machine from the next."""
+    """`hypervisors` maps a host's name to its hypervisor. `boot_id` tells one start of the machine from the next.
+
+    `reports_together`: many hosts are reported in one message, which only those may do who may speak of every host."""
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Agent:
         settings: HostSettings,
         *,
         boot_id: Callable[[], str],
+        reports_together: bool = False,
     ) -> None:
         self.id = os.urandom(4).hex()
         self._hypervisors = hypervisors
@@ -61,6 +66,7 @@ class Agent:
         self._fence = fence
         self._settings = settings
         self._boot_id = boot_id
+        self._together_max = REPORTS_TOGETHER_MAX if reports_together else 1
         self._locks = Locks()
         admission = Path(f"{fence.path}.shut") if fence.path is not None else None
         self._admission = Admission(hypervisors, admission, down_after_s=settings.down_after_s)
@@ -86,8 +92,9 @@ class Agent:
                     c.HOST_QUEUE + host, self._handler(host, hypervisor), concurrency_max=self._settings.commands_max
                 )
             )
-        for number, (host, hypervisor) in enumerate(self._hypervisors.items()):
-            await self._report(host, hypervisor, asks=number == 0)
+        hosts = list(self._hypervisors)
+        for number in range(0, len(hosts), self._together_max):
+            await self._report(hosts[number : number + self._together_max], asking=self._first_host)
         self._reports = asyncio.create_task(self._report_for_ever(), name="agent reports")
 
     async def close(self) -> None:
@@ -155,7 +162,7 @@ class Agent:
                 log.warning("agent.removes_departed", host=host, instance=departed.instance_id)
                 await hypervisor.ensure_absent(departed.instance_id, keep_disks=departed.keep_disks)
         self._admission.admit(host, command.session)
-        await self._report(host, hypervisor)
+        await self._report([host])
 
     async def _on_heard(self, message: Message) -> None:
         self._admission.answered(msgspec.msgpack.decode(message.body, type=int))
@@ -299,34 +306,45 @@ class Agent:
 
     async def _report_for_ever(self) -> None:
         """Each host once in a heartbeat, spread over its time so that thousands do not come at once."""
-        hosts = list(self._hypervisors.items())
-        pause_every = max(1, len(hosts) // 50)
+        hosts = list(self._hypervisors)
+        group = min(self._together_max, max(1, len(hosts) // REPORTS_PER_HEARTBEAT))
+        pause_every = max(group, len(hosts) // REPORTS_PER_HEARTBEAT)
         for turn in itertools.count(1):
             started = time.monotonic()
-            for number, (host, hypervisor) in enumerate(hosts):
-                if number % pause_every == 0:
+            for number in range(0, len(hosts), group):
+                if number % pause_every < group:
                     due = started + self._settings.heartbeat_s * (number / len(hosts))
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
+                some = hosts[number : number + group]
                 try:
-                    await self._report(host, hypervisor, asks=number == turn % len(hosts))
+                    await self._report(some, asking=hosts[turn % len(hosts)])
                 except Exception:
-                    log.exception("agent.report_failed", host=host)
+                    log.exception("agent.report_failed", host=some[0], hosts=len(some))
             await asyncio.sleep(max(0.0, started + self._settings.heartbeat_s - time.monotonic()))
 
-    async def _report(self, host: str, hypervisor: Hypervisor, *, asks: bool = False) -> None:
+    async def _report(self, hosts: Sequence[str], *, asking: str = "") -> None:
+        """Of some hosts. The one that is `asking` wants an answer."""
+        boot_id = self._boot_id()
+        reports = [await self._report_of(host, boot_id, asks=host == asking) for host in hosts]
+        if self._together_max == 1:
+            for report in reports:
+                await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report), host=report.host))
+            return
+        await self._bus.publish(HOST_REPORTS_TOGETHER, Message("HostReports", _encode(HostReports(tuple(reports)))))
+
+    async def _report_of(self, host: str, boot_id: str, *, asks: bool) -> HostReport:
         inventory = None
         try:
             async with asyncio.timeout(INVENTORY_DEADLINE_S):
-                inventory = await hypervisor.inventory()
+                inventory = await self._hypervisors[host].inventory()
         except (InstarError, TimeoutError) as error:
             log.debug("agent.hypervisor_away", host=host, reason=str(error))
-        report = HostReport(
-            host, self._boot_id(), self.id, inventory is not None, inventory,
+        return HostReport(
+            host, boot_id, self.id, inventory is not None, inventory,
             session=self._admission.session_of(host), shut=self._admission.is_shut(host),
             ask=self._admission.ask() if asks else 0, answer_to=self._first_host, agent_version=__version__,
             protocol=c.PROTOCOL,
         )  # fmt: skip
-        await self._bus.publish(HOST_REPORTS, Message("HostReport", _encode(report), host=host))
 
 
 class _Wait:

@@ -12,6 +12,7 @@ import re
 import msgspec
 
 from instar.bus import rabbitmq_wire as wire
+from instar.bus.rabbitmq_link import user_in
 from instar.model.commands import GUEST_EVENTS, HOST_QUEUE, HOSTS_HEARD, WORK_PROGRESS
 from instar.model.host import HOST_REPORTS
 
@@ -45,6 +46,11 @@ def agent_user(agent: str) -> str:
     """The same of an agent of many hosts."""
     wire.check_name(agent)
     return wire.AGENT_QUEUE + agent
+
+
+def may_speak_for_all(url: str) -> bool:
+    """Whether who logs in with this URL may tell events of every host, and of many in one: it is no host's own user."""
+    return not user_in(url).startswith((HOST_QUEUE, wire.AGENT_QUEUE))
 
 
 def host_permissions(hosts: list[str], *, agent: str = "") -> Permissions:

@@ -15,6 +15,7 @@ import structlog
 from instar.agent.agent import Agent
 from instar.agent.fence import Fence
 from instar.bus.contract import Bus
+from instar.bus.permissions import may_speak_for_all
 from instar.cli.backends import agent_bus, open_patiently
 from instar.cli.control_plane import machine_boot_id
 from instar.cli.health_port import HealthPort, probes_of
@@ -103,7 +104,9 @@ class SimulatedHostsProcess:
         hypervisors = {name: world.host(name) for name in self._names}
         # Thousands of queues of their own would cost the broker more than the hosts are worth: one for them all.
         bus = agent_bus(self._state, self._settings, name=f"instar agent {first}…", many=first)
-        await _serve(self._stack, bus, self._settings, hypervisors, Fence(self._folder / "fences"))
+        together = bool(self._settings.bus) and may_speak_for_all(self._settings.bus)
+        fence = Fence(self._folder / "fences")
+        await _serve(self._stack, bus, self._settings, hypervisors, fence, reports_together=together)
         log.info("agent.ready", first=first, hosts=len(hypervisors))
         return f"agent of {len(hypervisors)} simulated hosts, {first} and on"
 
@@ -118,13 +121,16 @@ def simulated_names(prefix: str, count: int) -> list[str]:
 
 
 async def _serve(
-    stack: AsyncExitStack, bus: Bus, settings: Settings, hypervisors: Mapping[str, Hypervisor], fence: Fence
-) -> None:
+    stack: AsyncExitStack, bus: Bus, settings: Settings, hypervisors: Mapping[str, Hypervisor], fence: Fence,
+    *, reports_together: bool = False,
+) -> None:  # fmt: skip
     open_traces(settings.tracing, "agent")
     stack.push_async_callback(asyncio.to_thread, close_traces)
     await open_patiently(bus.open, "the bus")
     stack.push_async_callback(bus.close)
-    serving = Agent(hypervisors, bus, fence, settings.host, boot_id=machine_boot_id)
+    serving = Agent(
+        hypervisors, bus, fence, settings.host, boot_id=machine_boot_id, reports_together=reports_together
+    )
     stack.push_async_callback(serving.close)
     await serving.open()
     watched = HealthPort(settings.metrics, probes_of(bus=bus))

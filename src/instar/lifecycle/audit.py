@@ -70,7 +70,8 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     served = await cloud.volumes.served_in_vain()
     instances = await audit_instances(cloud.store)
     for host, census in censuses.items():
-        findings += leftovers(host, census, instances, owners)
+        findings += leftovers(host, census, instances)
+        findings += _left_by_nobody(host, census, owners)
     findings += [Finding(Kind.CLAIM, c["id"], c["host"]) for c in claims if _is_stray(c, instances)]
     findings += [Finding(Kind.PORT, port) for port, owner in owners.items() if owner not in instances]
     findings += [Finding(Kind.ATTACHMENT, one.id) for one in attachments if one.instance_id not in instances]
@@ -108,10 +109,13 @@ def _taken_in_vain(
             yield Finding(Kind.NEW_PORT, port_id)
 
 
-def leftovers(
-    host: str, census: HostCensus, instances: dict[str, Row], port_owners: dict[str, str]
-) -> Iterator[Finding]:
-    """What stands on the host and belongs to no instance that is there."""
+def mentioned(census: HostCensus) -> set[str]:
+    """The instances of which something stands on the host."""
+    return {*census.guests, *census.instance_dirs, *census.set_aside, *census.with_ports}
+
+
+def leftovers(host: str, census: HostCensus, instances: dict[str, Row]) -> Iterator[Finding]:
+    """What stands on the host and belongs to no instance that is there. `instances` has all that are `mentioned`."""
 
     def strange(instance_id: str) -> bool:
         row = instances.get(instance_id)
@@ -130,6 +134,10 @@ def leftovers(
     for instance_id in census.with_ports:
         if strange(instance_id) and instance_id not in census.guests and instance_id not in census.instance_dirs:
             yield Finding(Kind.PLUGS, instance_id, host, _epoch(instances.get(instance_id)))
+
+
+def _left_by_nobody(host: str, census: HostCensus, port_owners: dict[str, str]) -> Iterator[Finding]:
+    """What of the host names no instance: devices of ports that are gone, images that are not what they were."""
     known = {("tap" + port_id)[:TAP_NAME_LENGTH] for port_id in port_owners}
     for tap in census.taps:
         if tap not in known:

@@ -17,26 +17,25 @@ from instar.bus.contract import Message, Subscription
 from instar.clock import now_us
 from instar.engine.hosts import HostClient
 from instar.errors import InstarError, NotFound, StaleEpoch
-from instar.lifecycle.audit import Finding, Kind, audit, leftovers
+from instar.lifecycle.audit import Finding, Kind, audit, leftovers, mentioned
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
+from instar.lifecycle.host_looks import HostLooks
 from instar.lifecycle.power_sync import sync
-from instar.lifecycle.shared_read import SharedRead
 from instar.lifecycle.timers import system_context
 from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC, Departed
 from instar.model.guest import GuestState
-from instar.model.host import HOST_REPORTS, HostEvent, HostReport
+from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostEvent
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from instar.store.audit import (
-    audit_instances,
-    host_boot_fetch,
+    audit_instances_among,
     host_boot_save,
+    host_boots_fetch,
     host_totals_recount,
     instances_evacuated,
     usage_recount,
 )
-from instar.store.contract import Row
 from instar.store.instances import instance_fetch, instances_of_host
 from instar.store.operations import operations_prune
 
@@ -54,6 +53,25 @@ KEPT_RUNNING = frozenset({VmState.ACTIVE, VmState.PAUSED})
 _Guest = tuple[str, str]  # host, instance id
 
 
+class _Said(msgspec.Struct, frozen=True):
+    """Of a HostReport what a reconciler wants to know."""
+
+    host: str
+    boot_id: str
+    agent_id: str
+    hypervisor_ok: bool
+    session: int = 0
+    shut: bool = False
+
+
+class _SaidTogether(msgspec.Struct, frozen=True):
+    reports: tuple[_Said, ...]
+
+
+_decode_said = msgspec.msgpack.Decoder(_Said).decode
+_decode_said_together = msgspec.msgpack.Decoder(_SaidTogether).decode
+
+
 class Reconciler:
     """Runs beside a conductor. `open` starts it; `settle_database` may be called by hand."""
 
@@ -63,12 +81,11 @@ class Reconciler:
         self._settings = cloud.settings.host
         self._seen: dict[str, tuple[str, str, bool]] = {}  # host → (boot_id, agent_id, hypervisor_ok)
         self._shut: dict[str, int] = {}  # host that came back and waits to be admitted → its session
-        self._records = SharedRead(self._read_records)
+        self._boots: dict[str, str] = {}  # host → the start of the machine that it was last looked at in
         self._checked: dict[str, float] = {}
         self._away: set[str] = set()  # hosts that could not be looked at, which was said
         self._pruned = float("-inf")
-        self._due: asyncio.Queue[str] = asyncio.Queue()
-        self._queued: set[str] = set()
+        self._looks = HostLooks(self._settings.looks_per_s)
         self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
         self._waiting: set[_Guest] = set()
         self._uploads_seen: set[str] = set()  # unfinished images without operation that the last look found
@@ -78,8 +95,10 @@ class Reconciler:
 
     async def open(self) -> None:
         bus = self._cloud.bus
+        self._boots = await host_boots_fetch(self._cloud.store)
         self._subscriptions = [
             await bus.subscribe(HOST_REPORTS, self._on_report),
+            await bus.subscribe(HOST_REPORTS_TOGETHER, self._on_reports),
             await bus.subscribe(GUEST_EVENTS, self._on_event),
             await bus.subscribe(LEFTOVERS_TOPIC, self._on_leftovers),
         ]
@@ -97,16 +116,23 @@ class Reconciler:
     # --- what makes it run ------------------------------------------------------------------------------------------
 
     async def _on_report(self, message: Message) -> None:
-        report = msgspec.msgpack.decode(message.body, type=HostReport)
-        now = (report.boot_id, report.agent_id, report.hypervisor_ok)
-        changed = self._seen.get(report.host) != now
-        self._seen[report.host] = now
-        if report.shut:
-            self._shut[report.host] = report.session
+        self._hear(_decode_said(message.body))
+
+    async def _on_reports(self, message: Message) -> None:
+        for said in _decode_said_together(message.body).reports:
+            self._hear(said)
+
+    def _hear(self, said: _Said) -> None:
+        now, before = (said.boot_id, said.agent_id, said.hypervisor_ok), self._seen.get(said.host)
+        self._seen[said.host] = now
+        if said.shut:
+            self._shut[said.host] = said.session
         else:
-            self._shut.pop(report.host, None)
-        if report.hypervisor_ok and (changed or report.shut):
-            self._put(report.host)
+            self._shut.pop(said.host, None)
+        if said.hypervisor_ok and (now != before or said.shut):
+            # One that is here as it was when it was looked at last, by another conductor perhaps, has time.
+            as_it_was = before is None and self._boots.get(said.host, said.boot_id) == said.boot_id
+            self._put(said.host, new=said.shut or not as_it_was)
 
     async def _on_event(self, message: Message) -> None:
         event = msgspec.msgpack.decode(message.body, type=HostEvent)
@@ -130,17 +156,14 @@ class Reconciler:
             await asyncio.sleep(self._settings.power_sync_s)
             for host, (_, _, hypervisor_ok) in self._seen.items():
                 if hypervisor_ok and time.monotonic() - self._checked.get(host, 0) >= self._settings.power_sync_s:
-                    self._put(host)
+                    self._put(host, new=False)
 
-    def _put(self, host: str) -> None:
-        if host not in self._queued:
-            self._queued.add(host)
-            self._due.put_nowait(host)
+    def _put(self, host: str, *, new: bool = True) -> None:
+        self._looks.put(host, new=new)
 
     async def _work(self) -> None:
         while True:
-            host = await self._due.get()
-            self._queued.discard(host)
+            host = await self._looks.next()
             try:
                 await self.reconcile_host(host)
                 self._away.discard(host)
@@ -193,11 +216,11 @@ class Reconciler:
         # come from after it: what a new operation has made meanwhile has its record by then.
         instances = await instances_of_host(self._cloud.store, host)
         census = await self._client().census(host)
-        owners, known = await self._records.fresh()
+        known = await audit_instances_among(self._cloud.store, mentioned(census))
         if (session := self._shut.get(host)) is not None:
-            await self._admit(host, session, leftovers(host, census, known, owners))
+            await self._admit(host, session, leftovers(host, census, known))
         # By the census itself: a host that came back may answer before its first report is here.
-        restarted = await self._was_restarted(host, census.boot_id)
+        restarted = self._was_restarted(host, census.boot_id)
         for instance in instances:
             state = census.guests.get(instance.id, GuestState(exists=False))
             if restarted and _should_run(instance, state):
@@ -206,17 +229,14 @@ class Reconciler:
                 await self._end_guest(instance, host)
             else:
                 await sync(self._cloud, instance, state)
-        for finding in leftovers(host, census, known, owners):
+        for finding in leftovers(host, census, known):
             try:
                 await self._remove_leftover(finding)
             except InstarError as error:  # the others are seen to all the same; this one by the next look
                 log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
         if restarted is not None:
             await self._cloud.store.write(host_boot_save(host, census.boot_id))
-
-    async def _read_records(self) -> tuple[dict[str, str], dict[str, Row]]:
-        """Whose each port is, and every instance: all of them, for however many hosts are looked at now."""
-        return await self._cloud.networks.port_owners(), await audit_instances(self._cloud.store)
+            self._boots[host] = census.boot_id
 
     async def _admit(self, host: str, session: int, findings: Iterable[Finding]) -> None:
         """A host that was cut off removes what is not its own any more, before anything else is done there."""
@@ -233,9 +253,9 @@ class Reconciler:
         if self._shut.get(host) == session:
             del self._shut[host]
 
-    async def _was_restarted(self, host: str, boot_id: str) -> bool | None:
+    def _was_restarted(self, host: str, boot_id: str) -> bool | None:
         """None: the same start of the machine as last time."""
-        before = await host_boot_fetch(self._cloud.store, host)
+        before = self._boots.get(host)
         if not boot_id or before == boot_id:
             return None
         return before is not None and self._settings.resume_guests_on_boot

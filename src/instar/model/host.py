@@ -7,6 +7,7 @@ import msgspec
 from instar.model.guest import GuestEvent, HostInventory
 
 HOST_REPORTS = "hosts.report"
+HOST_REPORTS_TOGETHER = "hosts.reports"  # of many hosts in one event: only for who may speak of every host
 
 
 class HostReport(msgspec.Struct, frozen=True, tag=True):
@@ -25,6 +26,12 @@ class HostReport(msgspec.Struct, frozen=True, tag=True):
     answer_to: str = ""  # the first of the agent's hosts
     agent_version: str = ""
     protocol: int = 1
+
+
+class HostReports(msgspec.Struct, frozen=True):
+    """Of hosts that one agent serves, at the same time."""
+
+    reports: tuple[HostReport, ...]
 
 
 class HostEvent(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from instar.config import Settings
 from instar.errors import InstarError
 from instar.model.commands import HOST_QUEUE
 from instar.model.guest import HostInventory
-from instar.model.host import HOST_REPORTS, HostReport
+from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostReport, HostReports
 from instar.scheduling.awake_clock import AwakeClock
 from instar.scheduling.host_view import HostView, capacity_of, groupings
 from instar.scheduling.ranking import Ranking
@@ -30,7 +30,8 @@ from instar.store.hosts import host_busy_list, host_list, host_report, host_tota
 
 log = structlog.get_logger()
 
-PERSIST_EVERY_S = 2.0  # reports that bring nothing new are written no more often
+PERSIST_EVERY_S = 2.0  # what is new in reports is written so soon
+TOUCH_EVERY_S = 30.0  # that a host still reports is written no more often: for people, nothing is decided by it
 PERSIST_AT_ONCE = 500  # new or changed hosts in one transaction
 REFRESH_EVERY_S = 2.0  # what others claimed and admins said is read again
 SWEEP_EVERY_S = 0.5  # silence is noticed so late at most
@@ -38,6 +39,7 @@ TICK_PART = 0.1  # of the time after which a silent host is down: so often we se
 SLICE = 500  # hosts that are worked on before others have the event loop
 
 _decode_report = msgspec.msgpack.Decoder(HostReport).decode
+_decode_reports = msgspec.msgpack.Decoder(HostReports).decode
 _decode_inventory = msgspec.msgpack.Decoder(HostInventory).decode
 Clock = Callable[[], float]
 
@@ -61,11 +63,12 @@ class HostTable:
         self._hosts: dict[str, HostView] = {}
         self._stored: set[str] = set()  # hosts that have their row, without which nothing can be claimed on them
         self._changed: dict[str, HostInventory] = {}  # not yet written
-        self._heard: set[str] = set()  # reported since the last writing
+        self._heard: set[str] = set()  # reported since the last writing, and touched long ago
+        self._touched: dict[str, float] = {}  # when that a host reports was written last
         self._watchers: list[Callable[[HostChange], None]] = []
         self._new_host = asyncio.Event()
         self._bus: Bus | None = None
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._writing = asyncio.Lock()
         self.answer: Callable[[HostReport], Awaitable[None]] | None = None  # to reports that ask, see engine/hearing.py
@@ -78,7 +81,10 @@ class HostTable:
             self._clock = awake  # while we are cut off, or do not run, nobody falls silent
         self._bus = bus
         await self.load()
-        self._subscription = await bus.subscribe(HOST_REPORTS, self._on_report)
+        self._subscriptions = [
+            await bus.subscribe(HOST_REPORTS, self._on_report),
+            await bus.subscribe(HOST_REPORTS_TOGETHER, self._on_reports),
+        ]
         self._tasks = [
             asyncio.create_task(awake.run(), name="host clock"),
             asyncio.create_task(self._every(REFRESH_EVERY_S, self.refresh), name="host refresh"),
@@ -87,8 +93,8 @@ class HostTable:
 
     async def close(self) -> None:
         """Stop following."""
-        if self._subscription is not None:
-            await self._subscription.cancel()
+        for subscription in self._subscriptions:
+            await subscription.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -157,7 +163,14 @@ class HostTable:
                 await asyncio.sleep(0)
 
     async def _on_report(self, message: Message) -> None:
-        report = _decode_report(message.body)
+        await self._take_report(_decode_report(message.body))
+
+    async def _on_reports(self, message: Message) -> None:
+        for report in _decode_reports(message.body).reports:
+            await self._take_report(report)
+        await asyncio.sleep(0)  # many such messages may wait
+
+    async def _take_report(self, report: HostReport) -> None:
         self.hear(report)
         if report.ask and self.answer is not None:
             await self.answer(report)
@@ -173,15 +186,16 @@ class HostTable:
             self._take_inventory(host, report.inventory)
         host.hypervisor_ok, host.shut, host.session = report.hypervisor_ok, report.shut, report.session
         host.agent_version, host.protocol = report.agent_version, report.protocol
-        host.reported_at = self._clock()
+        host.reported_at = now = self._clock()
         if report.hypervisor_ok:
-            host.heard_at = self._clock()
-            self._heard.add(host.name)
+            host.heard_at = now
+            if now - self._touched.get(host.name, float("-inf")) >= TOUCH_EVERY_S:
+                self._heard.add(host.name)
         restarted = bool(host.boot_id) and host.boot_id != report.boot_id
         host.boot_id, host.agent_id = report.boot_id, report.agent_id
         if restarted:
             self._tell(host, "restarted")
-        self._judge(host, self._clock())
+        self._judge(host, now)
 
     def _take_inventory(self, host: HostView, inventory: HostInventory) -> None:
         host.inventory = inventory
@@ -234,6 +248,7 @@ class HostTable:
         self._stored |= names
         for name in stored - names:  # forgotten by an admin: it comes back as a new one if it still reports
             self._stored.discard(name)
+            self._touched.pop(name, None)
             self.ranking.remove(self._hosts.pop(name))
 
     def _take_row(self, host: HostView, row: Row) -> None:
@@ -278,8 +293,9 @@ class HostTable:
             try:
                 for start in range(0, len(changed), PERSIST_AT_ONCE):
                     await self._write_changed(dict(list(changed.items())[start : start + PERSIST_AT_ONCE]))
-                if touched := host_touch(sorted((heard & self._stored) - changed.keys()), now_us()):
-                    await self._store.write(*touched)
+                for touched in host_touch(sorted((heard & self._stored) - changed.keys()), now_us()):
+                    await self._store.write(touched)  # each for itself: claims on these hosts wait no longer than for one
+                self._touched |= dict.fromkeys((heard & self._stored) | changed.keys(), self._clock())
             except Exception:
                 self._changed = changed | self._changed  # what came meanwhile is newer
                 self._heard |= heard

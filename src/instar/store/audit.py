@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from instar.store.contract import Row, Statement, Store
+from instar.store.many_names import in_groups
+
+AUDITED = """SELECT i.id, i.host, i.vm_state, i.task_state, i.epoch, i.facts,
+      EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = i.id AND o.finished_at IS NULL) AS busy
+    FROM instances i WHERE i.deleted = 0"""
 
 
 async def audit_instances(store: Store) -> dict[str, Row]:
     """Every instance that is not deleted: id → (host, vm_state, task_state, facts, busy: has an unfinished operation)."""
-    rows = await store.read(
-        """SELECT i.id, i.host, i.vm_state, i.task_state, i.epoch, i.facts,
-             EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = i.id AND o.finished_at IS NULL) AS busy
-           FROM instances i WHERE i.deleted = 0"""
-    )
-    return {row["id"]: row for row in rows}
+    return {row["id"]: row for row in await store.read(AUDITED)}
+
+
+async def audit_instances_among(store: Store, ids: Collection[str]) -> dict[str, Row]:
+    """The same of these alone."""
+    found: dict[str, Row] = {}
+    for marks, params in in_groups(sorted(ids)):
+        found |= {row["id"]: row for row in await store.read(f"{AUDITED} AND i.id IN ({marks})", params)}
+    return found
 
 
 async def audit_claims(store: Store) -> list[Row]:
@@ -95,10 +105,9 @@ async def instances_evacuated(store: Store, host: str) -> dict[str, int]:
     return {row["id"]: row["epoch"] for row in rows}
 
 
-async def host_boot_fetch(store: Store, host: str) -> str | None:
-    """The start of the machine that the host was last seen in; None for a host that was never seen."""
-    rows = await store.read("SELECT boot_id FROM host_boots WHERE host = :host", {"host": host})
-    return rows[0]["boot_id"] if rows else None
+async def host_boots_fetch(store: Store) -> dict[str, str]:
+    """Host → the start of the machine that it was last seen in."""
+    return {row["host"]: row["boot_id"] for row in await store.read("SELECT host, boot_id FROM host_boots")}
 
 
 def host_boot_save(host: str, boot_id: str) -> Statement:

@@ -12,9 +12,8 @@ import msgspec
 
 from instar.errors import Conflict, NotFound
 from instar.model.guest import HostInventory
-from instar.store.contract import Row, Statement, Store, Value
-
-TOUCHED_AT_ONCE = 500  # names in one statement; far below what databases take, and the text stays the same
+from instar.store.contract import Row, Statement, Store
+from instar.store.many_names import in_groups
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -47,14 +46,10 @@ def host_report(name: str, inventory: HostInventory, capacity: Capacity, now_us:
 
 def host_touch(names: Sequence[str], now_us: int) -> list[Statement]:
     """These hosts have reported, and nothing else of them is new."""
-    statements = []
-    for start in range(0, len(names), TOUCHED_AT_ONCE):
-        some = names[start : start + TOUCHED_AT_ONCE]
-        marks = ", ".join(f":n{number}" for number in range(len(some)))
-        params: dict[str, Value] = {f"n{number}": name for number, name in enumerate(some)}
-        sql = f"UPDATE hosts SET reported_at = :now WHERE name IN ({marks})"  # noqa: S608 - marks are numbers
-        statements.append(Statement(sql, params | {"now": now_us}))
-    return statements
+    return [
+        Statement(f"UPDATE hosts SET reported_at = :now WHERE name IN ({marks})", params | {"now": now_us})  # noqa: S608
+        for marks, params in in_groups(names)
+    ]
 
 
 async def host_list(store: Store) -> Sequence[Row]:
