@@ -22,10 +22,10 @@ from instar.model.commands import HOST_QUEUE
 from instar.model.guest import HostInventory
 from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostReport, HostReports
 from instar.scheduling.awake_clock import AwakeClock
-from instar.scheduling.host_view import HostView, capacity_of, groupings
+from instar.scheduling.host_view import HostView, Recorded, capacity_of, groupings
 from instar.scheduling.ranking import Ranking
-from instar.store.aggregates import DEFAULT_ZONE, aggregate_list
-from instar.store.contract import Row, Statement, Store
+from instar.store.aggregates import aggregate_list
+from instar.store.contract import Statement, Store
 from instar.store.hosts import host_busy_list, host_list, host_report, host_totals_list, host_touch
 
 log = structlog.get_logger()
@@ -154,11 +154,12 @@ class HostTable:
     async def _load_stored(self) -> None:
         for number, row in enumerate(await host_list(self._store)):
             host = self._hosts.setdefault(row["name"], HostView(row["name"]))
-            host.inventory = host.inventory or _decode_inventory(row["inventory"])
-            capacity = capacity_of(host.inventory, self._settings.host, self._settings.scheduling)
-            host.set_amounts(capacity, _totals(row))
             self._stored.add(host.name)
-            self._take_row(host, row)
+            if host.inventory is None:
+                host.inventory = _decode_inventory(row["inventory"])
+                host.capacity = capacity_of(host.inventory, self._settings.host, self._settings.scheduling)
+                host.take(Recorded.of(row, 0, None))
+                self.ranking.put(host)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
 
@@ -216,6 +217,7 @@ class HostTable:
         host.set_amounts(host.capacity, totals)
         host.instances += count
         host.busy = max(0, host.busy + count)
+        host.recorded = None  # whatever the database says next is newer
         self.ranking.put(host)
 
     async def forget(self, name: str) -> None:
@@ -230,34 +232,25 @@ class HostTable:
         rows = await host_totals_list(self._store)
         busy = await host_busy_list(self._store)
         grouped = groupings(await aggregate_list(self._store))
-        names = set()
+        names, all_known = set(), True
         for number, row in enumerate(rows):
             name = row["name"]
             names.add(name)
             host = self._hosts.get(name)
-            if host is not None and host.inventory is not None:
-                host.busy = busy.get(name, 0)
-                grouping = grouped.get(name)
-                host.zone = grouping.zone if grouping else DEFAULT_ZONE
-                host.metadata = grouping.metadata if grouping else {}
-                self._take_row(host, row)
+            if host is None or host.inventory is None:
+                all_known = False
+            elif (recorded := Recorded.of(row, busy.get(name, 0), grouped.get(name))) != host.recorded:
+                host.take(recorded)
+                self.ranking.put(host)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-        if names - self._hosts.keys() or any(self._hosts[name].inventory is None for name in names):
+        if not all_known:
             await self._load_stored()  # others have written hosts that did not report here
         self._stored |= names
         for name in stored - names:  # forgotten by an admin: it comes back as a new one if it still reports
             self._stored.discard(name)
             self._touched.pop(name, None)
             self.ranking.remove(self._hosts.pop(name))
-
-    def _take_row(self, host: HostView, row: Row) -> None:
-        host.set_amounts(host.capacity, _totals(row))
-        host.instances = row["instances_claimed"]
-        host.disabled = bool(row["disabled"])
-        host.disabled_reason = row["disabled_reason"]
-        host.forced_down = bool(row["forced_down"])
-        self.ranking.put(host)
 
     # --- up and down ------------------------------------------------------------------------------------------------
 
@@ -361,7 +354,3 @@ class HostPersister:
         self._task = None
         with contextlib.suppress(InstarError):  # the database is away: the hosts will report again
             await self._table.persist()
-
-
-def _totals(row: Row) -> tuple[int, int, int]:
-    return row["vcpus_claimed"], row["memory_claimed_mib"], row["disk_claimed_gib"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
 from instar.config import HostSettings, SchedulingSettings
 from instar.model.guest import HostInventory
 from instar.store.aggregates import DEFAULT_ZONE, Aggregate
+from instar.store.contract import Row
 from instar.store.hosts import Capacity
 
 NO_CAPACITY = Capacity(0, 0, 0)
@@ -38,6 +40,7 @@ class HostView:
         "metadata",
         "name",
         "protocol",
+        "recorded",
         "reported_at",
         "session",
         "shut",
@@ -67,12 +70,23 @@ class HostView:
         self.shut = False
         self.zone = DEFAULT_ZONE
         self.metadata: Mapping[str, tuple[str, ...]] = {}  # of its aggregates: each key with all its values
+        self.recorded: Recorded | None = None  # what was taken last, if nothing was noted since
 
     def set_amounts(self, capacity: Capacity, totals: tuple[int, int, int]) -> None:
         self.capacity, self.totals = capacity, totals
         self.vcpus_free = capacity.vcpus - totals[0]
         self.memory_free_mib = capacity.memory_mib - totals[1]
         self.disk_free_gib = capacity.disk_gib - totals[2]
+
+    def take(self, recorded: Recorded) -> None:
+        """The database says this now."""
+        self.set_amounts(self.capacity, recorded.totals)
+        self.instances, self.busy = recorded.instances, recorded.busy
+        self.disabled, self.disabled_reason = recorded.disabled, recorded.disabled_reason
+        self.forced_down = recorded.forced_down
+        self.zone = recorded.grouping.zone if recorded.grouping else DEFAULT_ZONE
+        self.metadata = recorded.grouping.metadata if recorded.grouping else {}
+        self.recorded = recorded
 
     def hears(self, now: float, down_after_s: float) -> bool:
         """Up: reported lately by a working hypervisor, and no admin says otherwise. One that is shut is about to be
@@ -99,6 +113,25 @@ class Grouping(msgspec.Struct, frozen=True):
 
     zone: str
     metadata: dict[str, tuple[str, ...]]
+
+
+class Recorded(NamedTuple):
+    """What the database says of a host. Of ten thousand most say the same as a moment ago: to see that must be quick."""
+
+    totals: tuple[int, int, int]
+    instances: int
+    disabled: bool
+    disabled_reason: str | None
+    forced_down: bool
+    busy: int
+    grouping: Grouping | None
+
+    @classmethod
+    def of(cls, row: Row, busy: int, grouping: Grouping | None) -> Recorded:
+        """A row of `host_totals_list`, and the instances that have an operation in flight."""
+        totals = (row["vcpus_claimed"], row["memory_claimed_mib"], row["disk_claimed_gib"])
+        disabled, forced_down = bool(row["disabled"]), bool(row["forced_down"])
+        return cls(totals, row["instances_claimed"], disabled, row["disabled_reason"], forced_down, busy, grouping)
 
 
 def groupings(aggregates: list[Aggregate]) -> dict[str, Grouping]:
