@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from instar.config import Settings, describe, environment_of, load
+from instar.config import Settings
 from instar.errors import StartupError
+from instar.settings_reading import describe, environment_of, load
 
 
 def written(directory: Path, text: str) -> Path:

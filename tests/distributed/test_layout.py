@@ -10,8 +10,8 @@ import pytest
 from instar.cli.distributed.command import settings_tree
 from instar.cli.distributed.layout import Layout
 from instar.cli.distributed.settings_file import write_settings
-from instar.config import load
 from instar.errors import StartupError
+from instar.settings_reading import load
 
 
 def test_the_file_gives_the_same_settings_and_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from instar.cli.hosts.local_host import LocalHost
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.process import Program, run_program, say_ready
 from instar.cli.state_dir import MODE, StateDir, default_dir
-from instar.config import load
 from instar.errors import StartupError
+from instar.settings_reading import load
 
 LOCK_MAX_S = 20.0  # an agent before this one may take so long to end
 LOCK_POLL_S = 0.1

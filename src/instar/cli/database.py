@@ -11,8 +11,9 @@ from instar.cli.backends import open_store
 from instar.cli.database_copy import Source, copy_database
 from instar.cli.log_format import configure_log
 from instar.cli.state_dir import StateDir
-from instar.config import Settings, load, without_password
+from instar.config import Settings
 from instar.errors import StartupError
+from instar.settings_reading import load, without_password
 
 _config = click.option("--config", "config", type=click.Path(path_type=Path), help="A TOML file: see `instar config show`.")
 

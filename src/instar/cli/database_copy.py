@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-from instar.config import without_password
 from instar.errors import StartupError
+from instar.settings_reading import without_password
 from instar.store.migrations import all_migrations
 from instar.store.postgresql import PostgresqlStore
 

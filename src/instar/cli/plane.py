@@ -14,7 +14,8 @@ from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.plane_processes import ApiProcess, ConductorProcess, PlaneProcess, StorageProcess
 from instar.cli.process import run_program, say_ready
 from instar.cli.state_dir import StateDir, default_dir
-from instar.config import Settings, load
+from instar.config import Settings
+from instar.settings_reading import load
 
 DIR_HELP = "Of the state on this machine. [default: /var/lib/instar]"
 _OPTIONS = (

@@ -16,7 +16,7 @@ from instar.cli.clouds_yaml import ADMIN_CLOUD
 from instar.cli.drain import drain
 from instar.cli.state_dir import default_dir
 from instar.cli.terminal import attach
-from instar.config import URLS, describe, load, without_password
+from instar.settings_reading import URLS, describe, load, without_password
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), help="The directory of the running cloud.")
 _cloud = click.option("--os-cloud", help="Its name in clouds.yaml. [default: OS_CLOUD, else instar]")

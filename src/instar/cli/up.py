@@ -13,8 +13,9 @@ from instar.cli.hosts.underlay import HOSTS_MAX
 from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.process import run_program, say_ready
 from instar.cli.state_dir import StateDir, default_dir
-from instar.config import Settings, load
+from instar.config import Settings
 from instar.errors import StartupError
+from instar.settings_reading import load
 
 SERVICES = (
     ("identity", "/identity/v3"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import msgspec
 import structlog
@@ -16,13 +15,13 @@ import structlog
 from instar.bus.contract import Bus
 from instar.clock import now_us
 from instar.config import NetworkSettings
-from instar.errors import BadRequest, Conflict, NoFreeAddress, PortInUse, QuotaExceeded, UnknownReference
-from instar.model.network import FixedIp, InstancePort, NetworkDefinition, RequestedNetwork
-from instar.networks.addresses import new_mac
-from instar.networks.addressing import Addressing, Held, conflict, fixed_ip, kept_by_cloud, subnet_of
+from instar.errors import BadRequest, Conflict, PortInUse, QuotaExceeded, UnknownReference
+from instar.model.network import InstancePort, NetworkDefinition, RequestedNetwork
+from instar.networks.addressing import Addressing, kept_by_cloud, subnet_of
+from instar.networks.allocation import Allocation
 from instar.networks.bootstrap import bootstrap_statements, host_nameservers
 from instar.networks.definitions import Topology, TopologyCache, instance_port
-from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
+from instar.networks.failures import ChangedMeanwhile
 from instar.networks.filter_notes import FilterNotes
 from instar.networks.filter_refresh import FilterChanges, FilterRefresh, PortsChanged
 from instar.networks.instance_groups import change_instance_groups
@@ -31,12 +30,11 @@ from instar.networks.security_groups import (
     RecentMembers,
     RemoteMembers,
     chosen_groups,
-    default_group_statements,
     ensure_default_group,
     host_rules,
 )
 from instar.store import networks as sql
-from instar.store.contract import Result, Statement, Store, WriteConflict
+from instar.store.contract import Result, Store, WriteConflict
 from instar.store.network_reach import ports_bind_ahead, reach_grow, reach_grow_without
 from instar.store.network_records import PORTS, PortRecord, record_list
 from instar.store.security_groups import groups_of_project
@@ -131,7 +129,7 @@ class LocalNetworks:
                 if (one.network_id, one.fixed_ip) in fixed:
                     raise BadRequest(f"Fixed IP address {one.fixed_ip} is asked for twice.")
                 fixed.add((one.network_id, one.fixed_ip))
-        self._check_quota(facts, len(network_ids) * count)
+        self.check_quota(facts, len(network_ids) * count)
         return requested
 
     async def _only_network(self, project_id: str) -> tuple[RequestedNetwork, ...]:
@@ -148,7 +146,7 @@ class LocalNetworks:
         if taken or await sql.address_is_used(self.store, subnet.id, ip_address):
             raise BadRequest(f"Fixed IP address {ip_address} is already in use on network {topology.network.id}.")
 
-    def _check_quota(self, facts: sql.AllocationFacts, wanted: int) -> int:
+    def check_quota(self, facts: sql.AllocationFacts, wanted: int) -> int:
         """The port limit of the project. Raises QuotaExceeded when `wanted` more ports are over it."""
         limit = self.settings.ports if facts.ports_limit is None else facts.ports_limit
         if wanted and 0 <= limit < facts.ports_used + wanted:
@@ -189,7 +187,7 @@ class LocalNetworks:
             facts = await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids)
             if facts.own_ports:
                 return await self.ports_of(instance_id)
-            plan = _Plan(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
+            plan = Allocation(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
             try:
                 with self.addressing.hold() as held:
                     ports = await plan.make(requested, security_groups or ("default",), held)
@@ -221,7 +219,7 @@ class LocalNetworks:
             if any(one.port.id == port_id for one in had):
                 return next(port for port in await self.ports_of(instance_id) if port.definition.id == port_id)
             facts = await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids)
-            plan = _Plan(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
+            plan = Allocation(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
             position = max((one.port.position or 0 for one in had), default=-1) + 1
             try:
                 with self.addressing.hold() as held:
@@ -335,106 +333,3 @@ def _check_port(port_id: str, port: PortRecord | None) -> None:
         raise PortInUse(port_id=port_id)
     if not port.fixed_ips:
         raise BadRequest(f"Port {port_id} requires a FixedIP in order to be used.")
-
-
-class _Plan:
-    """The one transaction that gives an instance its ports, from what was read a moment before."""
-
-    def __init__(
-        self, networks: LocalNetworks, instance_id: str, project_id: str, hostname: str, owner: str,
-        facts: sql.AllocationFacts,
-    ) -> None:  # fmt: skip
-        self.statements: list[Statement] = []
-        self.groups: set[str] = set()
-        self.topologies: dict[str, Topology] = {}
-        self._networks = networks
-        self._instance_id = instance_id
-        self._project_id = project_id
-        self._hostname = hostname
-        self._owner = owner
-        self._facts = facts
-        self._now = now_us()
-
-    async def make(
-        self,
-        requested: tuple[RequestedNetwork, ...],
-        security_groups: tuple[str, ...],
-        held: Held,
-        first: int = 0,
-        port_id: str | None = None,
-    ) -> list[PortRecord]:
-        """Fills `statements`; returns the new ports, of which the first has this position, and `port_id` if it is given.
-        Raises UnknownReference, PortInUse, NoFreeAddress."""
-        self.topologies = await self._networks.topologies.get(self._facts.networks)
-        limit = self._networks._check_quota(self._facts, sum(1 for one in requested if not one.port_id))
-        groups: tuple[str, ...] = ()
-        if any(not one.port_id for one in requested):
-            self.statements += sql.quota_locks("port", {self._project_id: limit})
-            groups = self._security_groups(security_groups)
-        ports = []
-        for position, one in enumerate(requested, first):
-            if one.port_id:
-                self._claim(one.port_id, position, one.tag)
-            else:
-                ports.append(await self._new_port(one, position, groups, limit, held, port_id))
-        return ports
-
-    def _security_groups(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        groups = chosen_groups(self._facts.groups, names)
-        if groups is None:
-            default, statements = default_group_statements(self._project_id)
-            self.statements += statements
-            others = chosen_groups(self._facts.groups, [name for name in names if name != "default"])
-            groups = (default, *(others or ()))
-        self.groups.update(groups)
-        return groups
-
-    def _claim(self, port_id: str, position: int, tag: str | None) -> None:
-        row = self._facts.ports.get(port_id)
-        if row is None:
-            raise UnknownReference(kind="Port", name=port_id)
-        if row["project_id"]:  # the device that has it, see `AllocationFacts.ports`
-            raise PortInUse(port_id=port_id)
-        self.statements.append(
-            sql.port_claim(port_id, self._instance_id, self._owner, position, self._hostname, tag, self._now,
-                           taken=ChangedMeanwhile())
-        )  # fmt: skip
-
-    async def _new_port(
-        self, one: RequestedNetwork, position: int, groups: tuple[str, ...], limit: int, held: Held, port_id: str | None
-    ) -> PortRecord:
-        assert one.network_id is not None
-        topology = self.topologies.get(one.network_id)
-        if topology is None:
-            raise UnknownReference(kind="Network", name=one.network_id)
-        secured = topology.network.port_security
-        address, taken = await self._address(topology, one.fixed_ip, held)
-        port = PortRecord(
-            id=port_id or str(uuid4()), network_id=one.network_id, project_id=self._project_id, mac_address=new_mac(),
-            created_at=self._now, updated_at=self._now, fixed_ips=(address,),
-            security_groups=groups if secured else (), device_id=self._instance_id, device_owner=self._owner,
-            dns_name=self._hostname, port_security=secured, made_by_us=True, position=position, nic_tag=one.tag,
-        )  # fmt: skip
-        changed = ChangedMeanwhile()
-        self.statements.append(
-            sql.port_insert(port, network_revision=topology.network.revision, limit=limit, changed=changed,
-                            duplicate=changed)
-        )  # fmt: skip
-        self.statements.append(sql.address_take(address.subnet_id, address.ip_address, port.id, taken=taken))
-        self.statements += [sql.port_join_group(port.id, group, gone=changed) for group in port.security_groups]
-        return port
-
-    async def _address(self, topology: Topology, wanted: str | None, held: Held) -> tuple[FixedIp, Conflict]:
-        """An address, and the error for the case that somebody else gets it first."""
-        if wanted is not None:
-            subnet = subnet_of(topology, wanted)
-            if subnet is None:
-                raise UnknownReference(kind="Fixed IP address", name=wanted)
-            in_use = IpAddressInUse(ip_address=wanted, network_id=topology.network.id)
-            if kept_by_cloud(topology, subnet, wanted):
-                raise in_use
-            return fixed_ip(subnet, wanted), in_use
-        address = await self._networks.addressing.choose(topology, held)
-        if address is None:
-            raise NoFreeAddress(network_id=topology.network.id)
-        return address, conflict(address.subnet_id)

@@ -17,8 +17,8 @@ from instar.cli.distributed.removal import remove_local_cloud
 from instar.cli.log_format import FORMATS, configure_log
 from instar.cli.process import say_ready
 from instar.cli.up import SERVICES
-from instar.config import describe, load
 from instar.errors import StartupError
+from instar.settings_reading import describe, load
 
 _dir = click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="All state of the cloud.")
 

@@ -6,7 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from instar.config import Settings, describe
+from instar.config import Settings
+from instar.settings_reading import describe
 
 
 def settings_toml(settings: Settings) -> str:

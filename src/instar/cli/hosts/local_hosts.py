@@ -22,10 +22,11 @@ from instar.cli.hosts.agent_process import agent_command
 from instar.cli.hosts.local_host import LocalHost, check_machine, local_hosts_of
 from instar.cli.hosts.underlay import HOSTS_MAX, Underlay
 from instar.cli.state_dir import MODE, StateDir
-from instar.config import Settings, environment_of
+from instar.config import Settings
 from instar.engine.hosts import HostClient
 from instar.errors import InstarError, StartupError
 from instar.scheduling.host_table import HostTable
+from instar.settings_reading import environment_of
 
 log = structlog.get_logger()
 
