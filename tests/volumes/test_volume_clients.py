@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.volumes.storage import snapshot_subject, volume_subject
 from tests.fixtures.openstack_client import Runs, run_apart, run_openstack
@@ -87,7 +88,8 @@ async def test_openstackclient_first_session(cloud: VolumeCloud, tmp_path: Path)
     async def settled() -> None:
         """What was begun has ended: asked of the service."""
         volumes = [volume_subject(one.id) for one in await sql.volumes_with_work(cloud.store)]
-        for subject in [*volumes, *(snapshot_subject(one.id) for one in await sql.snapshots_with_work(cloud.store))]:
+        snapshots = [snapshot_subject(one.id) for one in await snapshot_sql.snapshots_with_work(cloud.store)]
+        for subject in (*volumes, *snapshots):
             await cloud.volumes.owner.jobs.ended(subject)
 
     created = await told("volume", "create", "--size", "1", "--description", "d", "--property", "a=b", "data")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from instar.store import volumes as sql
 from instar.store.contract import Statement
+from instar.store.volume_records import Work, work_value
 from tests.patience import PATIENCE_S
 from tests.volumes.volume_client import Client
 from tests.volumes.volume_cloud import VolumeCloud
@@ -136,10 +136,10 @@ async def test_records_and_files_that_do_not_fit_are_put_right_at_the_start(dire
     await cloud.store.open()
     mark = "UPDATE volumes SET status = :status, status_before = 'available', work = :work, size_gib = :size WHERE id = :id"
     for volume_id, status, work, size in (
-        (deleting, "deleting", sql.Work("delete"), 1),
-        (extending, "extending", sql.Work("extend", size_gib=1), 2),
+        (deleting, "deleting", Work("delete"), 1),
+        (extending, "extending", Work("extend", size_gib=1), 2),
     ):
-        params = {"id": volume_id, "status": status, "work": sql.work_value(work), "size": size}
+        params = {"id": volume_id, "status": status, "work": work_value(work), "size": size}
         await cloud.store.write(Statement(mark, params))
     await cloud.store.close()
 

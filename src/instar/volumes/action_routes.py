@@ -13,10 +13,12 @@ from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.policy import Policy
 from instar.http.request import Request
 from instar.http.routing import Route
+from instar.store import volume_attachments as attachment_sql
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.store.contract import Value, WriteConflict
 from instar.store.volume_quotas import quota_take, type_list, volume_usage
-from instar.store.volumes import AttachmentRecord, VolumeRecord, Work
+from instar.store.volume_records import AttachmentRecord, VolumeRecord, Work
 from instar.volumes import microversion as since
 from instar.volumes import schemas
 from instar.volumes.resource import edit, merged, own_volume
@@ -154,7 +156,7 @@ class VolumeActions:
         return json_answer({"os-volume_upload_image": told}, 202)
 
     async def _revert(self, request: Request, record: VolumeRecord, wanted: schemas.Revert) -> None:
-        snapshots = await sql.snapshots_of_volume(self._store, record.id)
+        snapshots = await snapshot_sql.snapshots_of_volume(self._store, record.id)
         newest = snapshots[-1] if snapshots else None
         if newest is None or newest.id != wanted.snapshot_id or newest.status != "available":
             raise BadRequest(
@@ -198,11 +200,11 @@ class VolumeActions:
         columns: dict[str, Value] = {"instance_id": instance_id, "device": device or attachment.device}
         if wanted.host_name:
             columns["host"] = wanted.host_name
-        await self._store.write(*sql.attachment_update(attachment, **columns))
+        await self._store.write(*attachment_sql.attachment_update(attachment, **columns))
         await self._volumes.complete(attachment.id)
 
     async def _detach(self, request: Request, record: VolumeRecord, wanted: schemas.Detach) -> None:
-        attachments = await sql.attachments_of_volume(self._store, record.id)
+        attachments = await attachment_sql.attachments_of_volume(self._store, record.id)
         if wanted.attachment_id is not None:
             attachments = [one for one in attachments if one.id == wanted.attachment_id]
             if not attachments:
@@ -237,11 +239,11 @@ class VolumeActions:
     async def _terminate_connection(self, request: Request, record: VolumeRecord, wanted: schemas.Connect) -> None:
         """The data is no longer served to those who are not attached; the attachment's end is `os-detach`."""
         for attachment in await self._of(record, "attaching", "detaching"):
-            await self._store.write(*sql.attachment_update(attachment, host=""))
+            await self._store.write(*attachment_sql.attachment_update(attachment, host=""))
         await self._volumes.stop_serving(record.id)
 
     async def _of(self, record: VolumeRecord, *statuses: str) -> list[AttachmentRecord]:
-        return [one for one in await sql.attachments_of_volume(self._store, record.id) if one.status in statuses]
+        return [one for one in await attachment_sql.attachments_of_volume(self._store, record.id) if one.status in statuses]
 
     # --- administrators -----------------------------------------------------------------------------------------------
 
@@ -256,7 +258,7 @@ class VolumeActions:
                 "It must be attached or detached."
             )
         if wanted.attach_status == "detached":
-            for attachment in await sql.attachments_of_volume(self._store, record.id):
+            for attachment in await attachment_sql.attachments_of_volume(self._store, record.id):
                 await self._volumes.detach(attachment.id)
         if wanted.status is not None:
             await self._store.write(
@@ -268,7 +270,7 @@ class VolumeActions:
         """Whatever its status, attachments too; a volume with snapshots stays."""
         if await sql.volume_has_snapshots(self._store, record.id):
             raise VolumeUnusable(volume_id=record.id, reason="it has snapshots.")
-        for attachment in await sql.attachments_of_volume(self._store, record.id):
+        for attachment in await attachment_sql.attachments_of_volume(self._store, record.id):
             await self._volumes.detach(attachment.id)
         await self._volumes.delete_begin(record, tuple({*_STATUSES, *FAILED}))
 

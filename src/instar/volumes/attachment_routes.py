@@ -9,9 +9,9 @@ from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.request import Request
 from instar.http.routing import Route
 from instar.model.volume import VolumeConnection
-from instar.store import volumes as sql
+from instar.store import volume_attachments as attachment_sql
 from instar.store.volume_listing import ATTACHMENT_KEYS, attachment_rows
-from instar.store.volumes import AttachmentRecord
+from instar.store.volume_records import AttachmentRecord, attachment_from_row
 from instar.volumes import microversion as since
 from instar.volumes import schemas
 from instar.volumes.listing import list_query, page
@@ -47,7 +47,7 @@ class AttachmentRoutes:
     async def _list(self, request: Request, *, detail: bool) -> Answer:
         asked_since(request, since.ATTACHMENTS)
         query = list_query(request, ATTACHMENT_KEYS, self._limit_max)
-        records = [sql.attachment_from_row(row) for row in await attachment_rows(self._store, query)]
+        records = [attachment_from_row(row) for row in await attachment_rows(self._store, query)]
         shown = [attachment_view(request, one) if detail else attachment_brief(one) for one in records]
         return json_answer(page(request, "attachments", query, shown))
 
@@ -76,7 +76,7 @@ class AttachmentRoutes:
     async def attachment_delete(self, request: Request) -> Answer:
         record = await self._fetch(request)
         await self._volumes.detach(record.id)
-        left = await sql.attachments_of_volume(self._store, record.volume_id)
+        left = await attachment_sql.attachments_of_volume(self._store, record.volume_id)
         return json_answer({"attachments": [attachment_brief(one) for one in left]})
 
     async def action(self, request: Request) -> Answer:
@@ -99,7 +99,7 @@ class AttachmentRoutes:
             connection = await self._volumes.connect(
                 attachment_id, host=connector.host, host_ip=connector.ip, device=connector.mountpoint
             )
-        record = await sql.attachment_fetch(self._store, attachment_id)
+        record = await attachment_sql.attachment_fetch(self._store, attachment_id)
         if record is None:
             raise NotFound(kind="Volume attachment", id=attachment_id)
         return json_answer({"attachment": attachment_view(request, record, connection)})
@@ -107,7 +107,7 @@ class AttachmentRoutes:
     async def _fetch(self, request: Request) -> AttachmentRecord:
         asked_since(request, since.ATTACHMENTS)
         attachment_id = request.params["attachment_id"]
-        record = await sql.attachment_fetch(self._store, attachment_id)
+        record = await attachment_sql.attachment_fetch(self._store, attachment_id)
         if record is None or not (request.context.is_admin or record.project_id == request.context.project_id):
             raise NotFound(kind="Volume attachment", id=attachment_id)
         return record

@@ -12,9 +12,10 @@ import msgspec
 from instar.clock import now_us
 from instar.config import VolumeSettings
 from instar.errors import BadRequest, NotFound, QuotaExceeded
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.store.contract import Store
-from instar.store.volumes import SnapshotRecord, VolumeDocument, VolumeRecord, Work
+from instar.store.volume_records import ATTACHABLE, SnapshotRecord, VolumeDocument, VolumeRecord, Work
 from instar.volumes.files import GIB
 from instar.volumes.images import SourceImage, VolumeImages
 from instar.volumes.types import DEFAULT_TYPE, type_find
@@ -132,7 +133,7 @@ class Creation:
         return _Source(needed_gib, False, True, image_metadata(image))
 
     async def _of_snapshot(self, new: NewVolume, snapshot_id: str) -> SnapshotRecord:
-        record = await sql.snapshot_fetch(self._store, snapshot_id)
+        record = await snapshot_sql.snapshot_fetch(self._store, snapshot_id)
         if record is None or not (new.is_admin or record.project_id == new.project_id):
             raise BadRequest(f"Snapshot {snapshot_id} could not be found.")
         if record.status != "available":
@@ -143,7 +144,7 @@ class Creation:
         record = await sql.volume_fetch(self._store, volume_id)
         if record is None or not (new.is_admin or record.project_id == new.project_id):
             raise BadRequest(f"Volume {volume_id} could not be found.")
-        if record.status not in sql.ATTACHABLE:
+        if record.status not in ATTACHABLE:
             raise BadRequest(f"Volume {volume_id} cannot be used: its status is {record.status}, not available or in-use.")
         return record
 

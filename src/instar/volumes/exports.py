@@ -20,7 +20,7 @@ from instar.errors import VolumeFailed
 from instar.model.volume import VolumeConnection
 from instar.nbd.monitor import MonitorError
 from instar.nbd.place import ensure_place
-from instar.store.volumes import AttachmentRecord, VolumeRecord
+from instar.store.volume_records import AttachmentRecord, VolumeRecord
 from instar.volumes.export_process import ExportProcess, export_volumes
 from instar.volumes.files import VolumeFiles
 from instar.volumes.gateways import Gateways

@@ -26,7 +26,7 @@ from instar.model.volume import VolumeGateway
 from instar.nbd.keeper import RelayKeeper
 from instar.nbd.monitor import MonitorError
 from instar.nbd.relay import Key, RelayExport, RelayPlan, UnixSource
-from instar.store.volumes import AttachmentRecord, VolumeRecord
+from instar.store.volume_records import AttachmentRecord, VolumeRecord
 
 log = structlog.get_logger()
 

@@ -20,9 +20,10 @@ import structlog
 from instar.config import VolumeSettings
 from instar.errors import Conflict, InstarError, NotFound, VolumeFailed
 from instar.model.storage import StorageSubject
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.store.contract import Statement, Store
-from instar.store.volumes import SnapshotRecord, VolumeRecord, Work
+from instar.store.volume_records import SnapshotRecord, VolumeRecord, Work
 from instar.volumes.creation import image_metadata
 from instar.volumes.exports import Exports
 from instar.volumes.files import GIB, VolumeFiles
@@ -57,7 +58,7 @@ class Jobs:
 
     async def look(self) -> None:
         """Everything that is to be done is being done: also what a killed process left undone."""
-        for snapshot in await sql.snapshots_with_work(self._store):
+        for snapshot in await snapshot_sql.snapshots_with_work(self._store):
             self._look_at(snapshot_subject(snapshot.id), snapshot.work)
         for volume in await sql.volumes_with_work(self._store):
             self._look_at(volume_subject(volume.id), volume.work)
@@ -139,7 +140,7 @@ class Jobs:
                 await asyncio.wait({job})
 
     async def _read(self, subject: StorageSubject) -> VolumeRecord | SnapshotRecord | None:
-        fetch = sql.volume_fetch if subject.kind == "volume" else sql.snapshot_fetch
+        fetch = sql.volume_fetch if subject.kind == "volume" else snapshot_sql.snapshot_fetch
         return await fetch(self._store, subject.id)
 
     def _forget(self, subject: StorageSubject, ended: asyncio.Task[None]) -> None:
@@ -305,7 +306,7 @@ class Jobs:
         try:
             if work.kind == "delete":
                 await self._files.remove(self._files.snapshot(record.id))
-                await self._store.write(sql.snapshot_delete(record.id))
+                await self._store.write(snapshot_sql.snapshot_delete(record.id))
                 return
             async with self._copying:
                 await self._snapshot_create(record, work)
@@ -313,7 +314,7 @@ class Jobs:
             reason = error.message if isinstance(error, InstarError) else repr(error)
             log.error("snapshot.work_failed", snapshot=record.id, work=work.kind, reason=reason)
             failed = "error_deleting" if work.kind == "delete" else "error"
-            await self._store.write(sql.snapshot_work_done(record.id, work, failed))
+            await self._store.write(snapshot_sql.snapshot_work_done(record.id, work, failed))
 
     async def _snapshot_create(self, record: SnapshotRecord, work: Work) -> None:
         made = self._files.new()
@@ -322,7 +323,7 @@ class Jobs:
             await self._files.place(made, self._files.snapshot(record.id))
         finally:
             await self._files.remove(made)
-        await self._store.write(sql.snapshot_work_done(record.id, work, "available"))
+        await self._store.write(snapshot_sql.snapshot_work_done(record.id, work, "available"))
 
 
 def _failed(record: VolumeRecord, work: Work) -> Statement:

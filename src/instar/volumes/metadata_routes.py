@@ -8,7 +8,7 @@ from instar.errors import BadRequest, NotFound
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.request import Request
 from instar.http.routing import Route
-from instar.store.volumes import SnapshotRecord, VolumeRecord
+from instar.store.volume_records import SnapshotRecord, VolumeRecord
 from instar.volumes import schemas
 from instar.volumes.resource import merged
 

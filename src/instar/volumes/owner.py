@@ -30,9 +30,11 @@ from instar.model.storage import STORAGE_QUEUE, LookAt, ReleaseVolume, ServeVolu
 from instar.model.volume import VolumeConnection
 from instar.nbd.daemon import daemons
 from instar.nbd.relay import Relay
+from instar.store import volume_attachments as attachment_sql
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.store.contract import Store
-from instar.store.volumes import AttachmentRecord
+from instar.store.volume_records import AttachmentRecord
 from instar.volumes.export_process import end_everything
 from instar.volumes.exports import Exports, export_name
 from instar.volumes.files import VolumeFiles
@@ -128,7 +130,7 @@ class VolumeOwner:
     async def _wanted(self) -> dict[str, dict[str, bool]]:
         """What must be served: volume id → export's name → writable."""
         wanted: dict[str, dict[str, bool]] = {}
-        for attachment in await sql.attachments_connected(self._store):
+        for attachment in await attachment_sql.attachments_connected(self._store):
             volume = await sql.volume_fetch(self._store, attachment.volume_id)
             if volume is not None and await self.files.exists(self.files.volume(volume.id)):
                 name, writable = export_name(volume, attachment)
@@ -139,7 +141,7 @@ class VolumeOwner:
 
     async def _compare_files(self) -> None:
         """No file without a record, no record without a file."""
-        volumes, snapshots = await sql.volume_statuses(self._store), await sql.snapshot_statuses(self._store)
+        volumes, snapshots = await sql.volume_statuses(self._store), await snapshot_sql.snapshot_statuses(self._store)
         for path in await self.files.stray(set(volumes), set(snapshots)):
             log.warning("volumes.stray_file", file=path.name)
             await self.files.remove(path)
@@ -151,7 +153,7 @@ class VolumeOwner:
         for snapshot_id, status in snapshots.items():
             if status == "available" and not await self.files.exists(self.files.snapshot(snapshot_id)):
                 log.error("snapshot.data_lost", snapshot=snapshot_id)
-                await self._store.write(sql.snapshot_columns(snapshot_id, status="error"))
+                await self._store.write(snapshot_sql.snapshot_columns(snapshot_id, status="error"))
 
     # --- Storage ------------------------------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class VolumeOwner:
 
     async def release(self, volume_id: str) -> None:
         async def connected() -> set[str]:
-            return {one.id for one in await sql.attachments_of_volume(self._store, volume_id) if one.host}
+            return {one.id for one in await attachment_sql.attachments_of_volume(self._store, volume_id) if one.host}
 
         await self.exports.stop(volume_id, connected)
 
@@ -185,7 +187,7 @@ class VolumeOwner:
         return tuple(await self.exports.served())
 
     async def _connected(self, attachment_id: str) -> AttachmentRecord:
-        record = await sql.attachment_fetch(self._store, attachment_id)
+        record = await attachment_sql.attachment_fetch(self._store, attachment_id)
         if record is None or not record.host:
             raise NotFound(kind="Volume attachment", id=attachment_id)
         return record

@@ -12,7 +12,7 @@ from instar.errors import NotFound, StepTimeout, VolumeFailed, VolumeUnusable
 from instar.model.storage import StorageSubject
 from instar.store import volumes as sql
 from instar.store.contract import Store
-from instar.store.volumes import VolumeRecord, Work
+from instar.store.volume_records import VolumeRecord, Work
 from instar.volumes.files import GIB
 from instar.volumes.images import VolumeImages
 from instar.volumes.storage import Storage, volume_subject

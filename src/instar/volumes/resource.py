@@ -10,7 +10,7 @@ from instar.http.answer import Answer
 from instar.http.request import Request
 from instar.http.routing import Handler, Route
 from instar.store.contract import WriteConflict
-from instar.store.volumes import SnapshotRecord, VolumeRecord
+from instar.store.volume_records import SnapshotRecord, VolumeRecord
 from instar.volumes.schemas import METADATA_MAX
 from instar.volumes.service import Volumes
 

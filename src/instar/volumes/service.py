@@ -21,10 +21,12 @@ from instar.clock import now_us
 from instar.config import VolumeSettings
 from instar.errors import BadRequest, Conflict, NotFound, StepTimeout, StorageAway, VolumeFailed, VolumeUnusable
 from instar.model.volume import VolumeConnection
+from instar.store import volume_attachments as attachment_sql
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.store.contract import Store
 from instar.store.volume_quotas import quota_take, volume_limits, volume_usage
-from instar.store.volumes import AttachmentRecord, SnapshotRecord, VolumeDocument, VolumeRecord, Work
+from instar.store.volume_records import ATTACHABLE, AttachmentRecord, SnapshotRecord, VolumeDocument, VolumeRecord, Work
 from instar.volumes.contract import SnapshotInfo, VolumeAttachment, VolumeInfo
 from instar.volumes.creation import Creation, NewVolume
 from instar.volumes.files import checked_id
@@ -164,7 +166,7 @@ class Volumes:
         self, attachment_id: str, volume_id: str, *, instance_id: str, read_only: bool = False
     ) -> AttachmentRecord:
         """As `reserve`. Raises Conflict where the id belongs to another attachment."""
-        before = await sql.attachment_fetch(self.store, attachment_id)
+        before = await attachment_sql.attachment_fetch(self.store, attachment_id)
         if before is not None:
             if (before.volume_id, before.instance_id) != (volume_id, instance_id):
                 raise Conflict(f"Attachment {attachment_id} exists already.")
@@ -178,19 +180,19 @@ class Volumes:
             id=attachment_id, volume_id=volume_id, instance_id=instance_id, status="reserved",
             read_only=read_only or volume.read_only, created_at=now_us(), project_id=volume.project_id,
         )  # fmt: skip
-        await self.store.write(*sql.attachment_reserve(record, refused))
+        await self.store.write(*attachment_sql.attachment_reserve(record, refused))
         return record
 
     async def connect(self, attachment_id: str, *, host: str, host_ip: str, device: str) -> VolumeConnection:
         attachment = await self._attachment(attachment_id)
         # The record first: an export that is served after a crash must have a reason to be.
-        await self.store.write(*sql.attachment_connect(attachment, host=host, device=device))
+        await self.store.write(*attachment_sql.attachment_connect(attachment, host=host, device=device))
         return await self.storage.serve(attachment_id, host_ip=host_ip)
 
     async def complete(self, attachment_id: str) -> None:
         attachment = await self._attachment(attachment_id)
         if attachment.status != "attached":
-            await self.store.write(*sql.attachment_complete(attachment))
+            await self.store.write(*attachment_sql.attachment_complete(attachment))
 
     async def mark_detaching(self, attachment_id: str, *, detaching: bool) -> None:
         attachment = await self._attachment(attachment_id)
@@ -201,19 +203,19 @@ class Volumes:
             volume_id=attachment.volume_id, reason=f"its attachment must be {before}, but it is {attachment.status}."
         )
         try:
-            await self.store.write(*sql.attachment_mark(attachment, before=before, after=after, error=refused))
+            await self.store.write(*attachment_sql.attachment_mark(attachment, before=before, after=after, error=refused))
         except VolumeUnusable:
             if (await self._attachment(attachment_id)).status != after:
                 raise
 
     async def detach(self, attachment_id: str, *, keep_reservation: bool = False) -> None:
-        attachment = await sql.attachment_fetch(self.store, attachment_id)
+        attachment = await attachment_sql.attachment_fetch(self.store, attachment_id)
         if attachment is None:
             return
         if keep_reservation:
-            await self.store.write(*sql.attachment_release(attachment))
+            await self.store.write(*attachment_sql.attachment_release(attachment))
         else:
-            await self.store.write(*sql.attachment_delete(attachment))
+            await self.store.write(*attachment_sql.attachment_delete(attachment))
         await self.stop_serving(attachment.volume_id)
 
     async def stop_serving(self, volume_id: str) -> None:
@@ -225,17 +227,17 @@ class Volumes:
 
     async def served_in_vain(self) -> tuple[str, ...]:
         served = await self.storage.served()
-        wanted = {one.volume_id for one in await sql.attachments_connected(self.store)}
+        wanted = {one.volume_id for one in await attachment_sql.attachments_connected(self.store)}
         return tuple(volume_id for volume_id in served if volume_id not in wanted)
 
     async def attachments(self, instance_id: str | None = None) -> tuple[VolumeAttachment, ...]:
         return tuple(
             VolumeAttachment(one.id, one.volume_id, one.instance_id, one.status, one.host, one.device)
-            for one in await sql.attachments_of_instance(self.store, instance_id)
+            for one in await attachment_sql.attachments_of_instance(self.store, instance_id)
         )
 
     async def _attachment(self, attachment_id: str) -> AttachmentRecord:
-        record = await sql.attachment_fetch(self.store, attachment_id)
+        record = await attachment_sql.attachment_fetch(self.store, attachment_id)
         if record is None:
             raise NotFound(kind="Volume attachment", id=attachment_id)
         return record
@@ -247,7 +249,7 @@ class Volumes:
 
     async def fetch_snapshot(self, snapshot_id: str, *, project_id: str, is_admin: bool) -> SnapshotRecord:
         """The whole record. Raises NotFound."""
-        record = await sql.snapshot_fetch(self.store, snapshot_id)
+        record = await snapshot_sql.snapshot_fetch(self.store, snapshot_id)
         if record is None or not (is_admin or record.project_id == project_id):
             raise NotFound(kind="Snapshot", id=snapshot_id)
         return record
@@ -255,7 +257,7 @@ class Volumes:
     async def snapshot_create(
         self, snapshot_id: str, volume_id: str, *, project_id: str, user_id: str, name: str, deadline_s: float
     ) -> SnapshotInfo:
-        if await sql.snapshot_fetch(self.store, snapshot_id) is None:
+        if await snapshot_sql.snapshot_fetch(self.store, snapshot_id) is None:
             await self.snapshot_new(
                 snapshot_id, await self._volume(volume_id), project_id=project_id, user_id=user_id, name=name, force=True
             )
@@ -276,7 +278,7 @@ class Volumes:
         """A snapshot that is being made; `force`: also of a volume that is attached. Raises VolumeUnusable, QuotaExceeded,
         Conflict (the id)."""
         checked_id(snapshot_id, "Snapshot")
-        allowed = sql.ATTACHABLE if force else ("available",)
+        allowed = ATTACHABLE if force else ("available",)
         document = VolumeDocument(dict(metadata or {}), volume.document.image_metadata, volume.bootable)
         record = SnapshotRecord(
             id=snapshot_id, volume_id=volume.id, project_id=project_id, user_id=user_id, name=name, description=description,
@@ -287,12 +289,12 @@ class Volumes:
         )
         limits, used = await self.limits(project_id), await volume_usage(self.store, project_id)
         quota = quota_take(project_id, {"snapshots": 1, "gigabytes": volume.size_gib}, limits, used)
-        await self.store.write(*quota, *sql.snapshot_insert(record, allowed, refused))
+        await self.store.write(*quota, *snapshot_sql.snapshot_insert(record, allowed, refused))
         await self.storage.wake(snapshot_subject(snapshot_id))
         return record
 
     async def snapshot_delete(self, snapshot_id: str) -> None:
-        record = await sql.snapshot_fetch(self.store, snapshot_id)
+        record = await snapshot_sql.snapshot_fetch(self.store, snapshot_id)
         if record is None:
             return
         await self.snapshot_delete_begin(record, ("available", "creating", "error", "error_deleting", "deleting"))
@@ -304,7 +306,7 @@ class Volumes:
             volume_id=record.volume_id, reason=f"snapshot {record.id} must be {' or '.join(allowed)}, not {record.status}."
         )
         await self.store.write(
-            sql.snapshot_status(record.id, before=allowed, after="deleting", work=Work("delete"), error=refused)
+            snapshot_sql.snapshot_status(record.id, before=allowed, after="deleting", work=Work("delete"), error=refused)
         )
         await self.storage.wake(snapshot_subject(record.id))
 

@@ -12,10 +12,10 @@ from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.policy import Policy
 from instar.http.request import Request
 from instar.http.routing import Route
-from instar.store import volumes as sql
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store.contract import Value, WriteConflict
 from instar.store.volume_listing import SNAPSHOT_KEYS, snapshot_rows
-from instar.store.volumes import SnapshotRecord
+from instar.store.volume_records import SnapshotRecord, snapshot_from_row
 from instar.volumes import schemas
 from instar.volumes.listing import list_query, metadata_filter, page
 from instar.volumes.metadata_routes import Change, metadata_routes
@@ -58,7 +58,7 @@ class SnapshotRoutes:
         query = list_query(request, SNAPSHOT_KEYS, self._limit_max)
         wanted = metadata_filter(request)
         rows = await snapshot_rows(self._store, query._replace(limit=METADATA_SCAN_MAX) if wanted else query)
-        records = [sql.snapshot_from_row(row) for row in rows]
+        records = [snapshot_from_row(row) for row in rows]
         if wanted:
             records = [one for one in records if wanted.items() <= one.document.metadata.items()][: query.limit]
         shown = [snapshot_view(request, one, detail=detail) for one in records]
@@ -85,7 +85,7 @@ class SnapshotRoutes:
         if wanted.description is not msgspec.UNSET:
             columns["description"] = wanted.description
         if columns:
-            await self._store.write(sql.snapshot_columns(record.id, **columns))
+            await self._store.write(snapshot_sql.snapshot_columns(record.id, **columns))
         return json_answer({"snapshot": snapshot_view(request, await self._fetch(request), detail=False)})
 
     async def snapshot_delete(self, request: Request) -> Answer:
@@ -103,7 +103,7 @@ class SnapshotRoutes:
                 if status not in _STATUSES:
                     shown = str(status)[:60]
                     raise BadRequest(f"Invalid input for field/attribute status. Value: {shown}. It is no status.")
-                await self._store.write(sql.snapshot_columns(record.id, status=status, work=None))
+                await self._store.write(snapshot_sql.snapshot_columns(record.id, status=status, work=None))
                 await self._volumes.storage.wake(snapshot_subject(record.id))  # what it works at is not wanted any more
             case ["os-force_delete"]:
                 await self._volumes.snapshot_delete_begin(record, _STATUSES)
@@ -117,6 +117,6 @@ class SnapshotRoutes:
     async def _set_metadata(self, request: Request, change: Change) -> dict[str, str]:
         async def changed(record: SnapshotRecord) -> None:
             document = msgspec.structs.replace(record.document, metadata=change(record.document.metadata))
-            await self._store.write(sql.snapshot_document(record, document, WriteConflict()))
+            await self._store.write(snapshot_sql.snapshot_document(record, document, WriteConflict()))
 
         return (await edit(lambda: self._fetch(request), changed)).document.metadata

@@ -9,7 +9,7 @@ from typing import Any
 from instar.http.request import Request
 from instar.model.volume import VolumeConnection
 from instar.store.volume_quotas import TypeRecord
-from instar.store.volumes import AttachmentRecord, SnapshotRecord, VolumeRecord
+from instar.store.volume_records import AttachmentRecord, SnapshotRecord, VolumeRecord
 from instar.volumes import microversion as since
 
 HOST = "instar@files#files"  # as administrators see where a volume is: one place has all

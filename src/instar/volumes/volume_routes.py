@@ -11,6 +11,8 @@ from instar.errors import BadRequest
 from instar.http.answer import Answer, empty_answer, json_answer
 from instar.http.request import Request
 from instar.http.routing import Route
+from instar.store import volume_attachments as attachment_sql
+from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
 from instar.store.contract import Value, WriteConflict
 from instar.store.volume_listing import (
@@ -21,7 +23,7 @@ from instar.store.volume_listing import (
     volume_summary,
 )
 from instar.store.volume_quotas import type_list
-from instar.store.volumes import AttachmentRecord, VolumeRecord
+from instar.store.volume_records import AttachmentRecord, VolumeRecord, attachment_from_row, volume_from_row
 from instar.volumes import microversion as since
 from instar.volumes import schemas
 from instar.volumes.creation import ZONE, NewVolume
@@ -67,7 +69,7 @@ class VolumeRoutes:
         query = list_query(request, VOLUME_KEYS, self._limit_max)
         wanted = metadata_filter(request)
         rows = await volume_rows(self._store, query._replace(limit=METADATA_SCAN_MAX) if wanted else query)
-        records = [sql.volume_from_row(row) for row in rows]
+        records = [volume_from_row(row) for row in rows]
         if wanted:
             records = [one for one in records if wanted.items() <= one.document.metadata.items()][: query.limit]
         if detail:
@@ -76,7 +78,7 @@ class VolumeRoutes:
             shown = [
                 volume_view(
                     request, one, types.get(one.type_id, ""),
-                    [sql.attachment_from_row(row) for row in attachments.get(one.id, [])],
+                    [attachment_from_row(row) for row in attachments.get(one.id, [])],
                 )
                 for one in records
             ]  # fmt: skip
@@ -102,7 +104,7 @@ class VolumeRoutes:
         query = ListQuery(project_id, METADATA_SCAN_MAX)
         found: dict[str, set[str]] = {}
         for row in await volume_rows(self._store, query):
-            for key, value in sql.volume_from_row(row).document.metadata.items():
+            for key, value in volume_from_row(row).document.metadata.items():
                 found.setdefault(key, set()).add(value)
         return {key: sorted(values) for key, values in found.items()}
 
@@ -162,7 +164,7 @@ class VolumeRoutes:
         return empty_answer(202)
 
     async def _delete_snapshots(self, record: VolumeRecord) -> None:
-        for snapshot in await sql.snapshots_of_volume(self._store, record.id):
+        for snapshot in await snapshot_sql.snapshots_of_volume(self._store, record.id):
             await self._volumes.snapshot_delete_begin(snapshot, ("available", "error", "error_deleting"))
             await self._volumes.storage.ended(snapshot_subject(snapshot.id))
 
@@ -178,5 +180,5 @@ class VolumeRoutes:
 
     async def _view(self, request: Request, record: VolumeRecord) -> dict[str, Any]:
         types = {one.id: one.name for one in await type_list(self._store)}
-        attachments: list[AttachmentRecord] = await sql.attachments_of_volume(self._store, record.id)
+        attachments: list[AttachmentRecord] = await attachment_sql.attachments_of_volume(self._store, record.id)
         return volume_view(request, record, types.get(record.type_id, ""), attachments)
