@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -14,6 +14,7 @@ import pytest
 from instar.bus.memory import MemoryBus
 from instar.config import EngineSettings
 from instar.engine.conductor import Conductor
+from instar.engine.keeper import Keeper
 from instar.engine.lease import Lease, act_under, ensure_lease
 from instar.errors import LeaseLost
 from instar.store.conductors import (
@@ -235,3 +236,55 @@ async def test_rows_of_a_process_that_says_nothing_more_are_freed(postgresql_url
     finally:
         stopped.terminate()
         await store.close()
+
+
+class HeldLease:
+    """A lease that is held until the test says otherwise."""
+
+    id, held = "a", True
+
+
+class Registered:
+    """Of a conductor what a keeper needs."""
+
+    def __init__(self) -> None:
+        self.lease = HeldLease()
+
+    async def join(self) -> None:
+        return
+
+    def before_leaving(self, call: Callable[[], Awaitable[None]]) -> None:
+        return
+
+
+class SlowToClose:
+    """What is kept: closing it takes until the test says so."""
+
+    def __init__(self) -> None:
+        self.closing, self.may_close = asyncio.Event(), asyncio.Event()
+        self.closed = 0
+
+    async def open(self) -> None:
+        return
+
+    async def close(self) -> None:
+        self.closing.set()
+        await self.may_close.wait()
+        self.closed += 1
+
+
+async def test_keeper_that_ends_while_it_stops_for_a_lost_lease_closes_what_it_kept_once(store: Store) -> None:
+    await store.write(conductor_register("a"))
+    conductor, kept = Registered(), SlowToClose()
+    keeper = Keeper(store, conductor, kept, lease_s=0.1)  # type: ignore[arg-type]
+    await keeper.open()
+    assert keeper.keeps
+    conductor.lease.held = False
+    async with asyncio.timeout(PATIENCE_S):
+        await kept.closing.wait()
+        ending = asyncio.create_task(keeper.close())
+        await asyncio.sleep(0.05)
+        assert not ending.done(), "another may not begin before this one has ended"
+        kept.may_close.set()
+        await ending
+    assert (kept.closed, keeper.keeps) == (1, False)

@@ -200,7 +200,8 @@ class Link:
 
     async def hear_no_more(self, binding: str) -> None:
         if self._events:
-            await self._plain.queue_unbind(self._events, wire.EVENTS, binding)
+            async with asyncio.timeout(CLOSE_MAX_S):  # who ends is not kept by a broker that is busy
+                await self._plain.queue_unbind(self._events, wire.EVENTS, binding)
 
     async def serve(
         self, queue: str, keys: list[str], prefetch: int, on_delivery: OnDelivery
@@ -220,7 +221,8 @@ class Link:
 
         async def end() -> None:
             with contextlib.suppress(*TROUBLE):
-                await channel.basic_cancel(tag)
+                async with asyncio.timeout(CLOSE_MAX_S):
+                    await channel.basic_cancel(tag)
 
         return end
 

@@ -41,6 +41,7 @@ class Keeper:
         self._kept = kept
         self._look_s = lease_s / LOOKS_PER_LEASE
         self._lease: Lease | None = None  # of the time in which this is the keeper
+        self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         conductor.before_leaving(self.close)
 
@@ -108,8 +109,11 @@ class Keeper:
         await self._kept.open()
 
     async def _stop(self) -> None:
-        if self._lease is None:
-            return
-        self._lease = None
-        numbers.keeper_is_here(False)
-        await self._kept.close()
+        """Also where an earlier call was cancelled while it waited: what is kept is closed once, and to its end."""
+        if self._lease is not None:
+            self._lease = None
+            numbers.keeper_is_here(False)
+            self._stopping = asyncio.create_task(self._kept.close(), name="keeper stops")
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+            self._stopping = None
