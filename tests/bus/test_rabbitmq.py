@@ -97,7 +97,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: 
     await consumer.serve("held", held, concurrency_max=1)
     absent = await consumer.serve("later", do_later, concurrency_max=1)
     await absent.cancel()
-    await caller.send("later", message("kept"))
+    await caller.send("later", message("kept", deadline_s=300))
     await caller.subscribe("t.*", hear)
     call = asyncio.create_task(caller.call("held", message(deadline_s=120)))
     await asyncio.wait_for(held.begun.wait(), PATIENCE_S)

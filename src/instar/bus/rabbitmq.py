@@ -12,16 +12,15 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TypeVar
+from collections.abc import Coroutine
 
 import aiormq.exceptions
 import msgspec
 import structlog
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
 
 from instar.bus import rabbitmq_wire as wire
+from instar.bus.amqp_confirms import LinkLost, Overfull, Unroutable
+from instar.bus.amqp_frames import Delivered
 from instar.bus.contract import (
     DEAD,
     BusAway,
@@ -35,11 +34,10 @@ from instar.bus.contract import (
     Reply,
 )
 from instar.bus.notification_form import notification_form
-from instar.bus.rabbitmq_link import TROUBLE, Link, LinkLost, Overfull, QueueStuck, Unroutable, address, user_in
-from instar.bus.rabbitmq_work import Served, Work
+from instar.bus.rabbitmq_link import TROUBLE, Link, address, or_lost, user_in
+from instar.bus.rabbitmq_serving import Consumers, Serving
 from instar.bus.subscriber import Subscriber
 from instar.config import RabbitMqSettings
-from instar.model.commands import HOST_QUEUE
 
 log = structlog.get_logger()
 
@@ -51,12 +49,9 @@ COME_BACK_S = 5.0  # after a connection was lost: others come back as well, and 
 QUIET_MAX_S = 2.0  # without a word for so long, not even our own, nobody's silence means anything
 SILENT_HEARTBEATS = 3
 AGAIN_S = 0.25
-HOLD_FAILED_S = 1.0  # a command that nobody waits for and whose handler failed is tried again after so long
-STUCK_MAX = 2
 LIVED_WELL_S = 5.0
 DEAD_LETTERS_SHOWN_MAX = 500
 
-T = TypeVar("T")
 
 
 class RabbitMqBus:
@@ -66,7 +61,6 @@ class RabbitMqBus:
     def __init__(self, url: str, settings: RabbitMqSettings, *, shared_queue: str = "", name: str = "instar") -> None:
         self._url = url
         self._settings = settings
-        self._shared = _Consumer(shared_queue, settings.prefetch_max) if shared_queue else None
         self._name = name
         self._replies_key = f"{user_in(url)}.{secrets.token_hex(16)}"
         self._link: Link | None = None
@@ -77,11 +71,9 @@ class RabbitMqBus:
         self._listens_from = float("-inf")
         self._lost_before = False
         self._keeper: asyncio.Task[None] | None = None
-        self._changing = asyncio.Lock()  # what is served and heard
-        self._consumers: list[_Consumer] = []
+        self._consumers = Consumers(settings, shared_queue, lambda: self._link)
         self._subscribers: list[Subscriber] = []
-        self._waiting: dict[str, asyncio.Future[Reply | None]] = {}
-        self._work = Work(settings.message_max_bytes)
+        self._waiting: dict[str, asyncio.Future[Reply | Exception]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -110,7 +102,7 @@ class RabbitMqBus:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._work.close()
+        await self._consumers.close()
 
     def listening_s(self) -> float:
         return time.monotonic() - self._deaf_s - max(0.0, time.monotonic() - self._heard_at - QUIET_MAX_S)
@@ -172,14 +164,13 @@ class RabbitMqBus:
             replies_key=self._replies_key, on_reply=self._on_reply, on_event=self._on_event,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(SET_UP_MAX_S), self._changing:
+            async with asyncio.timeout(SET_UP_MAX_S), self._consumers.changing:
                 self._link = link
                 if self._lost_before:
                     self._listens_from = time.monotonic() + COME_BACK_S
                 for binding in {wire.event_binding(one.topic) for one in self._subscribers}:
                     await link.hear(binding)
-                for consumer in self._consumers:
-                    await self._start(link, consumer)
+                await self._consumers.connected(link)
         except BaseException:
             await link.close()
             raise
@@ -192,76 +183,97 @@ class RabbitMqBus:
             self._lost_before = True
         self._link = None
         self._linked.clear()
-        for consumer in self._consumers:
-            consumer.end = None
+        self._consumers.disconnected()
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_result(None)
+                answer.set_result(LinkLost())
 
     # --- commands: who sends them -------------------------------------------------------------------------------------
 
     async def call(self, queue: str, message: Message) -> Reply:
         self._check_size(message)
         id_, ends = secrets.token_hex(16), time.monotonic() + message.deadline_s
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(message.deadline_s):
                 while True:
-                    await self._linked.wait()
-                    answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+                    await self._ready_to_send()
+                    answer: asyncio.Future[Reply | Exception] = loop.create_future()
                     self._waiting[id_] = answer
-                    if await self._ask(queue, message, id_, ends) and (reply := await answer) is not None:
-                        return reply
+                    link = self._ask(queue, message, id_, ends, answer)
+                    outcome = await answer
+                    if isinstance(outcome, Reply):
+                        return outcome
+                    if isinstance(outcome, Unroutable):
+                        if link is None or not self._lost_before or time.monotonic() - link.since > COME_BACK_S:
+                            raise NobodyListens(queue)
+                        await asyncio.sleep(AGAIN_S)
+                    elif isinstance(outcome, Overfull):
+                        await asyncio.sleep(AGAIN_S)
+                    elif isinstance(outcome, LinkLost):
+                        await asyncio.sleep(0)
+                    else:
+                        raise outcome
         finally:
             self._waiting.pop(id_, None)
 
-    async def _ask(self, queue: str, message: Message, id_: str, ends: float) -> bool:
-        """Whether the command is on its way; if not, try again. Raises NobodyListens."""
+    async def _ready_to_send(self) -> None:
+        """There is a connection, and it takes more."""
+        if not self._linked.is_set():
+            await self._linked.wait()
+        while (link := self._link) is not None and link.is_full:
+            with contextlib.suppress(LinkLost):
+                await link.drained()
+            await asyncio.sleep(0)
+
+    def _ask(
+        self, queue: str, message: Message, id_: str, ends: float, answer: asyncio.Future[Reply | Exception]
+    ) -> Link | None:
+        """The command is on its way; what keeps it from there is the answer, too."""
+
+        def told(problem: Exception | None) -> None:
+            if problem is not None and not answer.done():
+                answer.set_result(problem)
+
         link = self._link
         if link is None:
-            return False
+            told(LinkLost())
+            return None
         properties = wire.command_properties(message, id_, link.user, ends - time.monotonic(), self._replies_key)
-        try:
-            await link.publish(wire.COMMANDS, queue, message.body, properties, mandatory=True)
-        except Unroutable:
-            if not self._lost_before or time.monotonic() - link.since > COME_BACK_S:
-                raise NobodyListens(queue) from None
-            await asyncio.sleep(AGAIN_S)
-            return False
-        except Overfull:
-            await asyncio.sleep(AGAIN_S)
-            return False
-        except LinkLost:
-            await asyncio.sleep(0)
-            return False
-        return True
+        link.publish_soon(wire.COMMANDS, queue, message.body, properties, told, mandatory=True)
+        return link
 
     async def send(self, queue: str, message: Message) -> None:
         self._check_size(message)
         link = self._link
         if link is None:
             raise NobodyListens("the broker is away")
-        properties = wire.command_properties(message, secrets.token_hex(16), link.user, message.deadline_s, None)
+        properties = wire.command_properties(message, secrets.token_hex(16), link.user, message.deadline_s, "")
         try:
             async with asyncio.timeout(SEND_MAX_S):
+                if link.is_full:
+                    await link.drained()
                 await link.publish(wire.COMMANDS, queue, message.body, properties, mandatory=True)
         except (Unroutable, Overfull, LinkLost, TimeoutError) as error:
             raise NobodyListens(queue) from error
 
-    async def _on_reply(self, _: Channel, delivered: DeliveredMessage) -> None:
+    def _on_reply(self, delivered: Delivered) -> None:
         self._heard()
-        properties = delivered.header.properties
-        answer = self._waiting.get(properties.correlation_id or "")
+        properties = delivered.properties
+        if properties is None:
+            return
+        answer = self._waiting.get(properties.correlation_id)
         if answer is None or answer.done():
             return  # it was late, or asked for twice
-        if properties.message_type == wire.REPLY:
+        if properties.kind == wire.REPLY:
             try:
-                answer.set_result(wire.decode_reply(bytes(delivered.body)))
+                answer.set_result(wire.decode_reply(delivered.body))
             except msgspec.MsgspecError:
-                answer.set_exception(ConsumerFailed("the reply is not understood"))
-        elif properties.message_type == wire.NOBODY:
-            answer.set_exception(NobodyListens(bytes(delivered.body).decode(errors="replace")))
+                answer.set_result(ConsumerFailed("the reply is not understood"))
+        elif properties.kind == wire.NOBODY:
+            answer.set_result(NobodyListens(delivered.body.decode(errors="replace")))
         else:
-            answer.set_exception(ConsumerFailed(bytes(delivered.body).decode(errors="replace")))
+            answer.set_result(ConsumerFailed(delivered.body.decode(errors="replace")))
 
     def _check_size(self, message: Message) -> None:
         if len(message.body) > self._settings.message_max_bytes:
@@ -269,99 +281,9 @@ class RabbitMqBus:
 
     # --- commands: who does them --------------------------------------------------------------------------------------
 
-    async def serve(self, queue: str, handler: CommandHandler, *, concurrency_max: int) -> _Serving:
+    async def serve(self, queue: str, handler: CommandHandler, *, concurrency_max: int) -> Serving:
         """Returns when the broker sends commands here; while it is away at once, and it will when it is back."""
-        wire.check_name(queue)
-        served = Served(queue, handler, concurrency_max)
-        async with self._changing:
-            shares = self._shared is not None and queue.startswith(HOST_QUEUE)
-            consumer = self._shared if shares and self._shared else _Consumer(queue, concurrency_max)
-            consumer.served.setdefault(queue, []).append(served)
-            link = self._link
-            with contextlib.suppress(LinkLost):
-                if consumer not in self._consumers:
-                    self._consumers.append(consumer)
-                    if link is not None:
-                        await self._start(link, consumer)
-                elif link is not None:
-                    await _or_lost(link, link.bind(consumer.queue, queue))
-        return _Serving(served, lambda: self._end(consumer, served))
-
-    async def _start(self, link: Link, consumer: _Consumer) -> None:
-        async def on_delivery(channel: Channel, delivered: DeliveredMessage) -> None:
-            self._spawn(self._handle(consumer, channel, delivered))
-
-        serving = link.serve(consumer.queue, list(consumer.served), consumer.prefetch, on_delivery)
-        try:
-            consumer.end = await _or_lost(link, serving)
-            consumer.stuck = 0
-        except QueueStuck as error:
-            # RabbitMQ 3.10 forgets what it had of a queue that was made less than two seconds before the broker was
-            # killed, and then leaves the queue without a leader for ever. Nothing is lost by making it anew.
-            consumer.stuck += 1
-            log.warning("bus.queue_stuck", queue=consumer.queue, times=consumer.stuck)
-            if consumer.stuck >= STUCK_MAX:
-                consumer.stuck = 0
-                await _or_lost(link, link.delete_queue(consumer.queue))
-            link.lose()
-            raise LinkLost from error
-
-    async def _end(self, consumer: _Consumer, served: Served) -> None:
-        """No more commands come here; the queue stays, for who comes next."""
-        async with self._changing:
-            servers = consumer.served.get(served.queue, [])
-            if served in servers:
-                servers.remove(served)
-            if not servers:
-                consumer.served.pop(served.queue, None)
-            if not consumer.served and consumer in self._consumers:
-                self._consumers.remove(consumer)
-                if consumer.end is not None:
-                    await consumer.end()
-
-    async def _handle(self, consumer: _Consumer, channel: Channel, delivered: DeliveredMessage) -> None:
-        """From a command's delivery to its acknowledgement. When the connection is lost it comes again."""
-        tag = delivered.delivery_tag or 0
-        with contextlib.suppress(*TROUBLE):
-            try:
-                incoming = wire.received(delivered)
-            except ValueError:
-                log.warning("bus.command_refused", queue=consumer.queue, why="it is no message of this cloud")
-                await channel.basic_reject(tag, requeue=False)
-                return
-            if incoming.version > wire.VERSION:
-                kind = incoming.message.kind
-                log.warning("bus.command_refused", queue=consumer.queue, kind=kind, version=incoming.version)
-                await self._reply(incoming, (wire.FAILED, b"this process is older than the command"))
-                await channel.basic_reject(tag, requeue=False)
-                return
-            servers = consumer.served.get(incoming.key)
-            answer = (
-                await self._work.answer(incoming.id, servers[0], incoming.message)
-                if servers
-                # An agent of many hosts that has just begun does not serve each of them yet.
-                else (wire.NOBODY, b"nobody serves this queue")
-            )
-            if answer[0] in (wire.FAILED, wire.NOBODY) and not incoming.reply_to:
-                await asyncio.sleep(HOLD_FAILED_S)
-                await channel.basic_nack(tag, requeue=True)
-                return
-            # Only a reply that the broker has lets go of the command: else it comes again, and finds its answer kept.
-            if not incoming.reply_to or await self._reply(incoming, answer):
-                await channel.basic_ack(tag)
-
-    async def _reply(self, incoming: wire.Incoming, answer: tuple[str, bytes]) -> bool:
-        link = self._link
-        if link is None or not incoming.reply_to:
-            return False
-        kind, body = answer
-        try:
-            properties = wire.answer_properties(kind, incoming.id, link.user)
-            await link.publish(wire.REPLIES, incoming.reply_to, body, properties, mandatory=False)
-        except (LinkLost, Overfull, QueueStuck, NobodyListens):
-            log.info("bus.reply_dropped", kind=incoming.message.kind, why="the broker is away")
-            return False
-        return True
+        return await self._consumers.serve(queue, handler, concurrency_max)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -388,19 +310,21 @@ class RabbitMqBus:
         key, body, properties = notification_form(message, link.user)
         try:
             async with asyncio.timeout(NOTIFY_MAX_S):
+                if link.is_full:
+                    await link.drained()
                 await link.publish(wire.NOTIFICATIONS, key, body, properties, mandatory=False)
-        except (LinkLost, Overfull, QueueStuck, NobodyListens, TimeoutError) as error:
+        except (LinkLost, Overfull, NobodyListens, TimeoutError) as error:
             raise BusAway("the broker did not promise to keep it") from error
 
     async def subscribe(self, topic: str, handler: EventHandler) -> Subscriber:
         """Returns when events come here; while the broker is away at once, and they will when it is back."""
         subscriber = Subscriber(topic, handler, self._forget_subscriber)
-        async with self._changing:
+        async with self._consumers.changing:
             self._subscribers.append(subscriber)
             link = self._link
             if link is not None:
                 with contextlib.suppress(LinkLost):
-                    await _or_lost(link, link.hear(wire.event_binding(topic)))
+                    await or_lost(link, link.hear(wire.event_binding(topic)))
         return subscriber
 
     def _forget_subscriber(self, subscriber: Subscriber) -> None:
@@ -413,12 +337,12 @@ class RabbitMqBus:
             self._spawn(self._unbind(link, binding))
 
     async def _unbind(self, link: Link, binding: str) -> None:
-        async with self._changing:
+        async with self._consumers.changing:
             if all(wire.event_binding(one.topic) != binding for one in self._subscribers):
                 with contextlib.suppress(*TROUBLE):
                     await link.hear_no_more(binding)
 
-    async def _on_event(self, _: Channel, delivered: DeliveredMessage) -> None:
+    def _on_event(self, delivered: Delivered) -> None:
         self._heard()
         try:
             incoming = wire.received(delivered)
@@ -443,7 +367,7 @@ class RabbitMqBus:
         if link is None:
             raise BusAway("the broker is away")
         try:
-            await _or_lost(link, link.delete_queue(queue))
+            await or_lost(link, link.delete_queue(queue))
         except LinkLost as error:
             raise BusAway("the connection was lost") from error
 
@@ -452,7 +376,7 @@ class RabbitMqBus:
         if link is None:
             raise BusAway("the broker is away")
         try:
-            return await _or_lost(link, link.waiting(wire.DEAD_LETTERS if queue == DEAD else queue))
+            return await or_lost(link, link.waiting(wire.DEAD_LETTERS if queue == DEAD else queue))
         except LinkLost as error:
             raise BusAway("the connection was lost") from error
 
@@ -461,7 +385,7 @@ class RabbitMqBus:
         if link is None:
             raise BusAway("the broker is away")
         try:
-            found = await _or_lost(link, link.dead_letters(min(limit, DEAD_LETTERS_SHOWN_MAX)))
+            found = await or_lost(link, link.dead_letters(min(limit, DEAD_LETTERS_SHOWN_MAX)))
         except LinkLost as error:
             raise BusAway("the connection was lost") from error
         return [wire.dead_letter(one) for one in found]
@@ -471,44 +395,6 @@ class RabbitMqBus:
         if link is None:
             raise BusAway("the broker is away")
         try:
-            return await _or_lost(link, link.purge_dead_letters())
+            return await or_lost(link, link.purge_dead_letters())
         except LinkLost as error:
             raise BusAway("the connection was lost") from error
-
-
-class _Consumer:
-    """A queue of the broker that this process consumes: of one serving, or of all that it serves."""
-
-    def __init__(self, queue: str, prefetch: int) -> None:
-        self.queue = queue
-        self.prefetch = prefetch
-        self.served: dict[str, list[Served]] = {}
-        self.end: Callable[[], Awaitable[None]] | None = None
-        self.stuck = 0
-
-
-class _Serving:
-    """What `serve` returns."""
-
-    def __init__(self, served: Served, end: Callable[[], Awaitable[None]]) -> None:
-        self.queue = served.queue
-        self._end = end
-
-    async def cancel(self) -> None:
-        await self._end()
-
-
-async def _or_lost(link: Link, work: Awaitable[T]) -> T:
-    """What asks the broker for an answer. Raises LinkLost for all that can happen to it."""
-    try:
-        return await work
-    except TROUBLE as error:
-        log.warning("bus.trouble", reason=type(error).__name__)
-        link.lose()
-        raise LinkLost from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        link.lose()
-        raise LinkLost from None

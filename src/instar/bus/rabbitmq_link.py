@@ -10,8 +10,9 @@ import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aio_pika
 import aiormq.exceptions
@@ -21,8 +22,10 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 from yarl import URL
 
+from instar.bus import amqp_frames as frames
 from instar.bus import rabbitmq_wire as wire
-from instar.bus.contract import NobodyListens
+from instar.bus.amqp_confirms import Confirms, LinkLost, Refused, Told
+from instar.bus.amqp_lane import Lane, LaneChannel, LaneFactory, OnDelivery
 from instar.config import RabbitMqSettings
 from instar.errors import StartupError
 
@@ -31,29 +34,13 @@ log = structlog.get_logger()
 CLOSE_MAX_S = 5.0
 SERVE_MAX_S = 10.0
 EVENT_MAX_S = 5.0  # a broker that takes nothing (its memory or disk is full) does not hold up who tells an event
+T = TypeVar("T")
 TROUBLE = (aiormq.exceptions.AMQPError, ConnectionError, RuntimeError, OSError, EOFError)
 
-OnDelivery = Callable[[Channel, DeliveredMessage], Awaitable[None]]
-
-
-class LinkLost(Exception):
-    """The connection ended; whether the broker has what was sent last is not known."""
-
-
-class Unroutable(Exception):
-    """No queue is bound for this key."""
 
 
 class QueueStuck(Exception):
     """The broker does not let anybody consume this queue."""
-
-
-class Overfull(Exception):
-    """The broker did not take it: the queue has all that it may have."""
-
-
-class Refused(NobodyListens):
-    """Who is logged in may not do this."""
 
 
 def user_in(url: str) -> str:
@@ -91,20 +78,47 @@ def _tls(url: str, settings: RabbitMqSettings) -> ssl.SSLContext | None:
     return context
 
 
+class Taken:
+    """Where commands of a queue come from, and what is said of each by its tag. Nothing is said once the connection ended:
+    then they come again."""
+
+    def __init__(self, lane: Lane, channel: int) -> None:
+        self._lane, self._channel = lane, channel
+
+    def ack(self, tag: int) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._lane.write(frames.ack(self._channel, tag))
+
+    def reject(self, tag: int) -> None:
+        """It becomes a dead letter."""
+        with contextlib.suppress(ConnectionError):
+            self._lane.write(frames.reject(self._channel, tag))
+
+    def requeue(self, tag: int) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._lane.write(frames.requeue(self._channel, tag))
+
+
+OnCommand = Callable[[Taken, frames.Delivered], None]
+
+
 class Link:
     """Made by `Link.open`. `gone` ends with it."""
 
-    def __init__(self, connection: aio_pika.Connection, user: str, settings: RabbitMqSettings) -> None:
+    def __init__(self, user: str, settings: RabbitMqSettings) -> None:
         self.user = user
-        self.since = self.heard_at = time.monotonic()
+        self.since = time.monotonic()
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._connection = connection
         self._settings = settings
-        self._confirmed: Channel
+        self._connection: aio_pika.Connection
+        self._lane: Lane
+        self._confirms: Confirms | None = None
         self._plain: Channel
+        self._frame_max = 0
         self._events = ""
         self._closing = False
         self._background: set[asyncio.Task[None]] = set()
+        self._end: type[Exception] = LinkLost
 
     @classmethod
     async def open(
@@ -114,25 +128,37 @@ class Link:
         """Connected, with what is common to all made sure of. Raises one of TROUBLE, TimeoutError, StartupError."""
         full = await asyncio.to_thread(_url, url, settings)
         context = await asyncio.to_thread(_tls, url, settings)
+        link = cls(user_in(url), settings)
         connection = aio_pika.Connection(full, ssl_context=context, client_properties={"connection_name": name})
-        link = cls(connection, user_in(url), settings)
+        factory = LaneFactory(link.lose)
+        connection.kwargs["transport_factory"] = factory
+        link._connection = connection
         connection.close_callbacks.add(lambda *_: link.lose())
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
                 await connection.connect()
             async with asyncio.timeout(settings.connect_timeout_s * 4):  # a broker that has just begun is slow
-                await link._set_up(replies_key, on_reply, on_event)
+                await link._set_up(factory, replies_key, on_reply, on_event)
         except BaseException:
             await link.close()
             raise
         return link
 
-    async def _set_up(self, replies_key: str, on_reply: OnDelivery, on_event: OnDelivery) -> None:
+    async def _set_up(self, factory: LaneFactory, replies_key: str, on_reply: OnDelivery, on_event: OnDelivery) -> None:
+        assert self._connection.transport is not None
+        assert factory.lane is not None
+        self._lane = factory.lane
+        self._frame_max = self._connection.transport.connection.connection_tune.frame_max
         await self._ensure_exchanges()
-        self._confirmed = await self._channel(confirms=True)
+        self._confirms = Confirms(self._lane, (await self._channel(confirms=True)).number, self._frame_max)
         self._plain = await self._channel()
         await self._consume_own(wire.REPLIES, replies_key, on_reply)
         self._on_event = on_event
+
+    @property
+    def heard_at(self) -> float:
+        """When a message came, in seconds of the monotonic clock."""
+        return self._lane.heard_at
 
     async def close(self) -> None:
         self._closing = True
@@ -141,11 +167,14 @@ class Link:
             async with asyncio.timeout(CLOSE_MAX_S):
                 await self._connection.close()
 
-    def lose(self) -> None:
-        """The end, whoever noticed it first."""
+    def lose(self, refused: bool = False) -> None:
+        """The end, whoever noticed it first. `refused`: what was sent may not be."""
         if self.gone.done():
             return
         self.gone.set_result(None)
+        self._end = Refused if refused else LinkLost
+        if self._confirms is not None:
+            self._confirms.end(self._end)
         if not self._closing:
             task = asyncio.ensure_future(self.close())
             self._background.add(task)
@@ -153,38 +182,57 @@ class Link:
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    async def publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool) -> None:
-        """The broker has it, on its disk where it is to be kept. Raises LinkLost, Overfull, Refused, and where it is
-        `mandatory` Unroutable."""
+    def publish_soon(
+        self, exchange: str, key: str, body: bytes, properties: frames.Properties, told: Told, *, mandatory: bool = False
+    ) -> None:
+        """`told` is called once: with None when the broker has it, on its disk where it is to be kept; with LinkLost,
+        Overfull or Refused, and where it is `mandatory` with Unroutable, when not."""
+        if self.gone.done() or self._confirms is None:
+            told(self._end())
+            return
         try:
-            await self._confirmed.basic_publish(
-                body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory, wait=False
-            )
-        except aiormq.exceptions.PublishError:
-            raise Unroutable(key) from None
-        except aiormq.exceptions.DeliveryError:
-            raise Overfull(key) from None
-        except aiormq.exceptions.ChannelAccessRefused:
+            self._confirms.send(exchange, key, body, properties, told, mandatory=mandatory)
+        except ConnectionError:
             self.lose()
-            raise Refused(key) from None
-        except TROUBLE as error:
+            told(self._end())
+
+    async def publish(
+        self, exchange: str, key: str, body: bytes, properties: frames.Properties, *, mandatory: bool
+    ) -> None:
+        """The same; returns when the broker has it, raises what is told else."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.publish_soon(exchange, key, body, properties, partial(_tell, answer), mandatory=mandatory)
+        await answer
+
+    @property
+    def is_full(self) -> bool:
+        """The broker takes nothing more now. `drained` tells when it does; what is sent before is kept in memory."""
+        return self._lane.is_full
+
+    async def drained(self) -> None:
+        """Raises LinkLost."""
+        try:
+            await self._lane.drained()
+        except ConnectionError as error:
             self.lose()
             raise LinkLost from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            self.lose()  # not we were cancelled, but what the connection had in its hands
-            raise LinkLost from None
 
-    async def tell(self, exchange: str, key: str, body: bytes, properties: Basic.Properties) -> None:
+    async def tell(self, exchange: str, key: str, body: bytes, properties: frames.Properties) -> None:
         """Send what may be lost. Raises LinkLost."""
+        if self.gone.done():
+            raise LinkLost
         try:
-            async with asyncio.timeout(EVENT_MAX_S):
-                await self._plain.basic_publish(body, exchange=exchange, routing_key=key, properties=properties, wait=False)
+            if self._lane.is_full:
+                async with asyncio.timeout(EVENT_MAX_S):
+                    await self._lane.drained()
+            self._lane.write(
+                frames.publish(
+                    self._plain.number, exchange, key, properties, body, mandatory=False, frame_max=self._frame_max
+                )
+            )
         except TimeoutError:
             log.warning("bus.event_dropped", key=key, why="the broker takes nothing")
-        except TROUBLE as error:
+        except ConnectionError as error:
             self.lose()
             raise LinkLost from error
 
@@ -204,9 +252,9 @@ class Link:
                 await self._plain.queue_unbind(self._events, wire.EVENTS, binding)
 
     async def serve(
-        self, queue: str, keys: list[str], prefetch: int, on_delivery: OnDelivery
+        self, queue: str, keys: list[str], prefetch: int, on_command: OnCommand
     ) -> Callable[[], Awaitable[None]]:
-        """Commands of `queue` come to `on_delivery`, at most `prefetch` that are not acknowledged. Returns what ends it.
+        """Commands of `queue` come to `on_command`, at most `prefetch` that are not acknowledged. Returns what ends it.
         Raises QueueStuck."""
         await self._ensure_queue(queue, wire.queue_arguments(queue, self._settings))
         channel = await self._channel()
@@ -215,7 +263,8 @@ class Link:
         await channel.basic_qos(prefetch_count=prefetch)
         try:
             async with asyncio.timeout(SERVE_MAX_S):
-                tag = await self._consume(channel, queue, on_delivery, no_ack=False)
+                taken = Taken(self._lane, channel.number)
+                tag = await self._consume(channel, queue, partial(on_command, taken), no_ack=False)
         except TimeoutError:
             raise QueueStuck(queue) from None
 
@@ -241,20 +290,27 @@ class Link:
         return queue
 
     async def _consume(self, channel: Channel, queue: str, on_delivery: OnDelivery, *, no_ack: bool) -> str:
-        async def deliver(delivered: DeliveredMessage) -> None:
-            self.heard_at = time.monotonic()
-            await on_delivery(channel, delivered)
+        def deliver(delivered: frames.Delivered) -> None:
+            try:
+                on_delivery(delivered)
+            except Exception:
+                log.exception("bus.delivery_failed", queue=queue)
 
         channel.on_consumer_cancel_callbacks.add(lambda _: self.lose())  # somebody deleted the queue: make it again
-        consuming = await channel.basic_consume(queue, deliver, no_ack=no_ack)
+        self._lane.watch(LaneChannel(channel.number, on_delivery=deliver))
+        consuming = await channel.basic_consume(queue, _by_the_lane, no_ack=no_ack)
         return consuming.consumer_tag or ""
 
     # --- queues and exchanges ---------------------------------------------------------------------------------------
 
     async def _channel(self, *, confirms: bool = False) -> Channel:
         channel = await self._scratch(confirms=confirms)
-        channel.closing.add_done_callback(lambda _: self.lose())
+        channel.closing.add_done_callback(self._on_channel_closed)
         return channel
+
+    def _on_channel_closed(self, closing: asyncio.Future[Any]) -> None:
+        reason = None if closing.cancelled() else closing.exception()
+        self.lose(refused=isinstance(reason, aiormq.exceptions.ChannelAccessRefused))
 
     async def _scratch(self, *, confirms: bool = False) -> Channel:
         """A channel whose end is not ours."""
@@ -341,3 +397,31 @@ class Link:
         purged = await channel.queue_purge(wire.DEAD_LETTERS)
         await channel.close()
         return purged.message_count or 0
+
+
+def _tell(answer: asyncio.Future[None], problem: Exception | None) -> None:
+    if not answer.done():
+        if problem is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(problem)
+
+
+async def _by_the_lane(_: DeliveredMessage) -> None:
+    """What the library calls for messages, of which none reaches it."""
+
+
+async def or_lost(link: Link, work: Awaitable[T]) -> T:
+    """What asks the broker for an answer. Raises LinkLost for all that can happen to it."""
+    try:
+        return await work
+    except TROUBLE as error:
+        log.warning("bus.trouble", reason=type(error).__name__)
+        link.lose()
+        raise LinkLost from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        link.lose()  # not we were cancelled, but what the connection had in its hands
+        raise LinkLost from None

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
 
+from instar.bus.amqp_frames import PERSISTENT, TRANSIENT, Delivered, Properties
 from instar.bus.contract import DeadLetter, Message, Reply
 from instar.config import RabbitMqSettings
 from instar.model.commands import HOST_QUEUE
@@ -35,7 +35,6 @@ EVENTS_WAITING_MAX = 10_000  # in the broker, for a process that is slow to take
 COMMANDS_WAITING_MAX = 100_000  # in one queue; more are refused
 REPLY, FAILED, NOBODY, PING = "Reply", "ConsumerFailed", "NobodyListens", "Ping"  # types of answers
 _CONTENT_TYPE = "application/x-msgpack"
-_PERSISTENT, _TRANSIENT = 2, 1
 _PUNCTUATION = frozenset("*#")  # words that a binding would take for any
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,18 +66,20 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot be the name of a queue")
 
 
-def command_properties(message: Message, id_: str, user: str, left_s: float, reply_to: str | None) -> Basic.Properties:
+def command_properties(message: Message, id_: str, user: str, left_s: float, reply_to: str) -> Properties:
     """Of a command that is good for `left_s` more seconds: then the broker takes it out of its queue."""
-    return Basic.Properties(
-        content_type=_CONTENT_TYPE, message_type=message.kind, message_id=id_, correlation_id=id_, user_id=user,
-        reply_to=reply_to, expiration=str(max(1, round(left_s * 1000))), delivery_mode=_PERSISTENT, app_id="instar",
-        headers=_headers(message) | {"deadline_s": float(left_s), "expires_at": time.time() + left_s},
+    headers = _headers(message)
+    headers["deadline_s"], headers["expires_at"] = float(left_s), time.time() + left_s
+    return Properties(
+        content_type=_CONTENT_TYPE, kind=message.kind, message_id=id_, correlation_id=id_, user_id=user,
+        reply_to=reply_to, expiration=str(max(1, round(left_s * 1000))), delivery_mode=PERSISTENT, app_id="instar",
+        headers=headers,
     )  # fmt: skip
 
 
-def event_properties(message: Message, id_: str, user: str) -> Basic.Properties:
-    return Basic.Properties(
-        content_type=_CONTENT_TYPE, message_type=message.kind, message_id=id_, user_id=user, delivery_mode=_TRANSIENT,
+def event_properties(message: Message, id_: str, user: str) -> Properties:
+    return Properties(
+        content_type=_CONTENT_TYPE, kind=message.kind, message_id=id_, user_id=user, delivery_mode=TRANSIENT,
         app_id="instar", headers=_headers(message),
     )  # fmt: skip
 
@@ -121,25 +122,27 @@ def event_topic(incoming: Incoming) -> str | None:
     return incoming.key[: -len(host) - 1] if spoken_of == host else None
 
 
-def received(delivered: DeliveredMessage) -> Incoming:
+def received(delivered: Delivered) -> Incoming:
     """Raises ValueError for what is no message of Instar's."""
-    properties = delivered.header.properties
+    properties = delivered.properties
+    if properties is None:
+        raise ValueError("no message of this cloud")
     headers = properties.headers or {}
     version = headers.get("v")
-    if not isinstance(version, int) or not properties.message_type or not properties.message_id:
+    if not isinstance(version, int) or not properties.kind or not properties.message_id:
         raise ValueError("no message of this cloud")
     deadline_s, epoch = headers.get("deadline_s", 60.0), headers.get("epoch", 0)
     message = Message(
-        kind=properties.message_type,
-        body=bytes(delivered.body),
-        deadline_s=float(deadline_s) if isinstance(deadline_s, int | float) else 60.0,
-        trace=_text(headers.get("trace")),
-        epoch=epoch if isinstance(epoch, int) else 0,
-        host=_text(headers.get("host")),
+        properties.kind,
+        delivered.body,
+        float(deadline_s) if isinstance(deadline_s, int | float) else 60.0,
+        _text(headers.get("trace")),
+        epoch if isinstance(epoch, int) else 0,
+        _text(headers.get("host")),
     )
     return Incoming(
-        properties.message_id, message, delivered.routing_key or "", properties.reply_to or "",
-        properties.user_id or "", version, bool(delivered.redelivered),
+        properties.message_id, message, delivered.key, properties.reply_to, properties.user_id, version,
+        delivered.redelivered,
     )  # fmt: skip
 
 
@@ -150,10 +153,10 @@ def _text(value: object) -> str:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def answer_properties(kind: str, id_: str, user: str) -> Basic.Properties:
-    return Basic.Properties(
-        content_type=_CONTENT_TYPE, message_type=kind, message_id=id_, correlation_id=id_, user_id=user,
-        delivery_mode=_TRANSIENT, app_id="instar", headers={"v": VERSION},
+def answer_properties(kind: str, id_: str, user: str) -> Properties:
+    return Properties(
+        content_type=_CONTENT_TYPE, kind=kind, message_id=id_, correlation_id=id_, user_id=user,
+        delivery_mode=TRANSIENT, app_id="instar", headers={"v": VERSION},
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 import structlog
 
@@ -46,26 +47,27 @@ class Work:
 
     def __init__(self, message_max_bytes: int) -> None:
         self._message_max_bytes = message_max_bytes
-        self._running: dict[str, asyncio.Task[Answer]] = {}
+        self._running: dict[str, _Running] = {}
         self._answers: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
 
-    async def answer(self, id_: str, served: Served, message: Message) -> Answer:
-        """Cancelling who waits for it does not end the work."""
+    def begin(self, id_: str, served: Served, message: Message, settle: Callable[[Answer], None]) -> None:
+        """`settle` is called with the answer, once; not when `close` comes first."""
         if (kept := self._answers.get(id_)) is not None:
-            return kept[1]
-        task = self._running.get(id_)
-        if task is None:
-            task = self._running[id_] = asyncio.create_task(self._do(id_, served, message))
-        return await asyncio.shield(task)
+            settle(kept[1])
+        elif (running := self._running.get(id_)) is not None:
+            running.settle.append(settle)
+        else:
+            running = self._running[id_] = _Running([settle])
+            running.task = asyncio.create_task(self._do(id_, served, message, running))
 
     async def close(self) -> None:
         """What is at hand ends; the broker gives it to the next."""
-        tasks = list(self._running.values())
+        tasks = [one.task for one in self._running.values() if one.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _do(self, id_: str, served: Served, message: Message) -> Answer:
+    async def _do(self, id_: str, served: Served, message: Message, running: _Running) -> None:
         answer: Answer
         try:
             body = wire.encode_reply(await served.work(message))
@@ -78,7 +80,8 @@ class Work:
         finally:
             self._running.pop(id_, None)
         self._keep(id_, answer)
-        return answer
+        for settle in running.settle:
+            settle(answer)
 
     def _keep(self, id_: str, answer: Answer) -> None:
         now = time.monotonic()
@@ -88,3 +91,11 @@ class Work:
             self._answers.popitem(last=False)
         if answer[0] == wire.REPLY and len(answer[1]) <= ANSWER_KEPT_MAX_BYTES:
             self._answers[id_] = (now, answer)
+
+
+class _Running:
+    """A command at hand, and what is to be done with its answer for each time that it came."""
+
+    def __init__(self, settle: list[Callable[[Answer], None]]) -> None:
+        self.settle = settle
+        self.task: asyncio.Task[None] | None = None  # held here: the loop itself does not keep it
