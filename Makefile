@@ -35,13 +35,12 @@ demo-distributed: ## the same walk through a guest's life, on such a cloud (3 to
 down: ## ends the guests of a stopped cloud and removes its networks [DIR=…] [ARGS=--delete]
 	@$(ROOT) $(BIN)/instar down $(if $(DIR),--dir $(DIR)) $(ARGS)
 
-# The networks' own tests compare all of the host's networking before and after: nothing else may run beside them.
+# First what needs no host, then the rest by files, those that take longest first.
 test: install-dev ## everything: units, real guests, crashes, real clients (under 15 minutes)
 	@status=0; \
 	$(ROOT) $(BIN)/python -m pytest -n 3 -m "not host and not guest" $(ARGS) || [ $$? -eq 5 ] || status=1; \
-	$(ROOT) $(BIN)/python -m pytest -n 2 --dist loadfile -m "host or guest" --ignore tests/linux_network $(ARGS) \
+	$(ROOT) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "host or guest" $(ARGS) \
 		|| [ $$? -eq 5 ] || status=1; \
-	$(if $(ARGS),:,$(ROOT) $(BIN)/python -m pytest -m "host or guest" tests/linux_network) || status=1; \
 	exit $$status
 
 test-fast: install-dev ## what needs no host and no guest (under a minute)

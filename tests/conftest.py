@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,13 @@ SLOW_FILES = frozenset({
     "engine/test_conductor_processes.py", "lifecycle/test_build_trouble.py", "images/test_reach_by_http.py",
     "networks/test_network_policy_walk.py", "networks/test_security_groups.py", "identity/test_records.py",
 })  # fmt: skip
+# Of the files with real guests and hosts, those that take longest: begun first, they do not end alone.
+LONGEST_FILES = (
+    "endtoend/test_whole_life.py", "cli/test_demo.py", "endtoend/test_crash_moves.py", "endtoend/test_crash_libvirt.py",
+    "endtoend/test_real_guest.py", "endtoend/test_two_hosts.py", "distributed/test_processes.py", "bus/test_rabbitmq.py",
+    "hypervisor/test_contract_moves.py", "hypervisor/test_contract.py", "endtoend/test_remote_consoles.py",
+    "linux_network/test_host_life.py", "linux_network/test_reach_over_hosts.py",
+)  # fmt: skip
 HERE = Path(__file__).parent
 AFTERMATH = pytest.StashKey[subprocess.Popen[bytes]]()
 GUEST_MAX_S = 1200  # a boot takes a minute and a half on a machine that is busy otherwise, and some tests have six
@@ -43,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The many processes of these tests need not compile everything anew, whatever is wished elsewhere.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs beside it; all would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if MARK in os.environ:  # a worker's, which has its run's mark, or a run in a test
         return
     os.environ[MARK] = secrets.token_hex(8)
@@ -67,8 +77,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {item.path: item.path.relative_to(HERE).as_posix() for item in items}
+    items.sort(key=lambda item: (*LONGEST_FILES, places[item.path]).index(places[item.path]))
     for item in items:
-        if item.path.relative_to(HERE).as_posix() in SLOW_FILES:
+        if places[item.path] in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
         if {"guest", "host"} & {mark.name for mark in item.iter_markers()} and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(GUEST_MAX_S))

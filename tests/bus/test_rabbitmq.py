@@ -27,7 +27,7 @@ from instar.model.host import HOST_REPORTS
 from instar.model.operation import Notification
 from tests.bus.blackhole import Blackhole
 from tests.bus.conftest import Rabbit
-from tests.patience import PATIENCE_S, slowness
+from tests.patience import PATIENCE_S, patience
 
 pytestmark = pytest.mark.host
 
@@ -51,7 +51,7 @@ async def make(empty_broker: str) -> AsyncIterator[Make]:
         await bus.close()
 
 
-def message(text: str = "hello", deadline_s: float = 20, **fields: Any) -> Message:
+def message(text: str = "hello", deadline_s: float = PATIENCE_S, **fields: Any) -> Message:
     return Message("Test", text.encode(), deadline_s, **fields)
 
 
@@ -63,6 +63,19 @@ async def until(what: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(limit_s):
         while not what():
             await asyncio.sleep(0.02)
+
+
+def are_written_down(rabbit: Rabbit, *queues: str) -> bool:
+    """RabbitMQ 3.10 forgets a new queue when it is killed before it wrote down its name, a second or two later."""
+    (names,) = (rabbit.broker.directory / "mnesia").glob("*/quorum/*/names.dets")
+    written = names.read_bytes()
+    return all(queue.encode() in written for queue in queues)
+
+
+async def clock_goes_on(bus: RabbitMqBus) -> bool:
+    before = bus.listening_s()
+    await asyncio.sleep(0.3)
+    return bus.listening_s() > before + 0.1
 
 
 class Held:
@@ -99,20 +112,22 @@ async def test_nothing_is_lost_when_the_broker_is_killed_and_comes_back(rabbit: 
     await absent.cancel()
     await caller.send("later", message("kept", deadline_s=300))
     await caller.subscribe("t.*", hear)
-    call = asyncio.create_task(caller.call("held", message(deadline_s=120)))
+    call = asyncio.create_task(caller.call("held", message()))
     await asyncio.wait_for(held.begun.wait(), PATIENCE_S)
-    await asyncio.sleep(min(2.5 * slowness(), 10.0))  # RabbitMQ 3.10 forgets queues that are younger when it is killed
+    while not await asyncio.to_thread(are_written_down, rabbit, "held", "later"):
+        await asyncio.sleep(0.1)
     await asyncio.to_thread(rabbit.broker.kill)
-    heard_so_far = caller.listening_s()
     with pytest.raises(NobodyListens):
         await caller.send("held", message())
     with pytest.raises(BusAway):
         await caller.notify("notifications.x", Message("Notification", msgspec.msgpack.encode(STOPPED)))
     await caller.publish("t.one", message())
-    waiting = asyncio.create_task(caller.call("held", message("second", deadline_s=120)))
+    waiting = asyncio.create_task(caller.call("held", message("second")))
     held.let_go.set()
+    async with asyncio.timeout(PATIENCE_S):
+        while await clock_goes_on(caller):  # until it is cut off for longer than what is usual
+            pass
     await asyncio.to_thread(rabbit.broker.start)
-    assert caller.listening_s() - heard_so_far < 3, "the clock of who is cut off stands still"
     async with asyncio.timeout(PATIENCE_S):
         assert (await call).body == b"HELLO"
         assert (await waiting).body == b"SECOND"
@@ -129,7 +144,7 @@ async def test_a_partition_is_noticed_and_survived(rabbit: Rabbit, make: Make, e
         url = empty_broker.replace(f":{rabbit.broker.port}/", f":{hole.port}/")
         cut_off, consumer, held = await make(url), await make(), Held()
         await consumer.serve("q", held, concurrency_max=2)
-        call = asyncio.create_task(cut_off.call("q", message(deadline_s=60)))
+        call = asyncio.create_task(cut_off.call("q", message()))
         await asyncio.wait_for(held.begun.wait(), PATIENCE_S)
         hole.swallow = True
         held.let_go.set()
@@ -137,7 +152,7 @@ async def test_a_partition_is_noticed_and_survived(rabbit: Rabbit, make: Make, e
         await asyncio.sleep(0.5)
         assert not call.done(), "its reply was swallowed"
         await until(lambda: hole.connections > 1)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 15 * patience()
         hole.swallow = False
         async with asyncio.timeout(PATIENCE_S):
             assert (await call).body == b"HELLO"
@@ -187,6 +202,7 @@ async def test_many_hosts_of_one_agent_have_one_queue_each_with_its_own_limit_an
     now: dict[str, int] = {}
     most: dict[str, int] = {}
     order: dict[str, list[bytes]] = {}
+    two_at_once: dict[str, asyncio.Event] = {}
     names = [f"sim-{number}" for number in range(30)]
 
     def handler(name: str) -> Callable[[Message], Awaitable[Reply]]:
@@ -194,7 +210,11 @@ async def test_many_hosts_of_one_agent_have_one_queue_each_with_its_own_limit_an
             order.setdefault(name, []).append(received.body)
             now[name] = now.get(name, 0) + 1
             most[name] = max(most.get(name, 0), now[name])
-            await asyncio.sleep(0.05)
+            together = two_at_once.setdefault(name, asyncio.Event())
+            if now[name] == 2:
+                together.set()
+            await together.wait()
+            await asyncio.sleep(0.02)  # a third one would come now
             now[name] -= 1
             return Reply(name.encode())
 
@@ -205,7 +225,7 @@ async def test_many_hosts_of_one_agent_have_one_queue_each_with_its_own_limit_an
     calls = [caller.call(f"host.{name}", message(str(number))) for number in range(6) for name in names]
     replies = await asyncio.gather(*calls)
     assert [reply.body.decode() for reply in replies] == names * 6
-    assert max(most.values()) == 2
+    assert set(most.values()) == {2}
     assert all(bodies == [str(number).encode() for number in range(6)] for bodies in order.values())
     with pytest.raises(NobodyListens):
         await caller.call("host.sim-30", message())
@@ -249,7 +269,7 @@ async def test_what_a_message_carries_arrives(make: Make) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await bus.call("q", message(trace=trace, epoch=7))
     assert (held.seen[0].kind, held.seen[0].trace, held.seen[0].epoch) == ("Test", trace, 7)
-    assert 15 < held.seen[0].deadline_s <= 20
+    assert PATIENCE_S / 2 < held.seen[0].deadline_s <= PATIENCE_S
 
 
 async def test_what_is_too_large_is_refused(make: Make) -> None:

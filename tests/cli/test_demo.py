@@ -37,12 +37,10 @@ def walked(demo: subprocess.Popen[str], steps: int, within_s: float) -> str:
     return output
 
 
-@pytest.mark.timeout(400)
 def test_the_short_walk_needs_one_host() -> None:
-    assert "The create as it really happened" in walked(start("--one-host"), len(ONE_HOST), 380)
+    assert "The create as it really happened" in walked(start("--one-host"), len(ONE_HOST), 1000)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("line", ["starting a cloud", "attach volume: ok"])
 def test_ctrl_c_leaves_nothing_behind(line: str) -> None:
     demo = start()
@@ -54,7 +52,7 @@ def test_ctrl_c_leaves_nothing_behind(line: str) -> None:
             if line in said:
                 break
         os.kill(demo.pid, signal.SIGINT)
-        output += demo.communicate(timeout=120)[0]
+        output += demo.communicate(timeout=600)[0]
     finally:
         if demo.poll() is None:
             demo.kill()

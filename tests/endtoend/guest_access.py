@@ -75,14 +75,14 @@ class Guest:
 
     def pings(self) -> bool:
         argv = self.near("busybox", "ping", "-c", "1", "-W", "1", self.address)
-        return subprocess.run(argv, capture_output=True, timeout=10, check=False).returncode == 0
+        return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
 
     def ssh(self, command: str, *, may_end: bool = False) -> str:
         patience = f"ConnectTimeout={5 if may_end else 30}"  # who asks whether it is up asks again
         options = [word for option in (*SSH_OPTIONS, patience) for word in ("-o", option)]
         done = subprocess.run(
             self.near("ssh", *options, "-i", str(self._key), f"root@{self.address}", command),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert may_end or done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -60,6 +60,6 @@ def processes() -> list[tuple[int, str]]:
 def _output(*argv: str) -> str:
     """Empty where the program is not installed: then a cloud could not use it either."""
     try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False).stdout
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False).stdout
     except FileNotFoundError:
         return ""

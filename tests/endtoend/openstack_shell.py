@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 OPENSTACK = Path(sys.executable).with_name("openstack")
-COMMAND_MAX_S = 60.0
+COMMAND_MAX_S = 300.0
 
 
 class CommandFailed(AssertionError):
@@ -69,7 +69,7 @@ class OpenstackShell:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.wait(60)
         finally:
             if self._process.poll() is None:
                 self._process.kill()

@@ -19,7 +19,7 @@ from tests.endtoend.conftest import clean_host
 from tests.endtoend.guest_access import domains_of, libvirt_of
 from tests.endtoend.running_cloud import RunningCloud, wait_until
 from tests.hypervisor.tiny_guest import write_image
-from tests.patience import slowness
+from tests.patience import patience
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
 
@@ -82,7 +82,7 @@ class Workload:
         for server_id in self.servers:
             self.cloud.settled(server_id, *statuses, within_s=SETTLED_MAX_S)
         took = time.monotonic() - began
-        assert took < SETTLED_MAX_S * slowness()
+        assert took < SETTLED_MAX_S * patience()
         wait_until(lambda: self.cloud.admin.findings() == [] and self._as_libvirt_says(), 5)
         assert {one["id"] for one in self.cloud.admin.get("/servers")["servers"]} == self.servers
         return took

@@ -146,7 +146,7 @@ def remove(guest: Guest, demo: OpenstackShell) -> None:
     demo.do("keypair delete", name)
     assert guest.id not in domains_of(guest.cloud)
     assert not (guest.cloud.directory / "instances" / guest.id).exists()
-    assert guest.cloud.admin.findings() == []
+    wait_until(lambda: guest.cloud.admin.findings() == [], 10)
 
 
 def door_is_open(guest: Guest) -> bool:

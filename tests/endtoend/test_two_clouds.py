@@ -15,7 +15,7 @@ from tests.endtoend.running_cloud import INSTAR, RunningCloud
 
 pytestmark = pytest.mark.slow
 
-REFUSAL_MAX_S = 30.0
+REFUSAL_MAX_S = 300.0
 
 
 def refusal(directory: Path, *options: str) -> str:

@@ -57,7 +57,7 @@ class TwoHosts:
 
     def inside(self, host: str, *command: str) -> subprocess.CompletedProcess[str]:
         argv = [INSTAR, "host", "exec", "--dir", self.cloud.directory, host, "--", *command]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
 
     def agent_of(self, host: str) -> int:
         """Its process, once there is one."""
@@ -72,7 +72,7 @@ class TwoHosts:
 
     def instar(self, *arguments: str) -> None:
         argv = [INSTAR, *arguments, "--dir", self.cloud.directory]
-        done = subprocess.run(argv, capture_output=True, timeout=30, check=False)
+        done = subprocess.run(argv, capture_output=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
 
 

@@ -18,6 +18,7 @@ from tests.endtoend.host_leftovers import processes
 from tests.endtoend.hosted_guest import HostedGuest
 from tests.endtoend.running_cloud import wait_until
 from tests.endtoend.two_hosts_story import FOLLOWS_MAX_S, HOSTS, TwoHostsStory, story_of_two_hosts
+from tests.patience import patience
 
 pytestmark = [pytest.mark.host, pytest.mark.guest, pytest.mark.slow]
 
@@ -36,7 +37,7 @@ salt=$(awk -F '[:$]' '$1 == "root" { print $4 }' /etc/shadow)
 WRITE = """
 writing='n=0; while [ ! -e /run/enough ]; do n=$((n + 1)); echo number $n > /run/next
 dd if=/run/next of=/dev/{device} conv=fsync 2> /run/said && echo $n > /run/written || cat /run/said >> /run/complaints
-usleep 50000; done'
+usleep 50000; done; : > /run/finished'
 echo 0 > /run/written; : > /run/complaints
 setsid sh -c "$writing" < /dev/null > /dev/null 2>&1 &
 """
@@ -75,7 +76,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
 
 def test_guests_on_two_hosts_reach_each_other(life: Life) -> None:
     assert (life.guest.host, life.neighbour.host) == HOSTS
-    assert life.guest.reaches(life.neighbour) and life.neighbour.reaches(life.guest)
+    wait_until(lambda: life.guest.reaches(life.neighbour) and life.neighbour.reaches(life.guest), 10)
 
 
 def test_a_volume_goes_from_guest_to_guest(life: Life) -> None:
@@ -120,7 +121,8 @@ def test_a_volume_of_another_machine_is_written_on_whoever_is_killed(life: Life)
     wait_until(lambda: story.hosts["host-2"].agent not in (None, agent) and story.is_up("host-2"), 30)
     os.kill(relay, signal.SIGKILL)
     goes_on()
-    assert "error" not in neighbour.ssh("touch /run/enough; sleep 1; cat /run/complaints")
+    neighbour.ssh("touch /run/enough; while [ ! -e /run/finished ]; do usleep 50000; done")
+    assert "error" not in neighbour.ssh("cat /run/complaints")
     number = written()
     story.detach(neighbour, volume)
     assert story.relays_on("host-2") == []
@@ -201,7 +203,7 @@ def test_live_migration_is_hardly_noticed(life: Life) -> None:
     guest.write("/root/written-there", "yes")
     (migration,) = life.cloud.admin.get(f"/os-migrations?instance_uuid={guest.id}")["migrations"]
     assert (migration["migration_type"], migration["status"]) == ("live-migration", "completed")
-    assert silence_s < SILENCE_MAX_S + 3 * calm_s
+    assert silence_s < SILENCE_MAX_S * patience() + 3 * calm_s
     life.story.check_nothing_leaked()
 
 
@@ -211,7 +213,7 @@ def test_moved_and_repaired_they_keep_what_they_had(life: Life) -> None:
         tales = [threads.submit(tale, life) for tale in (moves_of_the_guest, repairs_of_the_neighbour)]
     for tale in tales:
         tale.result()
-    assert life.neighbour.reaches(life.guest)
+    wait_until(lambda: life.neighbour.reaches(life.guest), 10)
     life.story.check_nothing_leaked()
 
 

@@ -30,7 +30,7 @@ class TwoHostsStory:
         self.connect()
         self.hosts = {name: LocalHost(cloud.directory / "hosts", name) for name in HOSTS}
         self.key = folder / "key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True, timeout=20)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True, timeout=120)
         self.sdk.compute.create_keypair(name="story", public_key=self.key.with_suffix(".pub").read_text().strip())
         group = self.sdk.network.find_security_group("default", project_id=self.sdk.current_project_id)
         for protocol, port in (("icmp", None), ("tcp", 22)):
@@ -105,7 +105,7 @@ class TwoHostsStory:
         directory.mkdir(mode=0o711, exist_ok=True)
         (directory / "stays").touch()  # a directory that goes and comes again would be seen
         hide = self.hosts[host].inside("mount", "-t", "tmpfs", "-o", "mode=0711", "hidden", str(directory))
-        subprocess.run(hide, check=True, capture_output=True, timeout=20)
+        subprocess.run(hide, check=True, capture_output=True, timeout=120)
 
     def relays_on(self, host: str) -> list[int]:
         """Processes by which guests of this host reach volumes of other machines."""

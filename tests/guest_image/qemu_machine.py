@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from tests.patience import patience
+
 STOP_TIMEOUT_S = 30
 
 
@@ -53,7 +55,7 @@ class QemuMachine:
 
     def wait_for_line(self, pattern: str, *, timeout_s: float = 90) -> re.Match[str]:
         """The first whole console line that matches. Fails with what the console said when none comes."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * patience()
         while time.monotonic() < deadline:
             said = self.console.read_text(errors="replace").replace("\r", "")
             if found := re.search(rf"^{pattern}$\n", said, flags=re.MULTILINE):
@@ -66,7 +68,7 @@ class QemuMachine:
     def execute(self, command: str, **arguments: object) -> None:
         """One QMP command. Fails when QEMU refuses it."""
         with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.settimeout(10)
+            monitor.settimeout(10 * patience())
             monitor.connect(str(self._monitor_path))
             answers = monitor.makefile("r")
             answers.readline()
@@ -79,7 +81,7 @@ class QemuMachine:
         """Press it; seconds until the machine is off. Fails when it stays on."""
         pressed_at = time.monotonic()
         self.execute("system_powerdown")
-        self._process.wait(STOP_TIMEOUT_S)
+        self._process.wait(STOP_TIMEOUT_S * patience())
         return time.monotonic() - pressed_at
 
 

@@ -23,6 +23,7 @@ from instar.hypervisor.stream_peers import StreamFetches, StreamGrants
 from instar.model.guest import GuestEvent, ImageSource
 from instar.model.network import NetworkDefinition, SubnetDefinition
 from instar.model.volume import VolumeConnection
+from tests.patience import patience
 
 from .plain_bridge import PlainBridgeNetwork, ip
 from .tiny_guest import boots_line, write_image
@@ -54,7 +55,7 @@ class LibvirtHarness:
         cls, daemon: PrivateDaemon, directory: Path, settings: LibvirtSettings | None = None
     ) -> LibvirtHarness:
         await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
-        harness = cls(daemon, directory, settings or LibvirtSettings(unplug_timeout_s=5.0))
+        harness = cls(daemon, directory, settings or LibvirtSettings(unplug_timeout_s=1.5 * patience()))
         await harness.hypervisor.open(harness.events.append)
         return harness
 
@@ -179,7 +180,7 @@ class LibvirtHarness:
 
     async def daemon_back(self) -> None:
         await self.daemon.ensure_running()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * patience()):
             while True:
                 try:
                     await self.hypervisor.inventory()
@@ -214,7 +215,7 @@ def _kill_emulator(instance_id: str) -> None:
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                 ended = select.poll()
                 ended.register(descriptor, select.POLLIN)
-                assert ended.poll(10_000)
+                assert ended.poll(60_000)
             finally:
                 os.close(descriptor)
             return

@@ -60,7 +60,7 @@ async def test_a_linux_guest_boots_reads_its_config_drive_and_reboots(
         assert state.domain_id is not None
         await wait_for_line(host, instance_id, rf"INSTAR-BOOT count=1 .*{instance_id}.*hostname=first-guest")
         await wait_for_line(host, instance_id, "INSTAR-READY")
-        result = await host.hypervisor.await_soft_reboot(instance_id, was_domain_id=state.domain_id, wait_s=60)
+        result = await host.hypervisor.await_soft_reboot(instance_id, was_domain_id=state.domain_id, wait_s=300)
         assert result.outcome == "shut_down"
         await host.lose_config_drive(instance_id)
         again = await host.hypervisor.ensure_restarted(guest, was_domain_id=state.domain_id)

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from instar.errors import HypervisorError
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
+from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.images.guest import build_guest
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, ImageSource
 from instar.model.volume import VolumeDisk
@@ -27,7 +28,8 @@ from .test_contract_copies import Reports, target_at
 from .test_libvirt_copies import with_domain
 from .test_libvirt_guest import wait_for_line
 
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 300.0
+PATIENT = LibvirtSettings(agent_timeout_s=120, unplug_timeout_s=120.0)  # with a guest that shares its processor
 
 
 class Shell:
@@ -93,7 +95,7 @@ async def test_a_linux_guest_keeps_its_memory_sees_its_devices_and_helps_by_its_
     image = ImageSource(
         "tiny", built.path.as_uri(), "qcow2", built.sha256, built.size_bytes, built.virtual_size_bytes
     )
-    host = await LibvirtHarness.opened(private_daemon, tmp_path / "host")
+    host = await LibvirtHarness.opened(private_daemon, tmp_path / "host", PATIENT)
     try:
         guest = linux(image)
         shell = await start(host, guest)

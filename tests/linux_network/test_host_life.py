@@ -131,7 +131,7 @@ async def test_the_dhcp_server_has_no_root_and_unknown_clients_get_nothing(
     assert "0" not in status["Uid"].split()
     assert os.getsid(pid) == pid, "in a session of its own"
     plugged = plug(cloud, msgspec.structs.replace(stranger, fixed_ips=known.fixed_ips))
-    assert plugged.dhcp(tmp_path) == {}
+    assert plugged.dhcp(tmp_path, tries=3) == {}
 
 
 DAMAGES = {
@@ -202,7 +202,7 @@ async def test_a_process_after_kill_9_adopts_networks_filters_and_dhcp_servers(
     state_dir = tmp_path / cloud_id
     ports = msgspec.json.encode((port,)).decode()
     argv = [sys.executable, "-c", CRASHING_PROCESS, str(state_dir), cloud_id, instance, ports]
-    assert start(argv).wait(timeout=60) == -signal.SIGKILL
+    assert start(argv).wait(timeout=300) == -signal.SIGKILL
     names, before = CloudNames(cloud_id), dhcp_pids(cloud_id)
     whole = stands(names, port.network.id)
     cloud = await make_cloud(cloud_id)

@@ -18,6 +18,7 @@ import pytest
 
 from instar.hypervisor.linux_network.tunnel import announcement
 from instar.model.network import NetworkDefinition, PortDefinition
+from tests.patience import patience
 
 from .conftest import ALLOW_OUT, ALLOW_PING, Guest, arrives, command, new_network, new_port, socket_in
 from .test_guest_traffic import MARKER, checksum, frame, ipv4, spoofs, udp
@@ -124,7 +125,7 @@ def test_guests_of_a_network_reach_each_other_over_hosts_and_filters_hold(machin
             assert not arrives(receiver, MARKER), name
         honest = ipv4(one.guest.address, two.guest.address, 17, udp(5000, 5001, MARKER))
         sender.send(frame(one.guest.mac, two.guest.mac, 0x0800, honest))
-        assert arrives(receiver, MARKER, 2)
+        assert arrives(receiver, MARKER, 20)
         # DHCP does not cross, whatever the port may say.
         a.ensure(one.instance, msgspec.structs.replace(one.port, port_security=False))
         for source, target in ((67, 68), (68, 67)):
@@ -175,7 +176,7 @@ def test_each_host_answers_dhcp_for_its_own_guests_alone(machine: Machine, tmp_p
     assert len(servers) == 1
     command("kill", *servers)
     one.guest.run("ip", "addr", "flush", "dev", "eth0")
-    assert one.guest.dhcp(tmp_path) == {}
+    assert one.guest.dhcp(tmp_path, tries=3) == {}
 
 
 def test_encapsulated_packets_are_taken_from_the_networks_hosts_alone(machine: Machine) -> None:
@@ -205,7 +206,7 @@ def test_encapsulated_packets_are_taken_from_the_networks_hosts_alone(machine: M
     # What shows that only the port is in the way: another one goes out by the guest's own host.
     with _udp_socket(b.namespace) as listener, _udp_socket(one.guest.namespace) as sender:
         listener.bind((b.address, 4790))
-        listener.settimeout(3)
+        listener.settimeout(30)
         sender.sendto(MARKER, (b.address, 4790))
         data, (source, _) = listener.recvfrom(100)
         assert (data, source) == (MARKER, a.address)
@@ -271,7 +272,7 @@ def test_a_guest_that_moves_is_reached_where_it_is_within_a_second(
         b.ensure(moving.instance, arriving)
         time.sleep(0.3)
         gaps["preparing"] = max(pinger.longest_gap_since(before) for pinger in pingers)
-        assert gaps["preparing"] < 0.25
+        assert gaps["preparing"] < 0.25 * patience()
         before = time.monotonic()
         moving.guest.remove()
         arrived = b.plug(port).configure()
@@ -315,7 +316,7 @@ def test_a_guest_that_moves_is_reached_where_it_is_within_a_second(
     for move, gap in gaps.items():
         record_property(move, round(gap, 3))
         print(f"longest time without an answer, {move}: {gap * 1000:.0f} ms")
-    assert max(gaps.values()) < 1.0
+    assert max(gaps.values()) < 1.0 * patience()  # what was learnt of it would mislead for minutes
 
 
 def test_two_clouds_with_one_number_on_one_wire_do_not_meet(machine: Machine) -> None:

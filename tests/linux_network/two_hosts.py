@@ -15,7 +15,7 @@ import msgspec
 
 from instar.hypervisor.linux_network.names import CloudNames
 from instar.model.network import PortDefinition
-from tests.patience import slowness
+from tests.patience import patience
 
 from .conftest import Guest, command
 from .host_process import Call
@@ -68,7 +68,7 @@ class Host:
 
     def _answer(self) -> object:
         assert self._process.stdout
-        ready, _, _ = select.select([self._process.stdout], [], [], CALL_MAX_S)
+        ready, _, _ = select.select([self._process.stdout], [], [], CALL_MAX_S * patience())
         answer = msgspec.json.decode(self._process.stdout.readline() or b'["died"]') if ready else ["silent"]
         assert not isinstance(answer, list) or not answer or answer[0] not in ("failed", "died", "silent"), (
             answer, self._folder.with_suffix(".log").read_text()[-2000:])  # fmt: skip
@@ -106,6 +106,6 @@ class Underlay:
 def eventually(check: Callable[[], bool], within_s: float = 5.0) -> bool:
     began = time.monotonic()
     while not check():
-        if time.monotonic() - began > within_s * slowness():
+        if time.monotonic() - began > within_s * patience():
             return False
     return True
