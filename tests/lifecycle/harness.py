@@ -218,7 +218,7 @@ async def prepared(
     template = image_file.with_name("prepared-postgresql" if on_postgresql() else "prepared")
     if not template.exists():
         half = image_file.with_name(f"prepared-{uuid.uuid4()}")  # several may make it at once
-        async with plane(half) as one:
+        async with plane(half, UNHURRIED) as one:
             await one.prepare(image_file)
         with contextlib.suppress(OSError):
             half.rename(template)

@@ -89,7 +89,7 @@ class Apart(Plane):
     def agent(self, host: str) -> Agent:
         fence = Fence(self.state.path / f"fences-{host}")
         hypervisors: Any = {host: self.noting[host]}
-        return Agent(hypervisors, self.buses[host], fence, QUICK.host, boot_id=lambda: "boot-1")  # type: ignore[arg-type]
+        return Agent(hypervisors, self.buses[host], fence, self.control.settings.host, boot_id=lambda: "boot-1")  # type: ignore[arg-type]
 
     def runs_on(self, instance_id: str) -> list[str]:
         states = {host: self.world.host(host)._machine.state_of(instance_id) for host in self.hosts}

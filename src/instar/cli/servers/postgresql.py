@@ -27,7 +27,7 @@ ROLE = "instar"
 DATABASE = "instar"
 START_S = 60.0  # with the recovery after a crash
 STOP_S = 30.0
-PROGRAM_S = 60.0
+PROGRAM_S = 180.0  # a new cluster takes half a second on an idle machine
 INSTALL = "install PostgreSQL (packaging/install.sh distributed)"
 LIBRARIES = Path("/usr/lib/postgresql")  # where Debian has one directory for each version
 # For tests and trials: as fast as memory, and worth nothing after a crash of the machine (one of PostgreSQL loses nothing).
@@ -173,10 +173,13 @@ class PrivatePostgresql:
 
     def _call(self, command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
         user, group, groups = _ids()
-        return subprocess.run(
-            command, check=False, capture_output=True, timeout=PROGRAM_S, cwd="/", stdin=subprocess.DEVNULL,
-            env=environment, user=user, group=group, extra_groups=groups,
-        )  # fmt: skip
+        try:
+            return subprocess.run(
+                command, check=False, capture_output=True, timeout=PROGRAM_S, cwd="/", stdin=subprocess.DEVNULL,
+                env=environment, user=user, group=group, extra_groups=groups,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise StartupError(f"{Path(command[0]).name} did not end in {PROGRAM_S:.0f} s.") from None
 
     def _popen(self, command: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
         user, group, groups = _ids()
