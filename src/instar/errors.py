@@ -117,6 +117,16 @@ class WrongState(Conflict):
     template = "Cannot '{action}' instance {id} while it is in {attribute} {state}"
 
 
+class WhereaboutsUnknown(Conflict):
+    """A live migration broke off, and which of two hosts has the guest is not known until they answer. `details`: lines for
+    admins."""
+
+    template = (
+        "It is not known yet where instance {id} runs since its live migration broke off. "
+        "It can be used again as soon as its host answers."
+    )
+
+
 class Locked(Conflict):
     template = "Instance {id} is locked"
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from instar.errors import HypervisorError, MigrationAborted, StreamBroken
+from instar.lifecycle.whereabouts import Side, runs, side_of
 from instar.model.guest import (
     DiskOffer,
     GuestDefinition,
@@ -264,8 +265,9 @@ async def test_a_live_migration_keeps_the_guests_memory(hosts: TwoHosts) -> None
     mark = await hosts.boot_mark(hosts.source, guest.instance_id)
     told: list[WorkProgress] = []
     await hosts.source.hypervisor.migrate_live(guest, target, OPTIONS, told.append)
-    assert (await hosts.source.hypervisor.observe(guest.instance_id)).domain_id is None
+    assert not (await hosts.source.hypervisor.observe(guest.instance_id)).exists
     assert (await hosts.target.hypervisor.observe(guest.instance_id)).power_state is PowerState.RUNNING
+    assert await side(hosts, guest) is Side.DEST
     assert await hosts.boot_mark(hosts.target, guest.instance_id) == mark
     assert await hosts.target.nic_count(guest.instance_id) == 1
     percents = [progress.percent for progress in told]
@@ -312,6 +314,12 @@ async def test_a_paused_guest_is_migrated_and_stays_paused(hosts: TwoHosts) -> N
     assert await hosts.boot_mark(hosts.target, guest.instance_id) == mark
 
 
+async def side(hosts: TwoHosts, guest: GuestDefinition) -> Side | None:
+    """Where the guest is, as whoever has lost sight of its migration finds out."""
+    states = [await host.hypervisor.observe(guest.instance_id) for host in (hosts.source, hosts.target)]
+    return side_of(*states, was_paused=False)
+
+
 async def migrating(hosts: TwoHosts, guest: GuestDefinition, target: LiveTarget) -> asyncio.Task[None]:
     """A live migration that has begun and is far from its end."""
     await hosts.slow_down()
@@ -327,11 +335,14 @@ async def migrating(hosts: TwoHosts, guest: GuestDefinition, target: LiveTarget)
 async def test_an_aborted_migration_leaves_the_guest_at_the_source(hosts: TwoHosts) -> None:
     guest, state, target = await running_and_ready(hosts, ports=1)
     task = await migrating(hosts, guest, target)
+    assert await side(hosts, guest) is Side.SOURCE
+    assert not runs(await hosts.target.hypervisor.observe(guest.instance_id))
     await hosts.source.hypervisor.abort_live(guest.instance_id)
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(MigrationAborted):
             await task
     assert await hosts.source.hypervisor.observe(guest.instance_id) == state
+    assert await side(hosts, guest) is Side.SOURCE
     await hosts.target.hypervisor.ensure_absent(guest.instance_id, keep_disks=False)
     left = await hosts.target.hypervisor.census()
     assert (left.guests, left.instance_dirs, left.taps, left.networks) == ({}, (), (), ())

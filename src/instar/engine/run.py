@@ -30,6 +30,7 @@ from instar.errors import (
     StepTimeout,
     TaskStateConflict,
     Unavailable,
+    WhereaboutsUnknown,
     WrongState,
 )
 from instar.model.instance import Fault, Flavor, Instance, InstanceSpec
@@ -194,8 +195,11 @@ class Run:
             self._when_failed.clear()
 
     def check_begin(self) -> None:
-        """An operation that waited for its turn finds the instance as it was accepted, or fails. Raises WrongState."""
+        """An operation that waited for its turn finds the instance as it was accepted, or fails. Raises WrongState,
+        WhereaboutsUnknown."""
         allowed = TRANSITIONS[self.operation.rule].vm_states
+        if self.instance.maybe_on and not TRANSITIONS[self.operation.rule].anywhere:
+            raise WhereaboutsUnknown(id=self.instance.id)
         if allowed and self.instance.vm_state not in allowed:
             raise WrongState(
                 action=self.operation.action, id=self.instance.id, attribute="vm_state", state=self.instance.vm_state.value

@@ -53,7 +53,8 @@ class Hypervisor(Protocol):
     async def inventory(self) -> HostInventory: ...
 
     async def observe(self, instance_id: str) -> GuestState:
-        """What is true of the guest now."""
+        """What is true of the guest now. One that is being migrated to this host does not run here before it has come: it
+        exists at most, without a state. Where a migration left it for good it does not exist any more."""
         ...
 
     async def ensure_image(self, image: ImageSource) -> None:

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     STUCK = "task_state without operation"
     HOST_TOTALS = "claims of host add up wrongly"
     USAGE = "usage of project adds up wrongly"
+    WHEREABOUTS = "guest that is on one of two hosts, since a live migration broke off"
     UPLOAD = "unfinished image without operation"
     IMAGE = "cached image is damaged, and disks stand on it"
     UNREACHABLE = "host could not be asked"
@@ -79,6 +80,8 @@ async def audit(cloud: Cloud, hosts: list[str]) -> list[Finding]:
     findings += [Finding(Kind.EXPORT, volume_id) for volume_id in served]
     findings += [Finding(Kind.UPLOAD, image) for image, owner in uploads.items() if not _is_busy(instances.get(owner))]
     findings += [Finding(Kind.STUCK, i["id"], i["host"]) for i in instances.values() if i["task_state"] and not i["busy"]]
+    lost = [row for row in instances.values() if row["maybe_on"] and not row["busy"]]
+    findings += [Finding(Kind.WHEREABOUTS, row["id"], row["host"]) for row in lost]
     findings += [Finding(Kind.HOST_TOTALS, row["name"], row["name"]) for row in await audit_host_totals(cloud.store)]
     findings += [Finding(Kind.USAGE, row["project_id"]) for row in await audit_usage(cloud.store)]
     return findings
@@ -119,7 +122,7 @@ def leftovers(host: str, census: HostCensus, instances: dict[str, Row]) -> Itera
 
     def strange(instance_id: str) -> bool:
         row = instances.get(instance_id)
-        return row is None or (not row["busy"] and row["host"] != host and not _is_moving(row))
+        return row is None or (not row["busy"] and host not in (row["host"], row["maybe_on"]) and not _is_moving(row))
 
     for instance_id in census.guests:
         if strange(instance_id):
@@ -152,7 +155,7 @@ def _is_stray(claim: Row, instances: dict[str, Row]) -> bool:
     row = instances.get(claim["instance_id"])
     if row is None:
         return True
-    return not row["busy"] and row["host"] != claim["host"] and not _is_moving(row)
+    return not row["busy"] and claim["host"] not in (row["host"], row["maybe_on"]) and not _is_moving(row)
 
 
 class _Moving(msgspec.Struct):

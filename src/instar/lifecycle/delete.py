@@ -27,7 +27,7 @@ log = structlog.get_logger()
 async def delete(run: Run, cloud: Cloud) -> None:
     # Read as a step: the operation that was taken over may have found or given back a host since this one was accepted.
     instance = await run.step("read instance", run.current_instance, on="database")
-    hosts = {host for host in (instance.host, instance.facts.leaving) if host}
+    hosts = {host for host in (instance.host, instance.facts.leaving, instance.maybe_on) if host}
     move = instance.facts.move
     if move is not None:  # it may have something on both, also where a revert came half way
         await _or_later(run, cloud, "remove what was kept", run.hosts.ensure_nothing_aside, move.source)
@@ -43,7 +43,7 @@ async def delete(run: Run, cloud: Cloud) -> None:
     if image_id:
         await run.step("delete shelved image", cloud.images.discard, image_id, on="image")
     await run.step("release claims", cloud.scheduler.release_instance, instance.id)
-    run.note(deleted=1, terminated_at=now_us())
+    run.note(deleted=1, terminated_at=now_us(), maybe_on=None)
     run.also(migrations_end(instance.id, MoveStatus.ERROR))
     await run.settle(VmState.DELETED, power_state=PowerState.NOSTATE, also=(usage_give_back(instance.id),))
 

@@ -15,12 +15,14 @@ import msgspec
 
 from instar.clock import now_us
 from instar.engine.conductor import tell_accepted, tell_to_cancel
-from instar.errors import BadRequest, Conflict, Locked, QuotaExceeded, WrongState
+from instar.engine.hosts import tell_leftovers
+from instar.errors import BadRequest, Conflict, Locked, QuotaExceeded, WhereaboutsUnknown, WrongState
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.consoles import Consoles
 from instar.lifecycle.definition import boots_from_volume, host_of
 from instar.lifecycle.devices import Devices
 from instar.lifecycle.evacuate import EvacuateArguments
+from instar.lifecycle.find_guest import FindArguments
 from instar.lifecycle.guest_calls import GuestCalls
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.move import MoveArguments, pending_move, root_is_smaller
@@ -259,6 +261,10 @@ class Lifecycle:
             raise BadRequest(f"Instance {instance.id} cannot be evacuated to host {host}, where it is.")
         await self._accept(context, instance, Action.EVACUATE, Action.EVACUATE, wanted)
 
+    async def find_guest(self, context: RequestContext, instance: Instance, wanted: FindArguments) -> None:
+        """A live migration broke off, and its hosts have said by now where the guest is."""
+        await self._accept(context, instance, Action.FIND_GUEST, Action.FIND_GUEST, wanted)
+
     async def _accept(
         self,
         context: RequestContext,
@@ -272,6 +278,9 @@ class Lifecycle:
     ) -> Operation:
         _check_lock(context, instance)
         transition = check(rule, instance.id, instance.vm_state, instance.task_state)
+        if instance.maybe_on is not None and instance.host is not None and not transition.anywhere:
+            await tell_leftovers(self._cloud.bus, instance.host)  # it is looked for again, as somebody wants to use it
+            raise WhereaboutsUnknown(id=instance.id)
         if needs_host:
             host_of(instance)
         operation = _operation(context, instance, action, rule, arguments)
@@ -321,7 +330,10 @@ class Lifecycle:
         raise Conflict(f"Instance {instance.id} is being changed by others.")
 
     async def reset_state(self, context: RequestContext, instance: Instance, vm_state: VmState) -> None:
-        """Admins: the state as told, no task. What is in flight ends first, without touching the state again."""
+        """Admins: the state as told, no task. What is in flight ends first, without touching the state again.
+
+        Of a guest that is on one of two hosts: if the one where it may have come to is down by an admin's word, it is given
+        up there, and what the other has is taken."""
         operation = _finished(_operation(context, instance, Action.RESET_STATE, Action.RESET_STATE))
         await self._store.write(
             operations_cancel(instance.id, operation),
@@ -329,6 +341,9 @@ class Lifecycle:
             operation_insert(operation),
         )
         await tell_to_cancel(self._cloud.bus, instance.id, operation.action)
+        now = await instance_fetch(self._store, instance.id)
+        if now.maybe_on is not None and self._cloud.scheduler.is_forced_down(now.maybe_on):
+            await self.find_guest(context, now, FindArguments(at_source=True))
 
 
 def _check_lock(context: RequestContext, instance: Instance) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from instar.clock import now_us
 from instar.engine.hosts import HostClient, tell_leftovers
 from instar.engine.run import Run
-from instar.errors import HostInUse, HostUnreachable, HypervisorUnavailable, StepTimeout
+from instar.errors import HostInUse, HostUnreachable, HypervisorUnavailable, StepTimeout, WhereaboutsUnknown
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
 from instar.lifecycle.candidates import WORTH_ANOTHER_HOST, Refusals
@@ -43,6 +43,9 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=EvacuateArguments)
     instance, dead = run.instance, host_of(run.instance)
     await run.step("make sure the host is down", make_sure_it_is_down, dead, run, cloud)
+    other = instance.maybe_on
+    if other is not None:
+        await run.step("make sure it is not on the other host", make_sure_it_is_not_on, other, run, cloud)
     migration = await run.step("choose migration id", new_id)
     flavor_id = instance.spec.flavor.id
     stopped = arguments.stopped or instance.vm_state is VmState.STOPPED
@@ -53,13 +56,17 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
         )
     )  # fmt: skip
     run.when_failed(migration_status(migration, MoveStatus.ERROR))
-    request = msgspec.structs.replace(scheduling_request(run), exclude_hosts=(dead,), requested_host=arguments.host)
+    request = msgspec.structs.replace(
+        scheduling_request(run), exclude_hosts=(dead, other) if other else (dead,), requested_host=arguments.host
+    )
     selection = await run.step("select hosts", cloud.scheduler.candidates, request)
     refusals = Refusals()
     for dest in selection.hosts:
         try:
             async with run.scope():
                 await _build_on(run, cloud, dead, dest, migration, stopped)
+            if other is not None:
+                await tell_leftovers(cloud.bus, other)
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.add(dest, error)
@@ -80,6 +87,25 @@ async def make_sure_it_is_down(host: str, run: Run, cloud: Cloud) -> None:
                 return
         else:
             raise HostInUse(host=host)
+        await asyncio.sleep(ASK_AGAIN_S)
+
+
+async def make_sure_it_is_not_on(other: str, run: Run, cloud: Cloud) -> None:
+    """The guest did not come to this host, and cannot any more; or the host is down as well. Raises WhereaboutsUnknown
+    where it has the guest: that one is not to be replaced, and is found soon."""
+    started = time.monotonic()
+    while not cloud.scheduler.is_forced_down(other):
+        try:
+            state = await run.hosts.observe(other)
+            if state.exists:
+                raise WhereaboutsUnknown(id=run.instance.id)
+            await run.hosts.ensure_absent(other)
+            return
+        except HypervisorUnavailable:
+            return
+        except (HostUnreachable, StepTimeout):
+            if cloud.scheduler.fell_silent(other, time.monotonic() - started):
+                return
         await asyncio.sleep(ASK_AGAIN_S)
 
 
@@ -106,7 +132,7 @@ async def _build_on(run: Run, cloud: Cloud, dead: str, dest: str, migration: str
             task=TaskState.REBUILD_SPAWNING,
         )  # fmt: skip
     await run.step("release old claim", cloud.scheduler.release_others, instance.id, claim_id)
-    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), launched_at=now_us(),
+    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), launched_at=now_us(), maybe_on=None,
              facts={"ports": ports, "volumes": connected})  # fmt: skip
     run.also(migration_status(migration, MoveStatus.DONE, dest=dest))
     await tell_leftovers(cloud.bus, dead)

@@ -1,12 +1,12 @@
 """Live migration: the running guest goes to another host, with its memory and disks (LIFECYCLE section 4).
 
 Until the guest runs on the destination everything can be undone, and it goes on at the source. From then on there is no
-way back: what is left of it at the source is removed, at once or when that host answers again.
+way back: what is left of it at the source is removed, at once or when that host answers again. When both hosts fall silent
+in between, nothing is undone or begun before it is known where the guest is (`whereabouts.py`, `find_guest.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -22,7 +22,9 @@ from instar.errors import (
     InstarError,
     LeaseLost,
     MigrationAborted,
+    StepTimeout,
     TaskStateConflict,
+    WhereaboutsUnknown,
 )
 from instar.lifecycle import volumes
 from instar.lifecycle.build import scheduling_request
@@ -31,6 +33,7 @@ from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.definition import claimed_flavor, disks_of, guest_of, host_of
 from instar.lifecycle.ids import new_id
 from instar.lifecycle.ports import bind_ports_to
+from instar.lifecycle.whereabouts import Side, find_guest, side_of
 from instar.model.guest import GuestDefinition, GuestState, LiveMigrationOptions, LiveTarget
 from instar.model.instance import Instance, InstanceVolume
 from instar.model.move import MoveStatus, MoveType
@@ -41,7 +44,6 @@ from instar.store.moves import migration_goes_on, migration_insert, migration_st
 log = structlog.get_logger()
 T = TypeVar("T")
 
-ASK_AGAIN_S = 0.5
 ATTEMPTS_MAX = 3
 FIND_ATTEMPTS = 3
 
@@ -54,7 +56,8 @@ class LiveArguments(msgspec.Struct, frozen=True):
 
 
 async def migrate_live(run: Run, cloud: Cloud) -> None:
-    """Raises NoValidHost, MigrationAborted; the guest runs at the source then."""
+    """Raises NoValidHost, MigrationAborted; the guest runs at the source then. Ends with WhereaboutsUnknown as its fault
+    when the guest may be on either host, and neither tells."""
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=LiveArguments)
     # A step: the record names the new host from the moment when the guest is there.
     source = await run.step("note source", current_host, run)
@@ -86,15 +89,19 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
                 migration_goes_on(migration, MoveStatus.PREPARING, dest=None, aborted=MigrationAborted(id=run.instance.id))
             )
         else:
+            if connected is None:
+                return await _leave_to_be_found(run, cloud, source, dest, migration)
             run.also(migration_status(migration, MoveStatus.COMPLETED))
-            return await _stay(run, cloud, source, dest, connected)
+            paused = run.instance.power_state is PowerState.PAUSED
+            power_state = PowerState.PAUSED if paused else PowerState.RUNNING
+            return await stay_there(run, cloud, source, dest, connected, claim=_claim(run, dest), power_state=power_state)
     raise refusals.no_valid_host(selection.details)
 
 
 async def _migrate_to(
     run: Run, cloud: Cloud, source: str, dest: str, migration: str, arguments: LiveArguments
-) -> tuple[InstanceVolume, ...]:
-    """The guest runs on the destination. Its volumes, as it has them there."""
+) -> tuple[InstanceVolume, ...] | None:
+    """The guest runs on the destination. Its volumes, as it has them there; None: it may run there, or at the source."""
     instance = run.instance
     await run.step("claim", cloud.scheduler.claim, _claim(run, dest), instance.id, dest, claimed_flavor(instance),
                    undo=cloud.scheduler.release)  # fmt: skip
@@ -110,34 +117,60 @@ async def _migrate_to(
     run.also(
         migration_goes_on(migration, MoveStatus.RUNNING, dest=dest, aborted=MigrationAborted(id=instance.id))
     )
-    await _until_it_is_there(run, cloud, source, dest, guest, target)
-    return connected
+    # On the record before it may be true: from here on nobody starts the guest at the source because it is not there.
+    run.note(maybe_on=dest)
+    return connected if await _until_it_is_there(run, cloud, source, dest, guest, target) else None
 
 
-async def _stay(
-    run: Run, cloud: Cloud, source: str, dest: str, connected: tuple[InstanceVolume, ...]
-) -> None:
+async def _leave_to_be_found(run: Run, cloud: Cloud, source: str, dest: str, migration: str) -> None:
+    """Nothing is undone: the guest may need it where it is. The reconciler asks the hosts when they answer again."""
+    run.also(migration_status(migration, MoveStatus.ERROR))
+    run.keep()
+    await run.step("leave it to be found", _tell_of, cloud, source, dest)
+    await run.settle(fault=unknown_between(run.instance.id, source, dest))
+
+
+async def _tell_of(cloud: Cloud, *hosts: str) -> None:
+    for host in hosts:
+        await tell_leftovers(cloud.bus, host)
+
+
+def unknown_between(instance_id: str, source: str, dest: str) -> WhereaboutsUnknown:
+    return WhereaboutsUnknown(
+        id=instance_id,
+        details=(
+            f"It is on host {source}, or on host {dest} already. What of it is on the one may be older than on the other.",
+            f"If host {dest} is lost for good: force its compute service down, and reset the state of the server; then what"
+            f" host {source} has is taken. If both are lost: evacuate the server.",
+        ),
+    )
+
+
+async def stay_there(
+    run: Run, cloud: Cloud, source: str, dest: str, connected: tuple[InstanceVolume, ...], *, claim: str,
+    power_state: PowerState,
+) -> None:  # fmt: skip
     """From here there is no way back: the destination is the host, and the source is cleaned."""
     instance, hosts = run.instance, run.hosts
     run.keep()
-    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), facts={"volumes": connected, "leaving": source})
-    bound = await _insist(run, cloud, "bind ports", bind_ports_to, cloud, instance, dest, on="network")
+    run.note(host=dest, availability_zone=cloud.scheduler.zone_of(dest), maybe_on=None,
+             facts={"volumes": connected, "leaving": source})  # fmt: skip
+    bound = await insist(run, cloud, "bind ports", bind_ports_to, cloud, instance, dest, on="network")
     if bound:
         run.note(facts={"ports": bound})
         plugged = tuple(port.definition for port in bound)
-        await _insist(run, cloud, "set up ports", hosts.ensure_ports, dest, plugged, host=dest)
-    await _insist(run, cloud, "clean source", hosts.ensure_absent, source, host=source)
-    await _insist(run, cloud, "release old claim", cloud.scheduler.release_others, instance.id, _claim(run, dest))
+        await insist(run, cloud, "set up ports", hosts.ensure_ports, dest, plugged, host=dest)
+    await insist(run, cloud, "clean source", hosts.ensure_absent, source, host=source)
+    await insist(run, cloud, "release old claim", cloud.scheduler.release_others, instance.id, claim)
     run.note(facts={"leaving": None})
-    paused = instance.power_state is PowerState.PAUSED
-    await run.settle(power_state=PowerState.PAUSED if paused else PowerState.RUNNING)
+    await run.settle(power_state=power_state)
 
 
 def _claim(run: Run, dest: str) -> str:
     return f"{run.operation.id}:{dest}"
 
 
-async def _insist(
+async def insist(
     run: Run,
     cloud: Cloud,
     name: str,
@@ -193,15 +226,18 @@ async def clear_destination(dest: str, source: str, run: Run, _guest: GuestDefin
     """Undo: nothing is left on the destination, as long as the guest is at its source. A source that is away need not be
     asked about a guest that never came here."""
     there = await run.hosts.observe(dest)
-    if there.exists and not _runs(await run.hosts.observe(source)):
-        raise HypervisorError(reason="the guest is no longer where it was, what is on the other host stays")
+    if there.exists:
+        await run.hosts.abort_live(source)  # whoever took over is not kept waiting: the source answers when it has ended
+        was_paused = run.instance.power_state is PowerState.PAUSED
+        if side_of(await run.hosts.observe(source), there, was_paused=was_paused) is not Side.SOURCE:
+            raise HypervisorError(reason="the guest is no longer where it was, what is on the other host stays")
     await run.hosts.ensure_absent(dest)
 
 
 async def _until_it_is_there(
     run: Run, cloud: Cloud, source: str, dest: str, guest: GuestDefinition, target: LiveTarget
-) -> None:
-    """Whatever the source says of it, what counts is where the guest runs."""
+) -> bool:
+    """Whatever the source says of it, what counts is where the guest runs. False: that cannot be told."""
     settings = cloud.settings.lifecycle
     options = LiveMigrationOptions(settings.live_migration_bandwidth_mib_s, settings.live_migration_downtime_ms)
     limit_s = settings.data_move_max_s
@@ -211,24 +247,30 @@ async def _until_it_is_there(
     except (Cancelled, LeaseLost, TaskStateConflict):
         raise
     except InstarError:
-        # Time enough for the destination to be asked when the source does not answer.
-        deadline_s = FIND_ATTEMPTS * cloud.settings.engine.step_deadline_s
-        if await run.step("find guest", find_guest, source, dest, run, deadline_s=deadline_s) == source:
+        where = await ask_where(run, cloud, source, dest)
+        if where == source:
+            run.note(maybe_on=None)
+            await insist(run, cloud, "let guest go on", let_go_on, run, source)
             raise
+        return where == dest
+    return True
 
 
-async def find_guest(source: str, dest: str, run: Run) -> str:
-    """Which of the two hosts has the guest. Asked until one of them knows; the step's deadline ends it."""
-    while True:
-        for host, other in ((source, dest), (dest, source)):
-            try:
-                state = await run.hosts.observe(host)
-            except InstarError as error:
-                log.info("live_migration.host_away", host=host, reason=error.message)
-                continue
-            return host if _runs(state) else other
-        await asyncio.sleep(ASK_AGAIN_S)
+async def let_go_on(run: Run, host: str) -> GuestState:
+    """A migration that broke off in its last moments may have left the guest standing still: it goes on here."""
+    state = await run.hosts.observe(host)
+    if state.power_state is not PowerState.PAUSED or run.instance.power_state is PowerState.PAUSED:
+        return state
+    instance = run.instance
+    return await run.hosts.ensure_running(host, guest_of(instance, disks_of(instance, None), instance.facts.ports))
 
 
-def _runs(state: GuestState) -> bool:
-    return state.domain_id is not None and state.power_state in (PowerState.RUNNING, PowerState.PAUSED)
+async def ask_where(run: Run, cloud: Cloud, source: str, dest: str) -> str:
+    """The host that has the guest; empty: they do not tell, or not soon."""
+    # Time enough for the destination to be asked when the source does not answer.
+    deadline_s = FIND_ATTEMPTS * cloud.settings.engine.step_deadline_s
+    patience_s = cloud.settings.host.lost_after_s
+    try:
+        return await run.step("find guest", find_guest, source, dest, run, patience_s, deadline_s=deadline_s)
+    except StepTimeout:
+        return ""

@@ -12,6 +12,7 @@ from instar.lifecycle.build_volumes import took_volumes
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.delete import delete
 from instar.lifecycle.evacuate import evacuate
+from instar.lifecycle.find_guest import find
 from instar.lifecycle.live_migration import migrate_live
 from instar.lifecycle.move import confirm, move, revert, took_quota
 from instar.lifecycle.password import change_password
@@ -49,6 +50,7 @@ _FUNCTIONS: dict[str, Callable[[Run, Cloud], Awaitable[None]]] = {
     Action.RESCUE: rescue,
     Action.UNRESCUE: unrescue,
     Action.LIVE_MIGRATE: migrate_live,
+    Action.FIND_GUEST: find,
     Action.EVACUATE: evacuate,
     Action.CHANGE_PASSWORD: change_password,
     Action.SOFT_DELETE: soft_delete,

@@ -42,6 +42,8 @@ ACTION = "power-sync"
 
 async def sync(cloud: Cloud, instance: Instance, state: GuestState) -> bool:
     """Make the record say what is. Returns whether it was changed; a change of vm_state leaves an action record."""
+    if instance.maybe_on is not None:
+        return False  # what one of two hosts says is not the whole truth: find_guest.py
     power = state.power_state if state.exists else PowerState.NOSTATE
     if instance.vm_state is VmState.STOPPED and power is PowerState.NOSTATE:
         power = PowerState.SHUTDOWN

@@ -20,9 +20,11 @@ from instar.errors import InstarError, NotFound, StaleEpoch
 from instar.lifecycle.audit import Finding, Kind, audit, leftovers, mentioned
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
+from instar.lifecycle.find_guest import FindArguments
 from instar.lifecycle.host_looks import HostLooks
 from instar.lifecycle.power_sync import sync
 from instar.lifecycle.timers import system_context
+from instar.lifecycle.whereabouts import side_of
 from instar.model.commands import GUEST_EVENTS, LEFTOVERS_TOPIC, Departed
 from instar.model.guest import GuestState
 from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostEvent
@@ -36,7 +38,7 @@ from instar.store.audit import (
     instances_evacuated,
     usage_recount,
 )
-from instar.store.instances import instance_fetch, instances_of_host
+from instar.store.instances import instance_fetch, instances_about_host
 from instar.store.operations import operations_prune
 
 log = structlog.get_logger()
@@ -199,6 +201,9 @@ class Reconciler:
             instance = await instance_fetch(self._cloud.store, instance_id)
         except NotFound:
             return True
+        if instance.maybe_on is not None:
+            self._put(host)
+            return True
         if instance.terminated_at is not None or (instance.host != host and instance.task_state is None):
             return True
         if instance.task_state is not None:
@@ -214,7 +219,7 @@ class Reconciler:
         self._checked[host] = time.monotonic()
         # Records that are changed come from before the census: an operation begun meanwhile makes the change void. Owners
         # come from after it: what a new operation has made meanwhile has its record by then.
-        instances = await instances_of_host(self._cloud.store, host)
+        instances = await instances_about_host(self._cloud.store, host)
         census = await self._client().census(host)
         known = await audit_instances_among(self._cloud.store, mentioned(census))
         if (session := self._shut.get(host)) is not None:
@@ -222,6 +227,9 @@ class Reconciler:
         # By the census itself: a host that came back may answer before its first report is here.
         restarted = self._was_restarted(host, census.boot_id)
         for instance in instances:
+            if instance.maybe_on:
+                await self._find(instance, host)
+                continue
             state = census.guests.get(instance.id, GuestState(exists=False))
             if restarted and _should_run(instance, state):
                 await self._resume(instance)
@@ -246,7 +254,12 @@ class Reconciler:
         for finding in findings:
             if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.PLUGS):
                 continue
-            if finding.kind is not Kind.GUEST or await self._is_elsewhere(finding.subject):
+            try:
+                gone = finding.kind is not Kind.GUEST or await self._is_elsewhere(finding.subject)
+            except InstarError as error:  # it may be the only one; and one host does not wait for another to be let in
+                log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
+                continue
+            if gone:
                 departed.append(Departed(finding.subject, finding.epoch))
         log.info("reconcile.admits", host=host, departed=len(departed))
         await self._client().admit(host, session, tuple(departed))
@@ -259,6 +272,33 @@ class Reconciler:
         if not boot_id or before == boot_id:
             return None
         return before is not None and self._settings.resume_guests_on_boot
+
+    async def _find(self, instance: Instance, answered: str) -> None:
+        """A guest that is on one of two hosts: once these have said enough, the record is made to say where."""
+        dest = instance.maybe_on
+        if instance.task_state is not None or instance.host is None or dest is None:
+            return
+        hosts = (instance.host, dest)
+        states = await asyncio.gather(*(self._said_by(host, instance.id, host == answered) for host in hosts))
+        if side_of(*states, was_paused=instance.power_state is PowerState.PAUSED) is None:
+            log.warning("reconcile.guest_not_found", instance=instance.id, host=instance.host, maybe_on=dest)
+            if None not in states:  # something of it comes to its end just now
+                asyncio.get_running_loop().call_later(AWAY_RETRY_S, self._put, answered)
+            return
+        try:
+            await self._lifecycle.find_guest(system_context(instance), instance, FindArguments())
+        except InstarError as error:  # an operation was begun meanwhile
+            log.info("reconcile.guest_not_looked_for", instance=instance.id, reason=error.message)
+
+    async def _said_by(self, host: str, instance_id: str, answers: bool) -> GuestState | None:
+        """None: the host does not answer. One that is down is not even asked: a broker may keep the question for long."""
+        if not answers and not self._cloud.scheduler.is_up(host):
+            return None
+        try:
+            return await self._client().observe_of(host, instance_id)
+        except InstarError as error:
+            log.info("reconcile.host_away", host=host, reason=error.message)
+            return None
 
     async def _resume(self, instance: Instance) -> None:
         """A hard reboot brings back domain, networks and taps, with the disks as they are."""

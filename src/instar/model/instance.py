@@ -183,6 +183,7 @@ class Instance(msgspec.Struct, frozen=True):
     spec: InstanceSpec
     facts: InstanceFacts
     progress: int = 0  # percent, while an operation moves data
+    maybe_on: str | None = None  # a live migration may have brought its guest to this host instead: see decision 0019
 
     @property
     def status(self) -> str:
@@ -219,6 +220,7 @@ def instance_from_row(row: Mapping[str, Any]) -> Instance:
         spec=_decode_spec(row["spec"]),
         facts=_decode_facts(row["facts"]),
         progress=row["progress"],
+        maybe_on=row["maybe_on"],
     )
 
 

@@ -108,6 +108,7 @@ class Action(StrEnum):
     RESCUE = "rescue"
     UNRESCUE = "unrescue"
     LIVE_MIGRATE = "live-migration"
+    FIND_GUEST = "find-guest"
     EVACUATE = "evacuate"
     CHANGE_PASSWORD = "changePassword"  # noqa: S105 - an action, not a password
     SOFT_DELETE = "softDelete"
@@ -123,13 +124,15 @@ class Action(StrEnum):
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """When an action is allowed and where it goes. `ends` and `fails` are None where it ends as it began."""
+    """When an action is allowed and where it goes. `ends` and `fails` are None where it ends as it began. `anywhere`: also
+    while it is not known on which of two hosts the guest is."""
 
     vm_states: frozenset[VmState]
     task: TaskState | None
     ends: VmState | None = None
     task_states: frozenset[TaskState | None] = frozenset({None})
     fails: VmState | None = None
+    anywhere: bool = False
 
 
 _ANY_VM = frozenset(VmState) - {VmState.DELETED}
@@ -148,7 +151,9 @@ REBOOT_SOFT, REBOOT_HARD = "reboot SOFT", "reboot HARD"
 
 TRANSITIONS: Mapping[str, Transition] = {
     Action.CREATE: Transition(frozenset(), _T.SCHEDULING, ends=_S.ACTIVE, fails=_S.ERROR),
-    Action.DELETE: Transition(_ANY_VM, _T.DELETING, ends=_S.DELETED, task_states=_ANY_TASK, fails=_S.ERROR),
+    Action.DELETE: Transition(
+        _ANY_VM, _T.DELETING, ends=_S.DELETED, task_states=_ANY_TASK, fails=_S.ERROR, anywhere=True
+    ),
     REBOOT_SOFT: Transition(_states(_S.ACTIVE), _T.REBOOTING, ends=_S.ACTIVE),
     REBOOT_HARD: Transition(
         _states(_S.ACTIVE, _S.STOPPED, _S.PAUSED, _S.SUSPENDED, _S.ERROR, _S.RESCUED),
@@ -182,10 +187,13 @@ TRANSITIONS: Mapping[str, Transition] = {
     Action.RESCUE: Transition(_states(_S.ACTIVE, _S.STOPPED, _S.ERROR), _T.RESCUING, ends=_S.RESCUED),
     Action.UNRESCUE: Transition(_states(_S.RESCUED), _T.UNRESCUING, ends=_S.ACTIVE),
     Action.LIVE_MIGRATE: Transition(_states(_S.ACTIVE, _S.PAUSED), _T.MIGRATING),
-    Action.EVACUATE: Transition(_states(_S.ACTIVE, _S.STOPPED, _S.ERROR), _T.REBUILDING),
+    # What the cloud does by itself after a live migration of which nobody saw the end.
+    Action.FIND_GUEST: Transition(_ANY_VM, _T.MIGRATING, anywhere=True),
+    Action.EVACUATE: Transition(_states(_S.ACTIVE, _S.STOPPED, _S.ERROR), _T.REBUILDING, anywhere=True),
     Action.CHANGE_PASSWORD: Transition(_states(_S.ACTIVE), _T.UPDATING_PASSWORD, ends=_S.ACTIVE),
     Action.SOFT_DELETE: Transition(
-        _ANY_VM - {_S.SOFT_DELETED}, _T.SOFT_DELETING, ends=_S.SOFT_DELETED, task_states=_ANY_TASK, fails=_S.ERROR
+        _ANY_VM - {_S.SOFT_DELETED}, _T.SOFT_DELETING, ends=_S.SOFT_DELETED, task_states=_ANY_TASK, fails=_S.ERROR,
+        anywhere=True,
     ),
     Action.RESTORE: Transition(_states(_S.SOFT_DELETED), _T.RESTORING, ends=_S.ACTIVE),
     # Without a task_state: they wait for their turn, and what comes after them waits for them.

@@ -10,7 +10,14 @@ from instar.scheduling.host_table import HostTable
 from instar.scheduling.request import Circumstances, SchedulingRequest, Selection, amounts_of, hinted_instances
 from instar.scheduling.selection import Admission, no_valid_host, select
 from instar.store.aggregates import DEFAULT_ZONE
-from instar.store.claims import claim_release, claim_release_instance, claim_release_others, claim_take
+from instar.store.claims import (
+    claim_release,
+    claim_release_instance,
+    claim_release_others,
+    claim_take,
+    claim_take_anyway,
+    claims_of_instance,
+)
 from instar.store.contract import Duplicate, Result, Statement, Store
 from instar.store.server_groups import hosts_of_instances, server_group_hosts
 
@@ -69,6 +76,20 @@ class Scheduler:
             return
         amounts = amounts_of(flavor)
         self._table.note_claim(host, (amounts["vcpus"], amounts["memory_mib"], amounts["disk_gib"]))
+
+    async def claim_anyway(self, claim_id: str, instance_id: str, host: str, flavor: Flavor) -> str:
+        """The claim by which an instance that runs on the host holds its amounts: one that stands, else a new one of this
+        id, whether there is room or not."""
+        standing = await claims_of_instance(self._store, instance_id, host)
+        if standing:
+            return standing[0]
+        amounts = amounts_of(flavor)
+        try:
+            await self._store.write(*claim_take_anyway(claim_id, instance_id, host, amounts, taken=ClaimStands()))
+        except ClaimStands:
+            return claim_id
+        self._table.note_claim(host, (amounts["vcpus"], amounts["memory_mib"], amounts["disk_gib"]))
+        return claim_id
 
     async def release(self, claim_id: str, *_: object) -> None:
         """Give a claim back, if it stands. Takes the arguments of `claim`, whose undo it is."""

@@ -7,13 +7,14 @@ from collections.abc import Collection
 from instar.store.contract import Row, Statement, Store
 from instar.store.many_names import in_groups
 
-AUDITED = """SELECT i.id, i.host, i.vm_state, i.task_state, i.epoch, i.facts,
+AUDITED = """SELECT i.id, i.host, i.maybe_on, i.vm_state, i.task_state, i.epoch, i.facts,
       EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = i.id AND o.finished_at IS NULL) AS busy
     FROM instances i WHERE i.deleted = 0"""
 
 
 async def audit_instances(store: Store) -> dict[str, Row]:
-    """Every instance that is not deleted: id → (host, vm_state, task_state, facts, busy: has an unfinished operation)."""
+    """Every instance that is not deleted: id → (host, maybe_on, vm_state, task_state, facts, busy: has an unfinished
+    operation)."""
     return {row["id"]: row for row in await store.read(AUDITED)}
 
 
@@ -99,7 +100,8 @@ async def instances_evacuated(store: Store, host: str) -> dict[str, int]:
     """Instances of the host that an evacuation in flight builds elsewhere: id → epoch."""
     rows = await store.read(
         """SELECT i.id, i.epoch FROM instances i JOIN operations o ON o.instance_id = i.id
-           WHERE i.host = :host AND i.deleted = 0 AND o.action = 'evacuate' AND o.finished_at IS NULL""",
+           WHERE (i.host = :host OR i.maybe_on = :host) AND i.deleted = 0 AND o.action = 'evacuate'
+             AND o.finished_at IS NULL""",
         {"host": host},
     )
     return {row["id"]: row["epoch"] for row in rows}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from instar.errors import InstarError
-from instar.store.contract import Statement, Value
+from instar.store.contract import Statement, Store, Value
 
 _ROOM = """vcpus_claimed + :vcpus <= vcpus_capacity AND memory_claimed_mib + :memory_mib <= memory_capacity_mib
     AND (disk_claimed_gib + :disk_gib <= disk_capacity_gib OR :disk_gib = 0)"""
@@ -64,6 +64,37 @@ def claim_take(
         ),
         Statement(_GROUP_KEPT, {"id": claim_id, "instance_id": instance_id, "host": host}, 1, refused),
     )
+
+
+def claim_take_anyway(
+    claim_id: str, instance_id: str, host: str, amounts: Mapping[str, int], *, taken: InstarError
+) -> tuple[Statement, ...]:
+    """The same of an instance that runs on the host already: whether there is room is no question any more. Changes nothing
+    where the host is unknown."""
+    params: dict[str, Value] = {"id": claim_id, "instance_id": instance_id, "host": host, **amounts}
+    return (
+        Statement(
+            """INSERT INTO claims (id, instance_id, host, vcpus, memory_mib, disk_gib)
+               SELECT :id, :instance_id, h.name, :vcpus, :memory_mib, :disk_gib FROM hosts h WHERE h.name = :host""",
+            params,
+            duplicate=taken,
+        ),
+        Statement(
+            """UPDATE hosts SET vcpus_claimed = vcpus_claimed + :vcpus,
+                 memory_claimed_mib = memory_claimed_mib + :memory_mib,
+                 disk_claimed_gib = disk_claimed_gib + :disk_gib, instances_claimed = instances_claimed + 1
+               WHERE name = :host""",
+            {"host": host, **amounts},
+        ),
+    )
+
+
+async def claims_of_instance(store: Store, instance_id: str, host: str) -> list[str]:
+    """Ids of what the instance has claimed on this host."""
+    rows = await store.read(
+        "SELECT id FROM claims WHERE instance_id = :id AND host = :host ORDER BY id", {"id": instance_id, "host": host}
+    )
+    return [row["id"] for row in rows]
 
 
 def claim_release(claim_id: str) -> tuple[Statement, ...]:

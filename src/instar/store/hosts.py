@@ -113,7 +113,7 @@ def host_delete(name: str) -> tuple[Statement, ...]:
         Statement("DELETE FROM drains WHERE host = :name", params),
         Statement(
             """DELETE FROM hosts WHERE name = :name AND NOT EXISTS (SELECT 1 FROM claims c WHERE c.host = :name)
-               AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.host = :name AND i.deleted = 0)""",
+               AND NOT EXISTS (SELECT 1 FROM instances i WHERE (i.host = :name OR i.maybe_on = :name) AND i.deleted = 0)""",
             params,
             1,
             in_use,

@@ -28,7 +28,7 @@ CHANGEABLE = frozenset(
     {
         "vm_state", "power_state", "host", "availability_zone", "launched_at", "terminated_at", "deleted", "facts",
         "addresses", "locked_by", "flavor_id", "image_id", "vcpus", "memory_mib", "disk_gib", "spec", "name", "hostname",
-        "progress",
+        "progress", "maybe_on",
     }
 )  # fmt: skip
 
@@ -239,6 +239,16 @@ async def instance_fetch(store: Store, instance_id: str) -> Instance:
 async def instances_of_host(store: Store, host: str) -> list[Instance]:
     """Instances that are on this host by the record."""
     rows = await store.read("SELECT * FROM instances WHERE host = :host AND deleted = 0", {"host": host})
+    return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
+
+
+async def instances_about_host(store: Store, host: str) -> list[Instance]:
+    """Instances that are on this host by the record, and those that may have come to it: see `Instance.maybe_on`."""
+    rows = await store.read(
+        "SELECT * FROM instances WHERE host = :host AND deleted = 0 "
+        "UNION ALL SELECT * FROM instances WHERE maybe_on = :host AND deleted = 0",
+        {"host": host},
+    )
     return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 

@@ -79,6 +79,15 @@ def migration_abort_early(uuid: str) -> Statement:
     )  # fmt: skip
 
 
+def migration_found(instance_id: str, dest: str, status: MoveStatus) -> Statement:
+    """The instance's last live migration to this host has ended so, as was found out later."""
+    return Statement(
+        "UPDATE moves SET status = :status, updated_at = :now WHERE id = (SELECT MAX(m.id) FROM moves m "
+        "WHERE m.instance_id = :id AND m.type = :type AND m.dest_host = :dest)",
+        {"id": instance_id, "type": MoveType.LIVE.value, "dest": dest, "status": status.value, "now": now_us()},
+    )
+
+
 def migrations_end(instance_id: str, status: MoveStatus) -> Statement:
     """Whatever is in progress for the instance has ended so."""
     return Statement(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from instar.config import SimulatedSettings
-from instar.errors import HypervisorError, HypervisorUnavailable, MigrationAborted, StreamBroken
+from instar.errors import HypervisorError, HypervisorUnavailable, MigrationAborted, StreamBroken, StreamRefused
 from instar.hypervisor.contract import Report
 from instar.hypervisor.simulated.disks import Disks, check_id
 from instar.hypervisor.simulated.faults import HostFaults
@@ -27,6 +27,7 @@ from instar.hypervisor.simulated.records import (
     SimulatedGuest,
 )
 from instar.model.guest import DiskFile, DiskOffer, LiveTarget, MigrationProgress, WorkProgress
+from instar.model.states import PowerState
 from instar.model.stream import StreamAddress
 
 _PARTS = 10  # of a live migration: progress is told, and trouble seen, so many times
@@ -227,10 +228,28 @@ class Moves:
         if other is not None:
             self._machine.hand_over(other, moved)
         elif self.neighbours is not None:
-            take = TakeGuest(target.address.host, moved, self._machine.disks_of(instance_id))
-            await self.neighbours.ask(target.address, instance_id, take)
-            self._machine.give_away(instance_id)
+            await self._give_away(self.neighbours, moved, target)
         report(self._progress(guest, 100))
+
+    async def _give_away(self, neighbours: Neighbours, moved: SimulatedGuest, target: LiveTarget) -> None:
+        """It stands still here before it may run there: where the answer is lost, it never runs on both."""
+        instance_id = moved.instance_id
+        take = TakeGuest(target.address.host, moved, self._machine.disks_of(instance_id))
+        self._machine.set_paused(instance_id, True)
+        try:
+            await neighbours.ask(target.address, instance_id, take)
+        except (HypervisorError, StreamBroken, StreamRefused):
+            if not await self._has_come(moved, target):
+                self._machine.set_paused(instance_id, moved.power_state is PowerState.PAUSED)
+                raise
+        self._machine.give_away(instance_id)
+
+    async def _has_come(self, moved: SimulatedGuest, target: LiveTarget) -> bool:
+        """Raises StreamBroken, StreamRefused where the target does not tell."""
+        try:
+            return await self._runs_there(moved, target)
+        except HypervisorError:  # it could not even come
+            return False
 
     def abort(self, instance_id: str) -> None:
         if (move := self._live.get(instance_id)) is not None:
