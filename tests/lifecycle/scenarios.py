@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from instar.errors import HypervisorError
+from instar.errors import HostUnreachable, HypervisorError
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.evacuate import EvacuateArguments
+from instar.lifecycle.find_guest import FindArguments
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.rebuild import RebuildArguments
 from instar.lifecycle.shelve import UnshelveArguments
@@ -173,6 +174,40 @@ async def _host_back(plane: Plane) -> None:
     await plane.control.hosts.refresh()
 
 
+def _out_of_sight(*, moved: bool) -> Act:
+    """It is migrated live, and nobody sees the end of it: with the guest still at the source, or at the destination."""
+
+    async def act(plane: Plane, instance: Instance | None) -> Instance:
+        assert instance is not None
+
+        async def unseen(name: str, call: Callable[[], Awaitable[object]]) -> object:
+            if name in ("find guest", "leave it to be found"):
+                return ""
+            if name != "migrate guest":
+                return await call()
+            if moved:
+                await call()
+            raise HostUnreachable(host="any")
+
+        plane.around_step = unseen
+        await plane.control.lifecycle.migrate_live(plane.context(roles=("admin",)), instance, LiveArguments())
+        await plane.settled()
+        plane.around_step = None
+        lost = await plane.fetch(instance.id)
+        assert lost.maybe_on not in (None, lost.host), lost.facts.fault
+        return lost
+
+    return act
+
+
+async def _looked_for(plane: Plane) -> None:
+    """What is not found yet is found by the next look at its hosts."""
+    plane.around_step = None
+    for host in plane.hosts:
+        await reconciled(plane, host)
+        await plane.settled()
+
+
 _V, _P = VmState, PowerState
 # How to get from an active instance to where an operation can begin.
 WAYS: Mapping[VmState, tuple[Act, ...]] = {
@@ -231,6 +266,14 @@ SCENARIOS: Mapping[str, Scenario] = {
     "unrescue": Scenario(_door("unrescue"), _V.RESCUED, _V.ACTIVE, _only(_V.RESCUED, _V.ACTIVE), _P.RUNNING),
     "live-migrate": Scenario(
         _door("migrate_live", LiveArguments()), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING
+    ),
+    "find-guest-that-moved": Scenario(
+        _door("find_guest", FindArguments()), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING,
+        _out_of_sight(moved=True), after=_looked_for,
+    ),
+    "find-guest-that-stayed": Scenario(
+        _door("find_guest", FindArguments()), _V.ACTIVE, _V.ACTIVE, _only(_V.ACTIVE), _P.RUNNING,
+        _out_of_sight(moved=False), after=_looked_for,
     ),
     "shelve-offload": Scenario(
         _door("shelve_offload"), _V.SHELVED, _V.SHELVED_OFFLOADED, _only(_V.SHELVED), _P.SHUTDOWN
