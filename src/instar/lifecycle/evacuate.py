@@ -25,6 +25,7 @@ from instar.lifecycle.ports import bind_ports_back, bind_ports_to
 from instar.lifecycle.start_guest import start_guest
 from instar.model.move import MoveStatus, MoveType
 from instar.model.states import PowerState, TaskState, VmState
+from instar.store.audit import NOT_ON_THE_OTHER
 from instar.store.moves import migration_insert, migration_status
 
 ASK_DEADLINE_S = 2.0
@@ -45,7 +46,7 @@ async def evacuate(run: Run, cloud: Cloud) -> None:
     await run.step("make sure the host is down", make_sure_it_is_down, dead, run, cloud)
     other = instance.maybe_on
     if other is not None:
-        await run.step("make sure it is not on the other host", make_sure_it_is_not_on, other, run, cloud)
+        await run.step(NOT_ON_THE_OTHER, make_sure_it_is_not_on, other, run, cloud)
     migration = await run.step("choose migration id", new_id)
     flavor_id = instance.spec.flavor.id
     stopped = arguments.stopped or instance.vm_state is VmState.STOPPED

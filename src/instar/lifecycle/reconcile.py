@@ -16,7 +16,7 @@ import structlog
 from instar.bus.contract import Message, Subscription
 from instar.clock import now_us
 from instar.engine.hosts import HostClient
-from instar.errors import InstarError, NotFound, StaleEpoch
+from instar.errors import HostUnreachable, InstarError, NotFound, StaleEpoch
 from instar.lifecycle.audit import Finding, Kind, audit, leftovers, mentioned
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
@@ -341,6 +341,8 @@ class Reconciler:
             return True
         if instance.terminated_at is not None or instance.host is None or instance.vm_state not in KEPT_RUNNING:
             return True
+        if not self._cloud.scheduler.is_up(instance.host):  # a broker might keep the question for long
+            raise HostUnreachable(host=instance.host)
         state = await self._client().observe_of(instance.host, instance_id)
         if state.domain_id is None:
             log.error("reconcile.only_guest_is_elsewhere", instance=instance_id, host=instance.host)

@@ -12,6 +12,9 @@ AUDITED = """SELECT i.id, i.host, i.maybe_on, i.vm_state, i.task_state, i.epoch,
     FROM instances i WHERE i.deleted = 0"""
 
 
+NOT_ON_THE_OTHER = "make sure it is not on the other host"  # a step of evacuations
+
+
 async def audit_instances(store: Store) -> dict[str, Row]:
     """Every instance that is not deleted: id → (host, maybe_on, vm_state, task_state, facts, busy: has an unfinished
     operation)."""
@@ -97,12 +100,14 @@ def host_totals_recount(host: str) -> tuple[Statement, ...]:
 
 
 async def instances_evacuated(store: Store, host: str) -> dict[str, int]:
-    """Instances of the host that an evacuation in flight builds elsewhere: id → epoch."""
+    """Instances of the host that an evacuation in flight builds elsewhere: id → epoch. One that was not found yet, and may
+    be on this host, only once the evacuation has made sure that it is not."""
     rows = await store.read(
         """SELECT i.id, i.epoch FROM instances i JOIN operations o ON o.instance_id = i.id
-           WHERE (i.host = :host OR i.maybe_on = :host) AND i.deleted = 0 AND o.action = 'evacuate'
-             AND o.finished_at IS NULL""",
-        {"host": host},
+           WHERE i.deleted = 0 AND o.action = 'evacuate' AND o.finished_at IS NULL
+             AND (i.host = :host OR (i.maybe_on = :host AND EXISTS (
+               SELECT 1 FROM steps s WHERE s.operation_id = o.id AND s.name = :made_sure AND s.finished_at IS NOT NULL)))""",
+        {"host": host, "made_sure": NOT_ON_THE_OTHER},
     )
     return {row["id"]: row["epoch"] for row in rows}
 
