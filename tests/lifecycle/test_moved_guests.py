@@ -209,6 +209,24 @@ async def test_admin_gives_up_a_destination_that_is_lost_for_good(apart: Apart) 
     await one.check_clean()
 
 
+async def test_admin_gives_up_a_source_that_is_lost_for_good(apart: Apart) -> None:
+    """The guest has come, and is off since its host was restarted: the source might have taken it back."""
+    one = await broken(apart, moved=True)
+    await one.returns(one.dest, restarted=True)
+    await one.check_unclear()
+    await one.force_down(one.source, True)
+    await apart.control.lifecycle.reset_state(apart.context(roles=("admin",)), await one.fetch(), VmState.ACTIVE)
+    await apart.settled()
+    now = await one.fetch()
+    assert (now.host, now.maybe_on) == (one.dest, None)
+    await apart.control.lifecycle.reboot(apart.context(), now, hard=True)
+    await apart.settled()
+    assert faults(apart, one.dest).read_data(now.id) == AFTER
+    await one.force_down(one.source, False)
+    await one.returns(one.source)
+    await one.check_clean()
+
+
 async def test_both_hosts_are_lost_and_the_server_is_evacuated(apart: Apart) -> None:
     one = await broken(apart, moved=True)
     ended = await apart.evacuated(await one.fetch())

@@ -332,8 +332,8 @@ class Lifecycle:
     async def reset_state(self, context: RequestContext, instance: Instance, vm_state: VmState) -> None:
         """Admins: the state as told, no task. What is in flight ends first, without touching the state again.
 
-        Of a guest that is on one of two hosts: if the one where it may have come to is down by an admin's word, it is given
-        up there, and what the other has is taken."""
+        Of a guest that is on one of two hosts: if one of them is down by an admin's word, it is given up there, and what
+        the other has is taken."""
         operation = _finished(_operation(context, instance, Action.RESET_STATE, Action.RESET_STATE))
         await self._store.write(
             operations_cancel(instance.id, operation),
@@ -342,8 +342,9 @@ class Lifecycle:
         )
         await tell_to_cancel(self._cloud.bus, instance.id, operation.action)
         now = await instance_fetch(self._store, instance.id)
-        if now.maybe_on is not None and self._cloud.scheduler.is_forced_down(now.maybe_on):
-            await self.find_guest(context, now, FindArguments(at_source=True))
+        hosts = (now.host, now.maybe_on) if now.maybe_on else ()
+        if given_up := tuple(host for host in hosts if host and self._cloud.scheduler.is_forced_down(host)):
+            await self.find_guest(context, now, FindArguments(given_up))
 
 
 def _check_lock(context: RequestContext, instance: Instance) -> None:

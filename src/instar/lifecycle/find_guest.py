@@ -22,9 +22,9 @@ from instar.store.moves import migration_found
 
 
 class FindArguments(msgspec.Struct, frozen=True):
-    """`at_source`: an admin knows that the other host is lost, and takes what the record's host has."""
+    """`given_up`: of its two hosts, those that are lost for good by an admin's word. What the other one has is taken."""
 
-    at_source: bool = False
+    given_up: tuple[str, ...] = ()
 
 
 async def find(run: Run, cloud: Cloud) -> None:
@@ -35,7 +35,7 @@ async def find(run: Run, cloud: Cloud) -> None:
     if not dest:
         await run.settle()
         return
-    where = source if arguments.at_source else await ask_where(run, cloud, source, dest)
+    where = await ask_where(run, cloud, source, dest, arguments.given_up)
     if not where:
         await run.settle(fault=unknown_between(run.instance.id, source, dest))
         return

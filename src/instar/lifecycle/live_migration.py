@@ -140,8 +140,8 @@ def unknown_between(instance_id: str, source: str, dest: str) -> WhereaboutsUnkn
         id=instance_id,
         details=(
             f"It is on host {source}, or on host {dest} already. What of it is on the one may be older than on the other.",
-            f"If host {dest} is lost for good: force its compute service down, and reset the state of the server; then what"
-            f" host {source} has is taken. If both are lost: evacuate the server.",
+            "If one of them is lost for good: force its compute service down, and reset the state of the server; then what "
+            "the other one has is taken. If both are lost: evacuate the server.",
         ),
     )
 
@@ -265,12 +265,12 @@ async def let_go_on(run: Run, host: str) -> GuestState:
     return await run.hosts.ensure_running(host, guest_of(instance, disks_of(instance, None), instance.facts.ports))
 
 
-async def ask_where(run: Run, cloud: Cloud, source: str, dest: str) -> str:
-    """The host that has the guest; empty: they do not tell, or not soon."""
+async def ask_where(run: Run, cloud: Cloud, source: str, dest: str, given_up: tuple[str, ...] = ()) -> str:
+    """As `find_guest`: a step with a deadline of its own."""
     # Time enough for the destination to be asked when the source does not answer.
     deadline_s = FIND_ATTEMPTS * cloud.settings.engine.step_deadline_s
     patience_s = cloud.settings.host.lost_after_s
     try:
-        return await run.step("find guest", find_guest, source, dest, run, patience_s, deadline_s=deadline_s)
+        return await run.step("find guest", find_guest, source, dest, run, patience_s, given_up, deadline_s=deadline_s)
     except StepTimeout:
         return ""

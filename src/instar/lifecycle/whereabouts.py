@@ -58,14 +58,15 @@ def _has_none(state: GuestState | None) -> bool:
     return state is not None and not state.exists
 
 
-async def find_guest(source: str, dest: str, run: Run, patience_s: float) -> str:
-    """The host that has the guest; empty where that cannot be told, after a host has not answered for `patience_s`.
+async def find_guest(source: str, dest: str, run: Run, patience_s: float, given_up: tuple[str, ...] = ()) -> str:
+    """The host that has the guest; empty where that cannot be told, after a host has not answered for `patience_s`. Hosts
+    that were `given_up` are not asked: they have nothing.
 
     To be asked under the operation's epoch: whatever an older one still does with the guest ends before a host answers."""
     was_paused = run.instance.power_state is PowerState.PAUSED
     until = time.monotonic() + patience_s
     while True:
-        states = await asyncio.gather(*(_observed(run, host) for host in (source, dest)))
+        states = await asyncio.gather(*(_observed(run, host, host in given_up) for host in (source, dest)))
         side = side_of(*states, was_paused=was_paused)
         if side is not None:
             return source if side is Side.SOURCE else dest
@@ -74,7 +75,9 @@ async def find_guest(source: str, dest: str, run: Run, patience_s: float) -> str
         await asyncio.sleep(ASK_AGAIN_S)
 
 
-async def _observed(run: Run, host: str) -> GuestState | None:
+async def _observed(run: Run, host: str, given_up: bool) -> GuestState | None:
+    if given_up:
+        return GuestState(exists=False)
     try:
         return await run.hosts.observe(host)
     except (LeaseLost, StaleEpoch, Unavailable):

@@ -11,7 +11,6 @@ AUDITED = """SELECT i.id, i.host, i.maybe_on, i.vm_state, i.task_state, i.epoch,
       EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = i.id AND o.finished_at IS NULL) AS busy
     FROM instances i WHERE i.deleted = 0"""
 
-
 NOT_ON_THE_OTHER = "make sure it is not on the other host"  # a step of evacuations
 
 
@@ -105,8 +104,8 @@ async def instances_evacuated(store: Store, host: str) -> dict[str, int]:
     rows = await store.read(
         """SELECT i.id, i.epoch FROM instances i JOIN operations o ON o.instance_id = i.id
            WHERE i.deleted = 0 AND o.action = 'evacuate' AND o.finished_at IS NULL
-             AND (i.host = :host OR (i.maybe_on = :host AND EXISTS (
-               SELECT 1 FROM steps s WHERE s.operation_id = o.id AND s.name = :made_sure AND s.finished_at IS NOT NULL)))""",
+             AND (i.host = :host OR (i.maybe_on = :host AND EXISTS (SELECT 1 FROM steps s
+               WHERE s.operation_id = o.id AND s.name = :made_sure AND s.finished_at IS NOT NULL)))""",
         {"host": host, "made_sure": NOT_ON_THE_OTHER},
     )
     return {row["id"]: row["epoch"] for row in rows}
