@@ -113,6 +113,27 @@ async def test_abort_begins_nothing_more_and_lets_what_moves_come_to_its_end(one
         await one.control.store.write(drain_abort(HOST))
 
 
+@pytest.mark.parametrize("step", ["select hosts", "migrate guest"])
+async def test_abort_ends_live_migrations_with_their_guests_where_they_were(one: Plane, step: str) -> None:
+    made = {name: await one.create(name, requested_host=HOST) for name in ("a", "b", "c")}
+    await one.settled()
+    faults(one, HOST).live_never_converges = True
+    held = one.around_step = Held(step)
+    if step == "migrate guest":
+        held.go.set()
+    await begin(one, concurrency=2)
+    await held.wait()
+    await one.control.store.write(drain_abort(HOST))
+    held.go.set()
+    moves = await ended(one, DrainStatus.ABORTED)
+    assert 1 <= len(moves) <= 2
+    assert {(move.how, move.status.value) for move in moves.values()} == {("live", "left")}
+    assert all("was aborted" in move.reason for move in moves.values())
+    assert set((await states(one, made)).values()) == {(VmState.ACTIVE, True)}
+    assert {row["status"] for row in await one.control.store.read("SELECT status FROM moves")} == {"cancelled"}
+    assert await one.findings() == []
+
+
 async def test_drain_goes_on_after_the_end_of_its_process(tmp_path: Path, image_file: Path) -> None:
     async with plane(tmp_path) as one:
         await one.prepare(image_file)

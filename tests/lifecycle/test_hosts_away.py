@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from instar.errors import HypervisorError
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
-from tests.lifecycle.harness import Plane
-from tests.lifecycle.losing import Network
+from instar.store.hosts import host_set_forced_down
+from tests.lifecycle.harness import SETTINGS, Plane, prepared
+from tests.lifecycle.losing import Network, look_again
 from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
 
 
@@ -20,6 +23,38 @@ async def until_known(one: Plane, host: str | None, *, ok: bool) -> None:
         return view is not None and view.hypervisor_ok is ok
 
     await until(f"the control plane knows of {host}", known)
+
+
+@pytest.mark.parametrize("action", ["stop", "delete"])
+async def test_operation_gives_up_at_once_on_a_host_that_an_admin_says_is_down(
+    tmp_path: Path, image_file: Path, action: str
+) -> None:
+    """Nobody waits for a host of which somebody has seen that it is off, however patient the cloud is with silent ones."""
+    patient = msgspec.structs.replace(SETTINGS.host, lost_after_s=600.0)
+    settings = msgspec.structs.replace(
+        SETTINGS, host=patient, engine=msgspec.structs.replace(SETTINGS.engine, step_deadline_s=600)
+    )
+    async with prepared(tmp_path, image_file, settings) as one:
+        instance = await one.created()
+        method = "ensure_stopped" if action == "stop" else "ensure_absent"
+        faults(one, instance.host).hang_next(method)
+        await getattr(one.control.lifecycle, action)(one.context(), instance)
+
+        async def hangs() -> bool:
+            return not faults(one, instance.host)._planned[method]  # type: ignore[index]
+
+        await until("the host was told", hangs)
+        await one.control.store.write(host_set_forced_down(instance.host or "", True))
+        await one.settled()
+        ended = await one.fetch(instance.id)
+        assert (await one.last_operation(instance.id)).result == ("Error" if action == "stop" else "Success")
+        assert ended.vm_state is (VmState.ACTIVE if action == "stop" else VmState.DELETED)
+        faults(one, instance.host).clear()
+        await one.control.store.write(host_set_forced_down(instance.host or "", False))
+        await one.control.hosts.refresh()
+        await look_again(one)
+        if action == "delete":
+            await check_no_trace(one)
 
 
 async def test_create_goes_elsewhere_while_a_hypervisor_is_away(one: Plane) -> None:

@@ -233,6 +233,19 @@ async def test_a_table_that_did_not_run_itself_takes_no_host_for_silent(store: C
         await bus.close()
 
 
+async def test_host_that_an_admin_said_to_be_down_is_waited_for_no_longer(store: CountingStore) -> None:
+    """It still reports, and was heard a moment ago."""
+    table = HostTable(store, Settings())
+    table.hear(report("h1"))
+    await table.persist()
+    assert not table.fell_silent("h1", 0.0)
+    for down in (True, False):
+        await store.write(host_set_forced_down("h1", down))
+        await table.refresh()
+        table.hear(report("h1"))
+        assert table.fell_silent("h1", 0.0) is down
+
+
 async def test_table_that_only_follows_writes_nothing_and_learns_of_hosts_that_another_wrote(store: CountingStore) -> None:
     bus = MemoryBus()
     writer, follower, late = (HostTable(store, Settings()) for _ in range(3))

@@ -1,10 +1,15 @@
 """Draining hosts: everything that can go elsewhere does, a few at a time; what cannot is left, with its reason.
 
+A drain that is aborted begins nothing more, and aborts the live migrations that it has in flight: their guests stay. What
+was switched off for its move comes to its end, as turning back would keep it off for longer.
+
 What was begun stands in the database before it is asked for, so a drain goes on where it was after any crash. Each move
 goes through the same door as a user's. One process does it for all: see `engine/keeper.py`.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 import msgspec
 import structlog
@@ -16,6 +21,7 @@ from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.repeated import Repeated
 from instar.lifecycle.timers import system_context
 from instar.model.instance import Instance
+from instar.model.move import MoveStatus
 from instar.model.states import VmState
 from instar.store.drains import (
     Drain,
@@ -29,6 +35,7 @@ from instar.store.drains import (
     drains_unfinished,
 )
 from instar.store.instances import instance_fetch, instances_of_host
+from instar.store.moves import migrations_of_instance
 from instar.store.operations import operations_of_instance, operations_waiting
 
 log = structlog.get_logger()
@@ -61,8 +68,11 @@ class Drainer(Repeated):
         moving = 0
         for move in moves.values():
             if move.status is MoveState.MOVING:
-                settled = moves[move.instance_id] = await self._settle(move)
+                settled = moves[move.instance_id] = await self._settle(drain, move)
                 moving += settled.status is MoveState.MOVING
+        if drain.status is DrainStatus.ABORTING:
+            live = [move for move in moves.values() if (move.status, move.how) == (MoveState.MOVING, LIVE)]
+            await asyncio.gather(*(self._abort(move) for move in live))
         waiting = 0
         if drain.status is DrainStatus.RUNNING:
             for instance in await instances_of_host(self._store, drain.host):
@@ -97,10 +107,20 @@ class Drainer(Repeated):
         except Conflict as refusal:  # something else was begun on it meanwhile: that first
             await self._save(msgspec.structs.replace(move, attempts=move.attempts - 1), MoveState.AGAIN, refusal.message)
         except InstarError as error:
-            await self._failed(move, error.message)
+            await self._failed(drain, move, error.message)
         return True
 
-    async def _settle(self, move: DrainMove) -> DrainMove:
+    async def _abort(self, move: DrainMove) -> None:
+        """Its live migration ends with the guest where it is, unless it has come too far. Asked again with each look."""
+        try:
+            instance = await instance_fetch(self._store, move.instance_id)
+            moves = await migrations_of_instance(self._store, instance.id)
+            early = next((one.uuid for one in moves if one.status in (MoveStatus.QUEUED, MoveStatus.PREPARING)), None)
+            await self._lifecycle.guests.abort_migration(instance, early=early)
+        except InstarError as error:  # it has just ended, or its host does not answer now
+            log.info("drain.not_aborted", instance=move.instance_id, reason=error.message)
+
+    async def _settle(self, drain: Drain, move: DrainMove) -> DrainMove:
         """Whether one that moves has come to its end; a cold migration that it began is confirmed."""
         try:
             instance = await instance_fetch(self._store, move.instance_id)
@@ -120,10 +140,11 @@ class Drainer(Repeated):
         if instance.host != move.host:
             return await self._save(move, MoveState.MOVED)
         newest = (await operations_of_instance(self._store, instance.id))[:1]
-        return await self._failed(move, (newest[0].message or "") if newest else "")
+        return await self._failed(drain, move, (newest[0].message or "") if newest else "")
 
-    async def _failed(self, move: DrainMove, reason: str) -> DrainMove:
-        ended = MoveState.LEFT if move.attempts >= ATTEMPTS_MAX else MoveState.AGAIN
+    async def _failed(self, drain: Drain, move: DrainMove, reason: str) -> DrainMove:
+        again = drain.status is DrainStatus.RUNNING and move.attempts < ATTEMPTS_MAX
+        ended = MoveState.AGAIN if again else MoveState.LEFT
         return await self._save(move, ended, reason)
 
     async def _save(self, move: DrainMove, status: MoveState, reason: str = "") -> DrainMove:

@@ -123,7 +123,7 @@ class _Operators:
         return await self._drain_answer(request.params["host"][:ID_SHOWN_MAX], 200)
 
     async def drain_abort(self, request: Request) -> Answer:
-        """What moves comes to its end, nothing else is begun. The host stays disabled."""
+        """Live migrations in flight are aborted, other moves come to their end. The host stays disabled."""
         host = request.params["host"][:ID_SHOWN_MAX]
         await self._cloud.store.write(drain_abort(host))
         return await self._drain_answer(host, 202)

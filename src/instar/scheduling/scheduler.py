@@ -112,7 +112,8 @@ class Scheduler:
         return self._table.is_forced_down(host)
 
     def fell_silent(self, host: str, waited_s: float) -> bool:
-        """Nothing was heard of the host for so long that it is down; `waited_s` counts where nothing was heard ever."""
+        """An admin said that the host is down, or nothing was heard of it for so long that it is; `waited_s` counts where
+        nothing was heard ever."""
         return self._table.fell_silent(host, waited_s)
 
     def address_of(self, host: str) -> str:

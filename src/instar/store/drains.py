@@ -79,7 +79,8 @@ def drain_begin(host: str, mode: DrainMode, concurrency: int) -> tuple[Statement
 
 
 def drain_abort(host: str) -> Statement:
-    """Nothing more is begun; what moves comes to its end. Raises Conflict where no drain runs."""
+    """Nothing more is begun; live migrations in flight are aborted, what moves otherwise comes to its end. Raises Conflict
+    where no drain runs."""
     return Statement(
         "UPDATE drains SET status = 'aborting', updated_at = :now WHERE host = :host AND status IN ('running', 'aborting')",
         {"host": host, "now": now_us()},
