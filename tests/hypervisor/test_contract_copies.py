@@ -177,6 +177,13 @@ async def test_a_running_guest_goes_over_to_another_volume(host: Harness) -> Non
     await host.hypervisor.ensure_volume_detached(guest.instance_id, new.volume_id)
     await host.hypervisor.ensure_volume_detached(guest.instance_id, old.volume_id)
     assert len((await host.hypervisor.diagnostics(guest.instance_id)).disks) == 1
+    # One that can be shared, for another that can.
+    shared, other = [VolumeDisk(str(uuid4()), await host.volume(), "vdb", shareable=True) for _ in range(2)]
+    guest = msgspec.structs.replace(guest, volumes=(shared,))
+    await host.hypervisor.ensure_volume_attached(guest, shared.volume_id)
+    await host.hypervisor.swap_volume(guest.instance_id, shared.volume_id, other, Reports())
+    await host.hypervisor.ensure_volume_detached(guest.instance_id, other.volume_id)
+    assert len((await host.hypervisor.diagnostics(guest.instance_id)).disks) == 1
 
 
 async def test_a_volume_that_the_guest_does_not_have_is_not_swapped(host: Harness) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,7 +11,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from instar.errors import BadRequest, Conflict, NotFound, VolumeFailed, WrongState
+from instar.errors import BadRequest, Conflict, HypervisorError, NotFound, VolumeFailed, WrongState
 from instar.hypervisor.libvirt.device_xml import add_disk, add_volume, taken_targets
 from instar.lifecycle.audit import Kind
 from instar.lifecycle.definition import disks_of, guest_of
@@ -264,3 +265,84 @@ async def test_a_rescued_guests_own_disk_is_its_second_whatever_volumes_it_has(o
         add_volume(devices, replaced, taken=taken_targets(devices), boots=False)
     order = {target.get("dev"): name for target, name in zip(devices.iter("target"), [*names, volume_id], strict=True)}
     assert order == {"vda": "rescue", "vdb": "root", "vdc": volume_id}
+
+
+async def shared_volume(one: Plane, name: str) -> str:
+    """A volume that several instances can have."""
+    volume_id = str(uuid.uuid4())
+    volumes = one.control.volumes
+    await volumes.create(
+        volume_id, project_id="demo", user_id="user", size_gib=1, name=name, volume_type="multiattach"
+    )
+    await volumes.until_available(volume_id, acts.SOON_S)
+    return volume_id
+
+
+async def test_volume_that_can_be_shared_is_swapped_while_nobody_else_writes_to_it(one: Plane) -> None:
+    first, second = await one.created("first"), await one.created("second")
+    old, new = await shared_volume(one, "old"), await shared_volume(one, "new")
+    devices, context = one.control.lifecycle.devices, one.context()
+    for instance, volume_id in ((first, old), (second, old)):
+        await devices.attach_volume(context, instance, VolumeWish(volume_id))
+        await one.settled()
+    first, second = await one.fetch(first.id), await one.fetch(second.id)
+    with pytest.raises(BadRequest, match=f"{old} has more than one read/write attachment"):
+        await devices.swap_volume(context, first, old, new)
+    await devices.detach_volume(context, second, old)
+    await one.settled()
+    # Nor for one that another has already: its data would be gone.
+    await devices.attach_volume(context, await one.fetch(second.id), VolumeWish(new))
+    await one.settled()
+    with pytest.raises(BadRequest, match="in-use"):
+        await devices.swap_volume(context, first, old, new)
+    assert await acts.status_of(one, new) == "in-use"
+    await devices.detach_volume(context, await one.fetch(second.id), new)
+    await one.settled()
+
+    held = one.around_step = Held("copy to new volume")
+    await devices.swap_volume(context, first, old, new)
+    await held.wait()
+    for volume_id in (old, new):  # what the other wrote to either of them would not be where it is looked for
+        with pytest.raises(BadRequest, match="Invalid volume"):
+            await devices.attach_volume(context, await one.fetch(second.id), VolumeWish(volume_id))
+    held.go.set()
+    await one.settled()
+    await acts.check_volumes(one, await one.fetch(first.id), {new}, {old})
+    await devices.attach_volume(context, await one.fetch(second.id), VolumeWish(new))
+    await one.settled()
+    await acts.check_volumes(one, await one.fetch(second.id), {new}, {old})
+    assert await one.findings() == []
+
+
+async def test_swap_that_fails_leaves_a_shared_volume_to_be_shared(one: Plane) -> None:
+    first, second = await one.created("first"), await one.created("second")
+    old, new = await shared_volume(one, "old"), await shared_volume(one, "new")
+    devices, context = one.control.lifecycle.devices, one.context()
+    await devices.attach_volume(context, first, VolumeWish(old))
+    await one.settled()
+    faults(one, first.host).fail_next("swap_volume", HypervisorError(reason="no"))
+    await devices.swap_volume(context, await one.fetch(first.id), old, new)
+    await one.settled()
+    assert (await one.last_operation(first.id)).result == "Error"
+    await acts.check_volumes(one, await one.fetch(first.id), {old}, {new})
+    await devices.attach_volume(context, second, VolumeWish(old))
+    await one.settled()
+    await acts.check_volumes(one, await one.fetch(second.id), {old}, {new})
+
+
+async def test_swap_fails_for_a_volume_that_somebody_got_before_it_began(one: Plane) -> None:
+    first, second = await one.created("first"), await one.created("second")
+    old, new = await shared_volume(one, "old"), await shared_volume(one, "new")
+    devices, context = one.control.lifecycle.devices, one.context()
+    await devices.attach_volume(context, first, VolumeWish(old))
+    await one.settled()
+    held = one.around_step = Held("mark detaching")
+    await devices.swap_volume(context, await one.fetch(first.id), old, new)
+    await held.wait()
+    one.around_step = None
+    await devices.attach_volume(context, second, VolumeWish(old))
+    held.go.set()
+    await one.settled()
+    assert "more than one read/write" in ((await one.last_operation(first.id)).message or "")
+    await acts.check_volumes(one, await one.fetch(first.id), {old}, {new})
+    await acts.check_volumes(one, await one.fetch(second.id), {old}, {new})

@@ -102,12 +102,13 @@ async def swap(run: Run, cloud: Cloud) -> None:
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=SwapArguments)
     old, new, host = arguments.old, arguments.new, run.instance.host
     assert host is not None, "only a guest that runs swaps its volumes"
-    await run.step("reserve volume", reserve, cloud, new, run.instance.id, on="volume")
+    await run.step("reserve volume", reserve_alone, cloud, new, run.instance.id, on="volume")
     connection = await run.step("connect volume", connect, cloud, new, host, on="volume")
     old_connection = await run.step("read old connection", connect, cloud, old, host, on="volume")
     connected = msgspec.structs.replace(new, connection=connection)
     back = volume_disk(msgspec.structs.replace(old, connection=old_connection), run.instance)
-    await run.step("mark detaching", mark_detaching, cloud, old, undo=unmark_detaching, on="volume")
+    # Whoever else wrote to one of them meanwhile would not find it on the other.
+    await run.step("mark detaching", mark_detaching_alone, cloud, old, undo=unmark_detaching, on="volume")
     await _copy(run, cloud, old, connected, back)
     run.keep()
     run.note(facts={"volumes": tuple(connected if one.attachment_id == old.attachment_id else one
@@ -200,6 +201,10 @@ async def reserve(cloud: Cloud, volume: InstanceVolume, instance_id: str) -> Non
     await cloud.volumes.reserve(volume.attachment_id, volume.volume_id, instance_id=instance_id)
 
 
+async def reserve_alone(cloud: Cloud, volume: InstanceVolume, instance_id: str) -> None:
+    await cloud.volumes.reserve(volume.attachment_id, volume.volume_id, instance_id=instance_id, alone=True)
+
+
 async def connect(cloud: Cloud, volume: InstanceVolume, host: str) -> VolumeConnection:
     return await cloud.volumes.connect(
         volume.attachment_id, host=host, host_ip=cloud.scheduler.address_of(host), device=f"/dev/{volume.device}"
@@ -208,6 +213,10 @@ async def connect(cloud: Cloud, volume: InstanceVolume, host: str) -> VolumeConn
 
 async def mark_detaching(cloud: Cloud, volume: InstanceVolume) -> None:
     await cloud.volumes.mark_detaching(volume.attachment_id, detaching=True)
+
+
+async def mark_detaching_alone(cloud: Cloud, volume: InstanceVolume) -> None:
+    await cloud.volumes.mark_detaching(volume.attachment_id, detaching=True, alone=True)
 
 
 async def unmark_detaching(cloud: Cloud, volume: InstanceVolume) -> None:

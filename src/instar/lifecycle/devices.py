@@ -134,9 +134,11 @@ class Devices:
             for wanted in instance.spec.volumes:
                 await self._cloud.volumes.detach(wanted.attachment_id)
 
-    async def _reserve(self, instance: Instance, volume: InstanceVolume) -> None:
+    async def _reserve(self, instance: Instance, volume: InstanceVolume, *, alone: bool = False) -> None:
         try:
-            await self._cloud.volumes.reserve(volume.attachment_id, volume.volume_id, instance_id=instance.id)
+            await self._cloud.volumes.reserve(
+                volume.attachment_id, volume.volume_id, instance_id=instance.id, alone=alone
+            )
         except VolumeUnusable as error:
             raise BadRequest(f"Invalid volume: {error.message}") from error
 
@@ -171,13 +173,15 @@ class Devices:
             )
         if any(one.volume_id == new_id for one in await self.volumes_of(instance)):
             raise BadRequest(f"Invalid volume: volume {new_id} is already attached to instance {instance.id}")
-        if old.multiattach or info.multiattach:
-            raise BadRequest("Invalid volume: volumes that can be attached more than once are not swapped.")
+        if await self._cloud.volumes.writers(old_id) > 1:
+            raise BadRequest(
+                f"Invalid volume: volume {old_id} has more than one read/write attachment, such a one is not swapped."
+            )
         bare = msgspec.structs.replace(old, connection=None)
         new = msgspec.structs.replace(
             bare, volume_id=new_id, attachment_id=str(uuid.uuid4()), multiattach=info.multiattach, size_gib=info.size_gib
         )
-        await self._reserve(instance, new)
+        await self._reserve(instance, new, alone=True)
         try:
             await self._accept(
                 context, instance, Action.SWAP_VOLUME, Action.SWAP_VOLUME, SwapArguments(bare, new),

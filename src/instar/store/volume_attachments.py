@@ -47,13 +47,15 @@ async def attachments_connected(store: Store) -> list[AttachmentRecord]:
 
 
 def attachment_reserve(record: AttachmentRecord, error: InstarError) -> tuple[Statement, ...]:
-    """Attach a volume that is available, or shared, or has this very instance already. Raises `error`."""
+    """Attach a volume that is available, or shared, or has this very instance already. Nobody shares one that an attachment
+    has alone, and who is to have it alone does not share it. Raises `error`."""
+    nobody = "NOT EXISTS (SELECT 1 FROM volume_attachments a WHERE a.volume_id = :volume_id"
+    shares = f"multiattach = 1 AND {nobody}{'' if record.alone else ' AND a.alone = 1'})"
     return (
         volume_hold(record.volume_id),
         Statement(
             f"""UPDATE volumes SET updated_at = :now WHERE id = :volume_id AND status IN ({ATTACHABLE_SQL})
-                  AND (multiattach = 1 OR NOT EXISTS (SELECT 1 FROM volume_attachments a
-                    WHERE a.volume_id = :volume_id AND (a.instance_id <> :instance_id OR a.instance_id = '')))""",  # noqa: S608
+                  AND (({shares}) OR {nobody} AND (a.instance_id <> :instance_id OR a.instance_id = '')))""",  # noqa: S608
             {"volume_id": record.volume_id, "instance_id": record.instance_id, "now": record.created_at},
             rows=1,
             error=error,
@@ -102,17 +104,25 @@ def attachment_connect(attachment: AttachmentRecord, *, host: str, device: str) 
 def attachment_complete(attachment: AttachmentRecord) -> tuple[Statement, ...]:
     """It is attached, since the first time that this was said. Raises NotFound."""
     assignments = (
-        "attached_at = CASE WHEN status = 'attached' THEN attached_at ELSE CAST(:now AS BIGINT) END, status = 'attached'"
+        "attached_at = CASE WHEN status = 'attached' THEN attached_at ELSE CAST(:now AS BIGINT) END, status = 'attached', "
+        "alone = 0"
     )
     return _attachment_write(attachment, assignments, {"now": now_us()}, error=_gone(attachment))
 
 
 def attachment_mark(
-    attachment: AttachmentRecord, *, before: str, after: str, error: InstarError
+    attachment: AttachmentRecord, *, before: str, after: str, error: InstarError, alone: bool = False
 ) -> tuple[Statement, ...]:
-    """status `before` → `after`. Raises `error` where it is another one."""
-    params: dict[str, Value] = {"before": before, "after": after}
-    return _attachment_write(attachment, "status = :after", params, condition=" AND status = :before", error=error)
+    """status `before` → `after`. Raises `error` where it is another one; `alone`: or where others may write to the volume,
+    which nobody else gets from then on."""
+    params: dict[str, Value] = {"before": before, "after": after, "alone": int(alone)}
+    condition = " AND status = :before"
+    if alone:
+        condition += (
+            " AND NOT EXISTS (SELECT 1 FROM volume_attachments o WHERE o.volume_id = volume_attachments.volume_id"
+            " AND o.id <> volume_attachments.id AND o.read_only = 0)"
+        )
+    return _attachment_write(attachment, "status = :after, alone = :alone", params, condition=condition, error=error)
 
 
 def attachment_release(attachment: AttachmentRecord) -> tuple[Statement, ...]:

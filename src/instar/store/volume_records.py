@@ -78,7 +78,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`project_id` is that of the volume: it is read with the row, not stored."""
+    """`project_id` is that of the volume: it is read with the row, not stored. `alone`: as long as it is so, nobody else
+    gets the volume, although it can be shared."""
 
     id: str
     volume_id: str
@@ -89,12 +90,13 @@ class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
     created_at: int
     attached_at: int | None = None
+    alone: bool = False
     project_id: str = ""
 
 
 _DOCUMENT = msgspec.json.Decoder(VolumeDocument)
 _WORK = msgspec.json.Decoder(Work)
-_FLAGS = ("bootable", "multiattach", "read_only")
+_FLAGS = ("bootable", "multiattach", "read_only", "alone")
 VOLUME_COLUMNS = VolumeRecord.__struct_fields__
 SNAPSHOT_COLUMNS = SnapshotRecord.__struct_fields__
 ATTACHMENT_COLUMNS = tuple(name for name in AttachmentRecord.__struct_fields__ if name != "project_id")

@@ -112,9 +112,10 @@ class VolumeService(Protocol):
 
     # --- attachments --------------------------------------------------------------------------------------------------
 
-    async def reserve(self, attachment_id: str, volume_id: str, *, instance_id: str) -> None:
+    async def reserve(self, attachment_id: str, volume_id: str, *, instance_id: str, alone: bool = False) -> None:
         """The volume is kept for this instance. Again with the same id: nothing. Raises NotFound for a volume that is not
-        there, VolumeUnusable for one that is not available or has (and is not multiattach) another instance."""
+        there, VolumeUnusable for one that is not available or has (and is not multiattach) another instance. `alone`:
+        nobody else has it, and gets it, until it is complete."""
         ...
 
     async def connect(self, attachment_id: str, *, host: str, host_ip: str, device: str) -> VolumeConnection:
@@ -126,9 +127,10 @@ class VolumeService(Protocol):
         """The guest has the volume: attached. Again: nothing. Raises NotFound."""
         ...
 
-    async def mark_detaching(self, attachment_id: str, *, detaching: bool) -> None:
+    async def mark_detaching(self, attachment_id: str, *, detaching: bool, alone: bool = False) -> None:
         """A detach begins (True), or did not succeed and the guest still has the volume (False, its undo). Again:
-        nothing. Raises NotFound, and VolumeUnusable for one that is not attached."""
+        nothing. `alone`: nobody else gets the volume meanwhile. Raises NotFound, and VolumeUnusable for one that is not
+        attached, or (`alone`) for one whose volume others may write to."""
         ...
 
     async def detach(self, attachment_id: str, *, keep_reservation: bool = False) -> None:
@@ -138,6 +140,10 @@ class VolumeService(Protocol):
 
     async def attachments(self, instance_id: str | None = None) -> tuple[VolumeAttachment, ...]:
         """Those of an instance, the oldest first; None: all that belong to instances, for the audit."""
+        ...
+
+    async def writers(self, volume_id: str) -> int:
+        """How many attachments of the volume may write to it."""
         ...
 
     async def served_in_vain(self) -> tuple[str, ...]:

@@ -159,11 +159,11 @@ class Volumes:
 
     # --- attachments --------------------------------------------------------------------------------------------------
 
-    async def reserve(self, attachment_id: str, volume_id: str, *, instance_id: str) -> None:
-        await self.attachment_new(attachment_id, volume_id, instance_id=instance_id)
+    async def reserve(self, attachment_id: str, volume_id: str, *, instance_id: str, alone: bool = False) -> None:
+        await self.attachment_new(attachment_id, volume_id, instance_id=instance_id, alone=alone)
 
     async def attachment_new(
-        self, attachment_id: str, volume_id: str, *, instance_id: str, read_only: bool = False
+        self, attachment_id: str, volume_id: str, *, instance_id: str, read_only: bool = False, alone: bool = False
     ) -> AttachmentRecord:
         """As `reserve`. Raises Conflict where the id belongs to another attachment."""
         before = await attachment_sql.attachment_fetch(self.store, attachment_id)
@@ -174,11 +174,13 @@ class Volumes:
         volume = await self._volume(volume_id)
         refused = VolumeUnusable(
             volume_id=volume_id,
-            reason=f"its status must be available (or in-use, when it is multiattach), but it is {volume.status}.",
+            reason=f"its status must be available{'' if alone else ' (or in-use, when it is multiattach)'}, "
+            f"but it is {volume.status}.",
         )
         record = AttachmentRecord(
             id=attachment_id, volume_id=volume_id, instance_id=instance_id, status="reserved",
             read_only=read_only or volume.read_only, created_at=now_us(), project_id=volume.project_id,
+            alone=alone,
         )  # fmt: skip
         await self.store.write(*attachment_sql.attachment_reserve(record, refused))
         return record
@@ -194,16 +196,19 @@ class Volumes:
         if attachment.status != "attached":
             await self.store.write(*attachment_sql.attachment_complete(attachment))
 
-    async def mark_detaching(self, attachment_id: str, *, detaching: bool) -> None:
+    async def mark_detaching(self, attachment_id: str, *, detaching: bool, alone: bool = False) -> None:
         attachment = await self._attachment(attachment_id)
         before, after = ("attached", "detaching") if detaching else ("detaching", "attached")
         if attachment.status == after:
             return
         refused = VolumeUnusable(
             volume_id=attachment.volume_id, reason=f"its attachment must be {before}, but it is {attachment.status}."
+            if not alone or attachment.status != before
+            else "it has more than one read/write attachment.",
         )
+        marked = attachment_sql.attachment_mark(attachment, before=before, after=after, error=refused, alone=alone)
         try:
-            await self.store.write(*attachment_sql.attachment_mark(attachment, before=before, after=after, error=refused))
+            await self.store.write(*marked)
         except VolumeUnusable:
             if (await self._attachment(attachment_id)).status != after:
                 raise
@@ -224,6 +229,9 @@ class Volumes:
             await self.storage.release(volume_id)
         except StorageAway:
             log.warning("volume.served_on", volume=volume_id)
+
+    async def writers(self, volume_id: str) -> int:
+        return sum(not one.read_only for one in await attachment_sql.attachments_of_volume(self.store, volume_id))
 
     async def served_in_vain(self) -> tuple[str, ...]:
         served = await self.storage.served()
