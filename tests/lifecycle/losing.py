@@ -150,7 +150,8 @@ async def check_whole(one: Plane, instance_id: str, about: str) -> Instance:
     """The instance is at rest, record and hosts agree, and there is exactly one guest of it, where the record says."""
     ended = await one.fetch(instance_id)
     assert ended.task_state is None, about
-    assert await one.findings() == [], about
+    findings = await one.findings()
+    assert findings == [], (about, findings)
     there = await places(one, instance_id)
     off = {VmState.DELETED, VmState.SHELVED_OFFLOADED}
     if ended.vm_state in off or (ended.vm_state is VmState.ERROR and ended.host is None):

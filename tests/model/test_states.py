@@ -144,5 +144,5 @@ def test_wrong_state_names_what_stands_in_the_way() -> None:
 
 
 def test_every_rule_is_in_the_table_of_the_contract() -> None:
-    assert set(TRANSITIONS) == {*TABLE, *ANY, Action.CREATE, Action.SOFT_DELETE}
+    assert set(TRANSITIONS) == {*TABLE, *ANY, Action.CREATE, Action.SOFT_DELETE, Action.FIND_GUEST}
     assert TRANSITIONS[Action.CREATE].fails is VmState.ERROR

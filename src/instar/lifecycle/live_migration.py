@@ -80,6 +80,7 @@ async def migrate_live(run: Run, cloud: Cloud) -> None:
             async with run.scope():
                 connected = await _migrate_to(run, cloud, source, dest, migration, arguments)
         except MigrationAborted:
+            run.note(maybe_on=None)  # it is at the source; or was told not to begin, together with the step that noted it
             run.also(migration_status(migration, MoveStatus.CANCELLED))
             run.when_failed(migration_status(migration, MoveStatus.CANCELLED))
             raise
