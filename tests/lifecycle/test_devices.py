@@ -25,6 +25,7 @@ from instar.store.flavors import flavor_fetch
 from tests.lifecycle import device_acts as acts
 from tests.lifecycle.harness import Plane
 from tests.lifecycle.watching import Held, faults
+from tests.patience import PATIENCE_S
 
 
 async def with_volume(one: Plane) -> tuple[Instance, str]:
@@ -274,7 +275,7 @@ async def shared_volume(one: Plane, name: str) -> str:
     await volumes.create(
         volume_id, project_id="demo", user_id="user", size_gib=1, name=name, volume_type="multiattach"
     )
-    await volumes.until_available(volume_id, acts.SOON_S)
+    await volumes.until_available(volume_id, PATIENCE_S)
     return volume_id
 
 
