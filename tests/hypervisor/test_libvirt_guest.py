@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from pathlib import Path
 from uuid import uuid4
@@ -12,10 +11,10 @@ from uuid import uuid4
 import pytest
 
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
-from instar.images.guest import build_guest
-from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, ImageSource
+from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition
 
 from .libvirt_harness import LibvirtHarness
+from .linux_image import linux_image
 
 BOOT_TIMEOUT_S = 300.0  # of a machine that does much else; 10 s where it does not
 
@@ -35,13 +34,7 @@ async def wait_for_line(host: LibvirtHarness, instance_id: str, pattern: str) ->
 async def test_a_linux_guest_boots_reads_its_config_drive_and_reboots(
     private_daemon: PrivateDaemon, tmp_path: Path
 ) -> None:
-    packages = Path(os.environ.get("INSTAR_GUEST_PACKAGES") or Path.home() / ".cache/instar/guest-packages")
-    packages.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - in a test
-    (tmp_path / "packages").symlink_to(packages)
-    built = await asyncio.to_thread(build_guest, tmp_path / "tiny.qcow2", work_dir=tmp_path, progress=print)
-    image = ImageSource(
-        "tiny", built.path.as_uri(), "qcow2", built.sha256, built.size_bytes, built.virtual_size_bytes
-    )
+    image = await linux_image(tmp_path)
     instance_id = str(uuid4())
     meta_data = json.dumps({"uuid": instance_id, "hostname": "first-guest", "name": "first-guest"})
     guest = GuestDefinition(

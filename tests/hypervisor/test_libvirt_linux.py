@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import re
 import socket
 from pathlib import Path
@@ -18,11 +17,11 @@ from structlog.testing import capture_logs
 from instar.errors import HypervisorError
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
-from instar.images.guest import build_guest
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, ImageSource
 from instar.model.volume import VolumeDisk
 
 from .libvirt_harness import LibvirtHarness
+from .linux_image import linux_image
 from .test_contract import MIB, port
 from .test_contract_copies import Reports, target_at
 from .test_libvirt_copies import with_domain
@@ -89,12 +88,7 @@ async def start(host: LibvirtHarness, guest: GuestDefinition) -> Shell:
 async def test_a_linux_guest_keeps_its_memory_sees_its_devices_and_helps_by_its_agent(
     private_daemon: PrivateDaemon, tmp_path: Path
 ) -> None:
-    packages = Path(os.environ.get("INSTAR_GUEST_PACKAGES") or Path.home() / ".cache/instar/guest-packages")
-    (tmp_path / "packages").symlink_to(packages)
-    built = await asyncio.to_thread(build_guest, tmp_path / "tiny.qcow2", work_dir=tmp_path, progress=print)
-    image = ImageSource(
-        "tiny", built.path.as_uri(), "qcow2", built.sha256, built.size_bytes, built.virtual_size_bytes
-    )
+    image = await linux_image(tmp_path)
     host = await LibvirtHarness.opened(private_daemon, tmp_path / "host", PATIENT)
     try:
         guest = linux(image)
