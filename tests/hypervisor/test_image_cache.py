@@ -344,3 +344,19 @@ async def test_the_sweep_comes_by_itself_after_a_new_image(tmp_path: Path) -> No
                 await asyncio.sleep(0.01)
     finally:
         await host.images.close()
+
+
+@pytest.mark.parametrize("options", [["-b", "/etc/hostname", "-F", "raw"], ["-o", "data_file=data.raw,data_file_raw=on"]])
+async def test_an_image_that_refers_to_other_files_is_refused(tmp_path: Path, options: list[str]) -> None:
+    path = tmp_path / "image.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "1M"]
+    await asyncio.to_thread(subprocess.run, command, check=True, cwd=tmp_path)
+    content = path.read_bytes()
+    image = ImageSource(
+        id=str(uuid4()), location=path.as_uri(), format="qcow2", sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content), virtual_size_bytes=MIB,
+    )  # fmt: skip
+    host = Host(tmp_path / "host")
+    with pytest.raises(HypervisorError, match="refers to other files"):
+        await host.images.ensure(image)
+    assert not host.paths.image(image.sha256).exists()

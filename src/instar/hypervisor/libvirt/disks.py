@@ -18,6 +18,7 @@ from instar.errors import HypervisorError
 from instar.hypervisor.libvirt import ownership
 from instar.hypervisor.libvirt.host_command import run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
+from instar.hypervisor.libvirt.qcow2_disk import write_empty_disk
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import DiskDefinition
 
@@ -50,13 +51,21 @@ class InstanceDisks:
     async def create(self, path: Path, size_bytes: int, backing: tuple[str, str] | None) -> None:
         """An empty disk at `path`, on top of (file, format) `backing`: a relative file lies beside it. Raises DiskFull."""
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        below = ["-b", backing[0], "-F", backing[1]] if backing is not None else []
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", *below, str(part), str(size_bytes)]
         try:
-            await run_limited(command, settings=self._settings, host=self._host, writes_to=path)
-            await asyncio.to_thread(self.publish, part, path)
+            await asyncio.to_thread(self._make, part, path, size_bytes, backing)
+        except ValueError as error:
+            raise HypervisorError(reason=f"there is no disk of {size_bytes} bytes") from error
         finally:
             await asyncio.to_thread(part.unlink, missing_ok=True)
+
+    def _make(self, part: Path, path: Path, size_bytes: int, backing: tuple[str, str] | None) -> None:
+        try:
+            write_empty_disk(part, size_bytes, backing)
+        except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(path, self._host) from error
+            raise
+        self.publish(part, path)
 
     async def ensure_size(self, instance_id: str, disk: DiskDefinition) -> None:
         """The disk that exists is at least so large. Raises DiskFull, HypervisorError."""

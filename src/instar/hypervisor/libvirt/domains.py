@@ -93,6 +93,14 @@ def observe(connection: Any, instance_id: str) -> GuestState:
     return state_of(find(connection, instance_id))
 
 
+def observe_with_memory(connection: Any, instance_id: str) -> tuple[GuestState, bool]:
+    """What is true of the domain, and whether it is off and goes on from saved memory when it is started."""
+    domain = find(connection, instance_id)
+    state = state_of(domain)
+    saved = domain is not None and state.domain_id is None and not domain.isActive()
+    return state, bool(saved and domain is not None and domain.hasManagedSaveImage())
+
+
 def start(connection: Any, instance_id: str, xml: str) -> GuestState:
     """Define the domain from `xml` and start it. One that is active by now is left as it is."""
     domain = find(connection, instance_id)

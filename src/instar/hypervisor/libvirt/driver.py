@@ -8,7 +8,7 @@ definition), power.py (starts and ends), disks.py and image_cache.py (files), co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +212,18 @@ class LibvirtHypervisor:
     async def ensure_absent(self, instance_id: str, *, keep_disks: bool) -> None:
         self._paths.instance(instance_id)
         await self._power.destroy(instance_id)
-        await self._power.undefine(instance_id)
-        await self._network.ensure_no_ports(instance_id)
         self._take_back_offers(instance_id)
+        await side_by_side(
+            self._power.undefine(instance_id),
+            self._network.ensure_no_ports(instance_id),
+            self._let_go(instance_id),
+            *(() if keep_disks else (self._disks.ensure_none(instance_id),)),
+        )
+
+    async def _let_go(self, instance_id: str) -> None:
+        """No relay to a volume, no socket of a migration is left of a guest that is off."""
         await self._reach.let_go(instance_id)
         await asyncio.to_thread(self._sockets.remove, instance_id)
-        if not keep_disks:
-            await self._disks.ensure_none(instance_id)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
@@ -261,9 +266,11 @@ class LibvirtHypervisor:
         if await asyncio.to_thread(set_aside.is_aside, self._paths, instance_id, self._host):
             return  # what is in its place by now is what was received since
         await self._power.must_be_off(instance_id)
-        await self._power.undefine(instance_id)
-        await self._network.ensure_no_ports(instance_id)
-        await self._reach.let_go(instance_id)
+        await side_by_side(
+            self._power.undefine(instance_id),
+            self._network.ensure_no_ports(instance_id),
+            self._reach.let_go(instance_id),
+        )
         await asyncio.to_thread(set_aside.set_aside, self._paths, instance_id, self._host)
 
     async def offer_disks(self, instance_id: str, to: StreamAddress) -> DiskOffer:
@@ -415,3 +422,10 @@ class LibvirtHypervisor:
             return domain is not None and domains.is_ours(domain, cloud_id)
 
         return await self._connection.run(look)
+
+
+async def side_by_side(*work: Awaitable[None]) -> None:
+    """All of it at the same time; returns when all has ended, and raises what the first that failed has raised."""
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-import msgspec
 import structlog
 
 from instar.errors import HypervisorError, ImageGone
 from instar.hypervisor.image_transfer import fetched
 from instar.hypervisor.libvirt.cache_notes import CacheNotes
 from instar.hypervisor.libvirt.cache_sweep import CacheSweep
-from instar.hypervisor.libvirt.host_command import run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
+from instar.hypervisor.libvirt.qcow2_header import read_header
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import ImageSource
 from instar.model.hash_note import was_hashed_lately
@@ -40,14 +39,6 @@ FETCHED_KEEP_S = 86_400.0  # what has come of an image from another host is wort
 Fetch = Callable[[Path], Awaitable[None]]
 
 log = structlog.get_logger()
-
-
-class _ImageInfo(msgspec.Struct, rename="kebab"):
-    """What we read of `qemu-img info --output=json`."""
-
-    virtual_size: int
-    backing_filename: str | None = None
-    format_specific: dict[str, object] = {}
 
 
 class ImageCache:
@@ -233,13 +224,13 @@ class ImageCache:
             raise HypervisorError(reason=f"image {image.id} has format {image.format}, this host takes qcow2 and raw")
         if image.format == "raw":
             return
-        command = ["qemu-img", "info", "-f", image.format, "--output=json", str(part)]
-        output = await run_limited(command, settings=self._settings, host=self._host, writes_to=part)
-        info = msgspec.json.decode(output, type=_ImageInfo)
-        data = info.format_specific.get("data")
-        if info.backing_filename or (isinstance(data, dict) and data.get("data-file")):
+        try:
+            header = await asyncio.to_thread(read_header, part)
+        except HypervisorError as error:
+            raise HypervisorError(reason=f"image {image.id} is no qcow2 image") from error
+        if header.backing or header.elsewhere:
             raise HypervisorError(reason=f"image {image.id} refers to other files")
-        if info.virtual_size > image.virtual_size_bytes:
+        if header.virtual_size_bytes > image.virtual_size_bytes:
             raise HypervisorError(reason=f"image {image.id} is larger than it says")
 
     def _token(self) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import libvirt
+import msgspec
 import structlog
 
 from instar.errors import HypervisorError
@@ -31,7 +32,7 @@ def pause(connection: Any, instance_id: str) -> GuestState:
     if domain is None or state.domain_id is None:
         raise HypervisorError(reason="the guest does not run, it cannot be paused")
     domain.suspend()
-    return domains.state_of(domain)
+    return msgspec.structs.replace(state, power_state=PowerState.PAUSED)
 
 
 def save(connection: Any, instance_id: str) -> GuestState:

@@ -55,9 +55,11 @@ class GuestPower:
         return await self._connection.run(lambda connection: domains.observe(connection, instance_id))
 
     async def ensure_running(self, guest: GuestDefinition, facts: HostFacts) -> GuestState:
-        state = await self.observe(guest.instance_id)
+        state, saved = await self._connection.run(
+            lambda connection: domains.observe_with_memory(connection, guest.instance_id)
+        )
         if state.domain_id is None:
-            state = await self._start(guest, facts)
+            state = await self._start(guest, facts, saved=saved)
         return await self._until_running(guest.instance_id, state)
 
     async def ensure_restarted(
@@ -67,11 +69,14 @@ class GuestPower:
         state = await self.observe(instance_id)
         if state.domain_id is not None and state.domain_id != was_domain_id:
             return await self._until_running(instance_id, state)
-        await self.destroy(instance_id)
-        await self.undefine(instance_id)
-        await self._network.ensure_ports(instance_id, guest.ports)
-        for disk in guest.disks:
-            await self._restore_disk(instance_id, disk)
+        ending = asyncio.ensure_future(self._end(instance_id))
+        try:  # libvirt waits a fifth of a second for a guest's process to end: time to prepare the next one
+            await self._network.ensure_ports(instance_id, guest.ports)
+            for disk in guest.disks:
+                await self._restore_disk(instance_id, disk)
+            await self._write_config_drive(guest)
+        finally:
+            await ending
         state = await self._start(guest, facts)
         if state.domain_id == was_domain_id:
             # A daemon that was restarted counts its ids from one again. The caller must see another one.
@@ -111,21 +116,12 @@ class GuestPower:
         if (await self.observe(instance_id)).domain_id is not None:
             raise HypervisorError(reason="the guest still runs, its disks are left alone")
 
-    async def _start(self, guest: GuestDefinition, facts: HostFacts) -> GuestState:
-        """Define and start the guest, or let it go on from its saved memory. In the first case its config drive is
+    async def _start(self, guest: GuestDefinition, facts: HostFacts, *, saved: bool = False) -> GuestState:
+        """Define and start the guest, or let it go on from its `saved` memory. In the first case its config drive is
         written anew, for what it says may have changed; a guest with a memory still knows the old one."""
-        saved = await self._connection.run(
-            lambda connection: memory.is_saved(domains.find(connection, guest.instance_id))
-        )
-        if guest.config_drive is not None and not saved:
-            await config_drive.write_config_drive(
-                guest.config_drive,
-                self._paths.config_drive(guest.instance_id),
-                settings=self._settings,
-                host=self._host,
-            )
+        if not saved:
+            await self._write_config_drive(guest)
         files = await asyncio.to_thread(self._domain_files, guest)
-        await asyncio.to_thread(ownership.keep, self._paths.instance(guest.instance_id), self._host)
         xml = domain_xml(guest, files, facts, settings=self._settings, bridge_name=self._network.bridge_name)
         self._events.expect(guest.instance_id)
         begin = memory.bring_back if saved else domains.start
@@ -134,6 +130,15 @@ class GuestPower:
             return await self._connection.run(
                 lambda connection: begin(connection, guest.instance_id, xml), timeout_s=limit_s
             )
+
+    async def _end(self, instance_id: str) -> None:
+        await self.destroy(instance_id)
+        await self.undefine(instance_id)
+
+    async def _write_config_drive(self, guest: GuestDefinition) -> None:
+        if guest.config_drive is not None:
+            path = self._paths.config_drive(guest.instance_id)
+            await config_drive.write_config_drive(guest.config_drive, path, settings=self._settings, host=self._host)
 
     async def _until_running(self, instance_id: str, state: GuestState) -> GuestState:
         """Resume a paused guest, and wait until it runs. Raises HypervisorError when it ended instead."""
@@ -188,7 +193,9 @@ class GuestPower:
         for disk, path in zip(guest.disks, files, strict=True):
             if not path.exists():
                 raise HypervisorError(reason=f"disk {disk.name} of the instance does not exist")
-        self._paths.instance(instance_id).mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory = self._paths.instance(instance_id)
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        ownership.keep(directory, self._host)
         console_log = self._paths.console_log(instance_id)
         console.bound(console_log, self._settings)
         return DomainFiles(

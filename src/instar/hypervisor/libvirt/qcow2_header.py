@@ -1,4 +1,5 @@
-"""What the header of a qcow2 file says, read without QEMU: also of one that a guest has open. Used by the moves of disks.
+"""What the header of a qcow2 file says, read without QEMU: also of one that a guest has open. Used by the moves of disks
+and by the image cache.
 
 Layout: docs/interop/qcow2.txt of QEMU. Guests cannot write it: they see what is inside.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,15 +22,20 @@ _NAME_MAX_BYTES = 1023
 _HEADER_LENGTH_V2 = 72
 _HEADER_LENGTH_AT = 100
 _BACKING_FORMAT = 0xE2792ACA
+_DATA_FILE = 0x44415441
+_DATA_ELSEWHERE = 1 << 2  # of the incompatible features
+_SAYS_MAX_BYTES = 16
 _EXTENSIONS_MAX = 32
 
 
 class Qcow2Header(msgspec.Struct, frozen=True):
-    """`backing` is as it is written, relative to the file's directory or absolute; empty: none."""
+    """`backing` is as it is written, relative to the file's directory or absolute; empty: none. `elsewhere`: the data is in
+    another file than this one, or may be."""
 
     virtual_size_bytes: int
     backing: str = ""
     backing_format: str = ""
+    elsewhere: bool = False
 
 
 def read_header(path: Path) -> Qcow2Header:
@@ -38,24 +45,27 @@ def read_header(path: Path) -> Qcow2Header:
         if len(start) < _HEADER_LENGTH_V2 or not start.startswith(_MAGIC):
             raise HypervisorError(reason=f"the file of disk {path.stem} is damaged")
         _magic, version, offset, length, _bits, size = _HEADER.unpack_from(start)
+        header_length = int.from_bytes(start[_HEADER_LENGTH_AT:], "big") if version >= 3 else _HEADER_LENGTH_V2
+        extensions = dict(_extensions(file.fileno(), header_length))
+        features = int.from_bytes(start[_HEADER_LENGTH_V2 : _HEADER_LENGTH_V2 + 8], "big") if version >= 3 else 0
+        elsewhere = bool(features & _DATA_ELSEWHERE) or _DATA_FILE in extensions
         if not offset:
-            return Qcow2Header(size)
+            return Qcow2Header(size, elsewhere=elsewhere)
         if length > _NAME_MAX_BYTES:
             raise HypervisorError(reason=f"the file of disk {path.stem} is damaged")
-        header_length = int.from_bytes(start[_HEADER_LENGTH_AT:], "big") if version >= 3 else _HEADER_LENGTH_V2
         name = os.fsdecode(os.pread(file.fileno(), length, offset))
-        return Qcow2Header(size, name, _backing_format(file.fileno(), header_length))
+        backing_format = extensions.get(_BACKING_FORMAT, b"").decode(errors="replace")
+        return Qcow2Header(size, name, backing_format, elsewhere)
 
 
-def _backing_format(descriptor: int, position: int) -> str:
+def _extensions(descriptor: int, position: int) -> Iterator[tuple[int, bytes]]:
+    """Kind and the beginning of what each says."""
     for _ in range(_EXTENSIONS_MAX):
         head = os.pread(descriptor, _EXTENSION.size, position)
         if len(head) < _EXTENSION.size:
-            break
+            return
         kind, length = _EXTENSION.unpack(head)
         if kind == 0:
-            break
-        if kind == _BACKING_FORMAT:
-            return os.pread(descriptor, min(length, 16), position + _EXTENSION.size).decode(errors="replace")
+            return
+        yield kind, os.pread(descriptor, min(length, _SAYS_MAX_BYTES), position + _EXTENSION.size)
         position += _EXTENSION.size + (length + 7) // 8 * 8
-    return ""
