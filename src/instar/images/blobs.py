@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from instar.errors import HypervisorError, TooLarge
 from instar.images.file_locks import FileLocks, is_held
-from instar.model.hash_note import note_hash
+from instar.model.hash_note import note_hash, was_hashed_lately
 
 _T = TypeVar("_T")
 
@@ -32,10 +32,10 @@ BUFFER_BYTES = 1 << 20
 FILE_THREADS = 4
 _FILE_MODE = 0o444
 _DIRECTORY_MODE = 0o711
-_HASH_PIECE_BYTES = 1 << 20
-_HASH_PIECES = 8  # read and hashed in one go in a thread; a caller that is cancelled waits for no more than that
+_HASH_PIECE_BYTES = 1 << 18
+_HASH_PIECES = 32  # read and hashed in one go in a thread; a caller that is cancelled waits for no more than that
 _WRITER_ENDS_S = 1.0  # a program that has just done its work may still be closing the file
-_LOOK_S = 0.02
+_LOOK_S = 0.002
 _ZEROS = bytes(BUFFER_BYTES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -106,7 +106,7 @@ class Blobs:
         await self._run(os.replace, self._incoming / name, self._incoming / new)
 
     async def adopt(self, name: str, *, size_max_bytes: int) -> Received:
-        """incoming/<name>, which somebody else has written: it is read-only and synced from then on, and not hashed yet.
+        """incoming/<name>, which somebody else has written: read-only from then on, and neither synced nor hashed yet.
 
         Raises FileNotFoundError, TooLarge, HypervisorError where somebody still writes to it."""
         path = self._incoming / name
@@ -114,6 +114,14 @@ class Blobs:
         if size_bytes > size_max_bytes:
             raise TooLarge(f"The image is larger than the {size_max_bytes} bytes allowed.")
         return Received(path, size_bytes, None, None, None)
+
+    async def synced(self, name: str) -> None:
+        """incoming/<name> is on the disk, as is its name. Raises FileNotFoundError."""
+        await self._run(_sync, self._incoming / name)
+
+    async def is_hashed(self, name: str, sha256: str) -> bool:
+        """incoming/<name> is the very file that had this SHA-256 a moment ago."""
+        return await self._run(was_hashed_lately, self._incoming / name, sha256)
 
     async def hashed(self, name: str) -> tuple[Received, str]:
         """incoming/<name> and its SHA-256, which is all that anybody waits for: of the other hashes see `checksums`.
@@ -350,8 +358,8 @@ def _open_binary(path: Path) -> BinaryIO:
 
 
 def _take_over(path: Path) -> int:
-    """Blocking: what another process has written is on the disk and stays as it is; its size. Raises FileNotFoundError,
-    HypervisorError where somebody still writes to it."""
+    """Blocking: what another process has written stays as it is; its size. Raises FileNotFoundError, HypervisorError where
+    somebody still writes to it."""
     if path.is_symlink() or not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "No file of this name")
     path.chmod(_FILE_MODE)
@@ -361,10 +369,13 @@ def _take_over(path: Path) -> int:
             if time.monotonic() > deadline:
                 raise HypervisorError(reason="the data of the image is still written to")
             time.sleep(_LOOK_S)
+        return os.fstat(file.fileno()).st_size
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
         os.fsync(file.fileno())
-        size_bytes = os.fstat(file.fileno()).st_size
     _sync_directory(path.parent)
-    return size_bytes
 
 
 def _is_written_to(file: FileIO) -> bool:
@@ -402,12 +413,13 @@ def _give_way() -> None:
 
 def _hash_some(file: BinaryIO, *hashes: Any) -> bool:
     """Some more of the file goes into the hashes; False at its end."""
+    piece = memoryview(bytearray(_HASH_PIECE_BYTES))  # one that stays in the processor's cache
     for _ in range(_HASH_PIECES):
-        data = file.read(_HASH_PIECE_BYTES)
-        if not data:
+        length = os.readv(file.fileno(), [piece])
+        if not length:
             return False
         for running in hashes:
-            running.update(data)
+            running.update(piece[:length])
     return True
 
 

@@ -8,6 +8,7 @@ without such an image is swept at the next start. The data stays under its incom
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
@@ -41,11 +42,20 @@ _DONE = ("active", "deactivated")
 
 
 class InstanceImages:
-    """`size_max_bytes` bounds what a host may write; `clock` gives microseconds since the epoch."""
+    """`size_max_bytes` bounds what a host may write; `clock` gives microseconds since the epoch. `taken_over` hears of data
+    that does not change any more, before its image is active."""
 
     def __init__(
-        self, store: Store, blobs: Blobs, storing: Storing, *, size_max_bytes: int, clock: Callable[[], int]
+        self,
+        store: Store,
+        blobs: Blobs,
+        storing: Storing,
+        *,
+        size_max_bytes: int,
+        clock: Callable[[], int],
+        taken_over: Callable[[str], None],
     ) -> None:
+        self._taken_over = taken_over
         self._store, self._blobs, self._storing, self._clock = store, blobs, storing, clock
         self._size_max_bytes = size_max_bytes
 
@@ -84,7 +94,12 @@ class InstanceImages:
         try:
             async with self._blobs.locks.hold(_lock_of(image_id)):
                 received = await self._blobs.adopt(image_id, size_max_bytes=self._size_max_bytes)
-                await self._storing.keep(record, image_id, received)
+                self._taken_over(image_id)
+                synced = asyncio.ensure_future(self._blobs.synced(image_id))
+                try:
+                    await self._storing.keep(record, image_id, received, ready=synced)
+                finally:
+                    await asyncio.wait([synced])
         except (FileNotFoundError, NotFound, ImageUnusable, UnsupportedMedia) as error:
             # The file was taken from under us, when the image was deleted meanwhile or another call for it was faster.
             record = await self._fetch(image_id)

@@ -93,8 +93,9 @@ class LocalImages:
         self._sweeper: asyncio.Task[None] | None = None
         self._storing = Storing(store, self.blobs, settings, clock)
         self._made = InstanceImages(
-            store, self.blobs, self._storing, size_max_bytes=settings.size_max_bytes, clock=clock
-        )
+            store, self.blobs, self._storing, size_max_bytes=settings.size_max_bytes, clock=clock,
+            taken_over=self._naming.read_early,
+        )  # fmt: skip
 
     @property
     def size_max_bytes(self) -> int:
@@ -199,7 +200,11 @@ class LocalImages:
         await self._made.receive(image_id, chunks, size_bytes)
 
     async def finish_upload(self, image_id: str) -> Image:
-        record = await self._made.finish_upload(image_id)
+        try:
+            record = await self._made.finish_upload(image_id)
+        except BaseException:
+            self._naming.forget_early(image_id)
+            raise
         naming = self._naming.begin(image_id)
         naming.add_done_callback(lambda _done: self._checksums.want())
         return _image(record)

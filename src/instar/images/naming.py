@@ -19,6 +19,7 @@ from instar.store.images import image_data_used, image_fetch, image_name_data, i
 
 log = structlog.get_logger()
 
+EARLY_MAX = 16  # images that are read before they are active
 LOOK_MIN_S, LOOK_MAX_S = 0.02, 1.0  # while another process is at it
 
 
@@ -28,6 +29,7 @@ class Naming:
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._early: dict[str, asyncio.Task[tuple[Received, str]]] = {}
 
     async def begin_all(self) -> None:
         """What an earlier process did not get to is done now."""
@@ -35,10 +37,27 @@ class Naming:
             self.begin(image_id)
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._early.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def read_early(self, image_id: str) -> None:
+        """The data will need a name in a moment, and does not change any more: what it has is found meanwhile."""
+        if image_id not in self._early and len(self._early) < EARLY_MAX:
+            task = asyncio.create_task(self._blobs.hashed(image_id), name=f"image-reading-{image_id}")
+            self._early[image_id] = task
+            task.add_done_callback(lambda done: self._read(image_id, done))
+
+    def _read(self, image_id: str, task: asyncio.Task[tuple[Received, str]]) -> None:
+        if task.cancelled() or task.exception() is not None:  # it is read once more when it is to be named
+            self._early.pop(image_id, None)
+
+    def forget_early(self, image_id: str) -> None:
+        """It needs no name after all, or has one."""
+        early = self._early.pop(image_id, None)
+        if early is not None:
+            early.cancel()
 
     def begin(self, image_id: str) -> asyncio.Task[None]:
         """The image has data without a name."""
@@ -50,6 +69,7 @@ class Naming:
 
     def _ended(self, image_id: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(image_id, None)
+        self.forget_early(image_id)
         if not task.cancelled() and task.exception() is not None:  # the next sweep, or whoever needs it, tries again
             log.warning("image.not_named", image_id=image_id, error=type(task.exception()).__name__)
 
@@ -62,10 +82,11 @@ class Naming:
 
     async def give_up(self, image_id: str) -> None:
         """The image is gone: nobody reads its data any more, and none of it appears again."""
-        task = self._tasks.get(image_id)
-        if task is not None:
+        tasks = [task for task in (self._early.pop(image_id, None), self._tasks.get(image_id)) if task is not None]
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _name(self, image_id: str) -> None:
         """Killed anywhere in between, it is done again: the row says that it is still to be done."""
@@ -85,7 +106,7 @@ class Naming:
 
     async def _name_once(self, image_id: str) -> None:
         try:
-            received, sha256 = await self._blobs.hashed(image_id)
+            received, sha256 = await self._hashed(image_id)
             await self._to_its_end(self._place(image_id, received, sha256))
         except FileNotFoundError:
             # The image was deleted meanwhile, or its data is lost.
@@ -95,6 +116,20 @@ class Naming:
             raise HypervisorError(reason=f"the data of image {image_id} cannot be read") from error
         else:
             log.info("image.named", image_id=image_id, sha256=sha256)
+
+    async def _hashed(self, image_id: str) -> tuple[Received, str]:
+        early = self._early.get(image_id)
+        if early is not None:
+            try:
+                await asyncio.wait([early])
+                # Another file may be there by now, of an attempt that was faster.
+                if not early.cancelled() and early.exception() is None:
+                    received, sha256 = early.result()
+                    if await self._blobs.is_hashed(image_id, sha256):
+                        return received, sha256
+            finally:
+                self._early.pop(image_id, None)
+        return await self._blobs.hashed(image_id)
 
     async def _to_its_end(self, placing: Coroutine[None, None, None]) -> None:
         """Who is cancelled here must not leave a file without a row, or the other way round."""

@@ -7,7 +7,7 @@ the directory respect: a file never goes while another image with the same conte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -33,8 +33,10 @@ class Storing:
     def __init__(self, store: Store, blobs: Blobs, settings: ImageSettings, clock: Callable[[], int]) -> None:
         self._store, self._blobs, self._settings, self._clock = store, blobs, settings, clock
 
-    async def keep(self, record: ImageRecord, upload_id: str, received: Received) -> None:
-        """Inspect what arrived, give it its final name if its SHA-256 is known, and make the image active.
+    async def keep(
+        self, record: ImageRecord, upload_id: str, received: Received, *, ready: Awaitable[None] | None = None
+    ) -> None:
+        """Inspect what arrived, give it its final name if its SHA-256 is known, and make the image active when `ready`.
 
         Raises NotFound where the image is gone or no longer this upload's, UnsupportedMedia, ImageUnusable."""
         virtual_size = await inspect_image(
@@ -43,6 +45,8 @@ class Storing:
             virtual_size_max_bytes=self._settings.virtual_size_max_bytes,
             deadline_s=self._settings.inspect_deadline_s,
         )
+        if ready is not None:
+            await ready
         data = StoredData(received.size_bytes, virtual_size, received.md5, received.sha256, received.sha512)
         # Shielded: a caller that is cancelled here must not leave a file without a row, or the other way round.
         await asyncio.shield(self._place(record.id, upload_id, received, data))
