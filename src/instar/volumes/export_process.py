@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,13 @@ class CopyState(NamedTuple):
     error: str | None
 
 
+class Running(NamedTuple):
+    """The process, and the size of the volume that it has open."""
+
+    pid: int
+    size_bytes: int
+
+
 class ExportProcess:
     def __init__(self, runtime: Path, volume_id: str) -> None:
         self._daemon = StorageDaemon(runtime, volume_id)
@@ -40,26 +48,34 @@ class ExportProcess:
         """The process, when it lives."""
         return self._daemon.pid()
 
-    def ensure_running(self, file: Path) -> int:
-        """The process runs and has the volume's file open. Returns its pid. Raises MonitorError."""
+    def ensure_running(self, file: Path, names: Mapping[str, bool] | None = None) -> Running:
+        """The process runs, has the volume's file open, and clients of its socket find the volume under these names: name →
+        whether it may be written. Raises MonitorError."""
         pid = self._daemon.ensure_running()
+        opened = False
         try:
             with self._daemon.monitor() as monitor:
-                if not any(node["node-name"] == _DISK for node in monitor.call("query-named-block-nodes", flat=True)):
+                size_bytes = _size_of_disk(monitor)
+                if size_bytes is None:
                     below = {"driver": "file", "filename": str(file), "discard": "unmap"}
                     monitor.call("blockdev-add", driver="qcow2", node_name=_DISK, discard="unmap", file=below)
+                    size_bytes = _size_of_disk(monitor) or 0
+                opened = True
+                if names:
+                    self._serve(monitor, names)
         except MonitorError:
-            self.end()
+            if not opened:
+                self.end()
             raise
-        return pid
+        return Running(pid, size_bytes)
 
-    def serve(self, name: str, *, writable: bool) -> None:
-        """Clients of the socket find the volume under this name. Raises MonitorError."""
-        export_id = "rw" if writable else "ro"
-        with self._daemon.monitor() as monitor:
-            exports = {one["id"] for one in monitor.call("query-block-exports")}
+    def _serve(self, monitor: Monitor, names: Mapping[str, bool]) -> None:
+        exports = {one["id"] for one in monitor.call("query-block-exports")}
+        for name, writable in names.items():
+            export_id = "rw" if writable else "ro"
             if export_id in exports:
-                return
+                continue
+            exports.add(export_id)
             if not self.socket.exists():
                 address = {"type": "unix", "data": {"path": str(self.socket)}}
                 monitor.call("nbd-server-start", addr=address, max_connections=0)
@@ -80,10 +96,10 @@ class ExportProcess:
     def size_bytes(self) -> int:
         """Raises MonitorError."""
         with self._daemon.monitor() as monitor:
-            for node in monitor.call("query-named-block-nodes", flat=True):
-                if node["node-name"] == _DISK:
-                    return int(node["image"]["virtual-size"])
-        raise MonitorError(description="the volume is not open")
+            size_bytes = _size_of_disk(monitor)
+        if size_bytes is None:
+            raise MonitorError(description="the volume is not open")
+        return size_bytes
 
     def resize(self, size_bytes: int) -> None:
         """Raises MonitorError, also while the volume is served."""
@@ -142,6 +158,14 @@ def end_everything(runtime: Path) -> None:
     for volume_id in export_volumes(runtime):
         ExportProcess(runtime, volume_id).end()
     shutil.rmtree(runtime, ignore_errors=True)
+
+
+def _size_of_disk(monitor: Monitor) -> int | None:
+    """None: it is not open."""
+    for node in monitor.call("query-named-block-nodes", flat=True):
+        if node["node-name"] == _DISK:
+            return int(node["image"]["virtual-size"])
+    return None
 
 
 def _jobs(monitor: Monitor, wanted: str | None) -> list[dict[str, Any]]:

@@ -104,8 +104,7 @@ class Exports:
             if afar:
                 served.names[volume.export] = True  # the gateway's own
             try:
-                await self._ensure(volume.id, served)
-                size_bytes = await asyncio.to_thread(served.process.size_bytes)
+                size_bytes = await self._ensure(volume.id, served)
                 path = str(served.process.socket)
                 gateway = (
                     await self._gateways.offer(volume, attachment, path, size_bytes=size_bytes, host_ip=host_ip)
@@ -174,8 +173,7 @@ class Exports:
         try:
             try:
                 async with served.lock:
-                    await self._ensure(volume_id, served)
-                size_bytes = await asyncio.to_thread(served.process.size_bytes)
+                    size_bytes = await self._ensure(volume_id, served)
                 await self._files.create(target, size_bytes)
                 async with asyncio.timeout(deadline_s):
                     await asyncio.to_thread(served.process.copy_start, copy_id, target)
@@ -228,12 +226,14 @@ class Exports:
                         self._served.pop(volume_id, None)
                 return
 
-    async def _ensure(self, volume_id: str, served: _Served) -> None:
-        """The process runs, is watched, and serves what is wanted. With the lock held. Raises MonitorError."""
-        pid = await asyncio.to_thread(served.process.ensure_running, self._files.volume(volume_id))
-        self._watch(volume_id, served, pid)
-        for name, writable in served.names.items():
-            await asyncio.to_thread(served.process.serve, name, writable=writable)
+    async def _ensure(self, volume_id: str, served: _Served) -> int:
+        """The process runs, is watched, and serves what is wanted. The size of the volume. With the lock held. Raises
+        MonitorError."""
+        running = await asyncio.to_thread(
+            served.process.ensure_running, self._files.volume(volume_id), dict(served.names)
+        )
+        self._watch(volume_id, served, running.pid)
+        return running.size_bytes
 
     def _watch(self, volume_id: str, served: _Served, pid: int) -> None:
         if served.pid_descriptor is not None and served.pid == pid:
