@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from bench.http_client import Connection
@@ -31,20 +32,27 @@ async def volume_is(connection: Connection, volume_id: str, status: str, poll_s:
 
 
 async def device_trips(
-    connection: Connection, refs: Refs, server_id: str, volume_id: str, poll_s: float
+    connection: Connection,
+    refs: Refs,
+    server_id: str,
+    volume_id: str,
+    poll_s: float,
+    look_after_s: Callable[[str], float] = lambda _trip: 0.0,
 ) -> list[tuple[str, Took]]:
     """A volume and an interface are attached and detached. They have no task_state: what is waited for is the
-    operation itself."""
+    operation itself, and nothing is asked before `look_after_s` of the trip's name."""
 
     async def settled() -> None:
         await _none_in_flight(connection, server_id, poll_s)
 
     async def trip(what: str, path: str, body: dict[str, Any], key: str, field: str) -> list[tuple[str, Took]]:
         path = f"{COMPUTE}/servers/{server_id}/{path}"
-        attached = await timed(connection, "POST", path, body, 200, settled)
+        into, out = f"attach {what}", f"detach {what}"
+        attached = await timed(connection, "POST", path, body, 200, settled, look_after_s=look_after_s(into))
         (one,) = (other for other in (await connection.json("GET", path))[key] if other[field] not in before)
-        detached = await timed(connection, "DELETE", f"{path}/{one[field]}", None, 202, settled)
-        return [(f"attach {what}", attached), (f"detach {what}", detached)]
+        path = f"{path}/{one[field]}"
+        detached = await timed(connection, "DELETE", path, None, 202, settled, look_after_s=look_after_s(out))
+        return [(into, attached), (out, detached)]
 
     ports = (await connection.json("GET", f"{COMPUTE}/servers/{server_id}/os-interface"))["interfaceAttachments"]
     before = {port["port_id"] for port in ports}

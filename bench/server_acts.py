@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -28,28 +29,40 @@ class Took(NamedTuple):
     settled_s: float
 
 
-async def act(connection: Connection, server_id: str, one: Act, poll_s: float) -> Took:
+async def act(connection: Connection, server_id: str, one: Act, poll_s: float, *, look_after_s: float = 0.0) -> Took:
+    """`look_after_s` from the request on nothing is asked: what is asked every few milliseconds takes from the processors
+    that do the work."""
+
     async def settled() -> None:
         await reach(connection, server_id, one.status, poll_s)
 
     path = f"/compute/v2.1/servers/{server_id}/action"
-    return await timed(connection, "POST", path, one.body, one.answers, settled)
+    return await timed(connection, "POST", path, one.body, one.answers, settled, look_after_s=look_after_s)
 
 
-async def delete(connection: Connection, server_id: str, poll_s: float) -> Took:
+async def delete(connection: Connection, server_id: str, poll_s: float, *, look_after_s: float = 0.0) -> Took:
     async def settled() -> None:
         await gone(connection, server_id, poll_s)
 
-    return await timed(connection, "DELETE", f"/compute/v2.1/servers/{server_id}", None, 204, settled)
+    path = f"/compute/v2.1/servers/{server_id}"
+    return await timed(connection, "DELETE", path, None, 204, settled, look_after_s=look_after_s)
 
 
 async def timed(
-    connection: Connection, method: str, path: str, body: Any, answers: int, settled: Callable[[], Awaitable[None]]
+    connection: Connection,
+    method: str,
+    path: str,
+    body: Any,
+    answers: int,
+    settled: Callable[[], Awaitable[None]],
+    *,
+    look_after_s: float = 0.0,
 ) -> Took:
-    """One request, and then whatever `settled` waits for."""
+    """One request, and then whatever `settled` waits for, `look_after_s` from the beginning at the earliest."""
     began = time.perf_counter()
     await connection.json(method, path, body, expect=answers)
     accepted = time.perf_counter() - began
+    await asyncio.sleep(max(0.0, look_after_s - accepted))
     await settled()
     return Took(accepted, time.perf_counter() - began)
 
