@@ -33,7 +33,7 @@ Accept = Callable[..., Awaitable[Operation]]
 ATTEMPTS_MAX = 20  # each one that fails means that another operation of the instance was accepted
 
 
-WAIT_FIRST_S, WAIT_LONGEST_S = 0.003, 0.1  # between two looks at an operation that somebody waits for
+WAIT_FIRST_S, WAIT_GROWTH, WAIT_LONGEST_S = 0.003, 1.1, 0.1  # between two looks at an operation that somebody waits for
 
 
 class VolumeWish(msgspec.Struct, frozen=True):
@@ -265,7 +265,7 @@ class Devices:
                     if now is None or now.finished_at is not None:
                         return now is not None and now.result == "Success"
                     await asyncio.sleep(pause_s)
-                    pause_s = min(pause_s * 1.5, WAIT_LONGEST_S)
+                    pause_s = min(pause_s * WAIT_GROWTH, WAIT_LONGEST_S)
         except TimeoutError:
             return None
 
