@@ -249,6 +249,56 @@ async def test_image_is_not_finished_while_the_host_writes(cloud, qemu_img, monk
     assert (await cloud.images.finish_upload(image_id)).status == "active"
 
 
+async def test_image_is_active_when_its_data_is_on_the_disk_and_is_read_meanwhile(cloud, member, qemu_img, monkeypatch):
+    hashed, synced, read, on_disk = cloud.images.blobs.hashed, cloud.images.blobs.synced, asyncio.Event(), asyncio.Event()
+
+    async def telling(name: str):
+        found = await hashed(name)
+        read.set()
+        return found
+
+    async def slow(name: str) -> None:
+        await on_disk.wait()
+        await synced(name)
+
+    monkeypatch.setattr(cloud.images.blobs, "hashed", telling)
+    monkeypatch.setattr(cloud.images.blobs, "synced", slow)
+    image_id, target = await begun(cloud)
+    shutil.copyfile(qemu_img("disk.qcow2", "1M", "-f", "qcow2"), target)
+    finishing = asyncio.ensure_future(cloud.images.finish_upload(image_id))
+    async with asyncio.timeout(60):
+        await read.wait()
+    assert (await member.show(image_id))["status"] == "saving"
+    on_disk.set()
+    assert (await finishing).status == "active"
+
+
+async def test_data_that_was_replaced_after_it_was_read_is_read_again(cloud, qemu_img, monkeypatch):
+    """As by a host that sends the same image a second time."""
+    data = qemu_img("disk.qcow2", "1M", "-f", "qcow2").read_bytes()
+    other = bytearray(data)
+    other[0x20000 + 100] = 1  # a cluster that is counted although it is not there
+    hashed, read = cloud.images.blobs.hashed, asyncio.Event()
+
+    async def telling(name: str):
+        found = await hashed(name)
+        read.set()
+        return found
+
+    async def replacing(name: str) -> None:
+        await read.wait()
+        again = cloud.images.blobs.incoming(f"{name}.again")
+        again.write_bytes(other)
+        again.rename(cloud.images.blobs.incoming(name))
+
+    monkeypatch.setattr(cloud.images.blobs, "hashed", telling)
+    monkeypatch.setattr(cloud.images.blobs, "synced", replacing)
+    image_id, target = await begun(cloud)
+    target.write_bytes(data)
+    await cloud.images.finish_upload(image_id)
+    assert (await cloud.images.image_source(image_id)).sha256 == hashlib.sha256(other).hexdigest()
+
+
 async def test_discard_takes_a_protected_image_too(cloud, member, qemu_img):
     data = qemu_img("disk.qcow2", "1M", "-f", "qcow2")
     image_id, target = await begun(cloud)
