@@ -27,7 +27,7 @@ TURNS = int(os.environ.get("INSTAR_BENCH_TURNS", "5"))
 POLL_S = 0.002
 DATA_MIB = 256
 BUDGET = 1.25
-LOOK_AFTER = 0.8  # of the bare work's time: the API is not asked before whether it is done
+LOOK_AFTER = 0.6  # of the bare work's time: the API is not asked before whether it is done
 
 
 class Deed(NamedTuple):

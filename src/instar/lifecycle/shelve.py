@@ -23,7 +23,7 @@ from instar.lifecycle.definition import boots_from_volume, claimed_flavor, disks
 from instar.lifecycle.ids import new_id
 from instar.lifecycle.ports import bind_ports_back, bind_ports_to
 from instar.lifecycle.snapshot import SnapshotArguments, draft_of, upload_root
-from instar.lifecycle.start_guest import start_guest
+from instar.lifecycle.start_guest import set_up_ports, start_guest, start_on_ports
 from instar.model.guest import ImageSource
 from instar.model.instance import SHELVED_AT, SHELVED_HOST, SHELVED_IMAGE
 from instar.model.states import PowerState, TaskState, VmState
@@ -103,11 +103,6 @@ async def _start_where_it_is(run: Run, cloud: Cloud) -> None:
 async def _place_anew(run: Run, cloud: Cloud) -> None:
     instance = run.instance
     arguments = msgspec.msgpack.decode(run.operation.arguments, type=UnshelveArguments)
-    source = None
-    if not boots_from_volume(instance):
-        image_id = instance.facts.system_metadata.get(SHELVED_IMAGE, "")
-        source = await run.step("find image", cloud.images.image_source, image_id, on="image",
-                                deadline_s=cloud.settings.lifecycle.data_move_max_s)  # fmt: skip
     zone = instance.spec.availability_zone if arguments.availability_zone is None else arguments.availability_zone or None
     request = msgspec.structs.replace(
         scheduling_request(run), availability_zone=zone, requested_host=arguments.host, exclude_hosts=()
@@ -117,16 +112,14 @@ async def _place_anew(run: Run, cloud: Cloud) -> None:
     for host in selection.hosts:
         try:
             async with run.scope():
-                await _place_on(run, cloud, host, source, arguments)
+                await _place_on(run, cloud, host, arguments)
             return
         except WORTH_ANOTHER_HOST as error:
             refusals.add(host, error)
     raise refusals.no_valid_host(selection.details)
 
 
-async def _place_on(
-    run: Run, cloud: Cloud, host: str, source: ImageSource | None, arguments: UnshelveArguments
-) -> None:
+async def _place_on(run: Run, cloud: Cloud, host: str, arguments: UnshelveArguments) -> None:
     instance, hosts = run.instance, run.hosts
     await run.step("claim", cloud.scheduler.claim, f"{run.operation.id}:{host}", instance.id, host,
                    claimed_flavor(instance), undo=cloud.scheduler.release)  # fmt: skip
@@ -134,13 +127,17 @@ async def _place_on(
                            undo=bind_ports_back, task=TaskState.SPAWNING, on="network")  # fmt: skip
     connected = await volumes.connect_all(run, cloud, host)
     moved = volumes.with_volumes(instance, connected)
+    plugged = tuple(port.definition for port in ports)
+    await set_up_ports(run, host, plugged, undo=hosts.ensure_no_ports)
+    # Late, as it may take a moment: an image that was made just now is being read for its SHA-256.
+    source = None if boots_from_volume(instance) else await _find_image(run, cloud)
     disks = disks_of(moved, source)
     if source is not None:
         await run.step("fetch image", hosts.ensure_image, host, source)
     for disk in disks:
         await run.step(f"create {disk.name} disk", hosts.ensure_disk, host, disk, undo=hosts.ensure_no_disks)
     guest = guest_of(moved, disks, ports)
-    state = await start_guest(run, host, guest, undo=hosts.undo_of_running(disks), undo_ports=hosts.ensure_no_ports)
+    state = await start_on_ports(run, host, guest, undo=hosts.undo_of_running(disks))
     if arguments.availability_zone is not None:
         zone = arguments.availability_zone or None
         await run.step("pin zone", run.change_spec, lambda spec: msgspec.structs.replace(spec, availability_zone=zone))
@@ -149,6 +146,13 @@ async def _place_on(
              facts={"ports": ports, "volumes": connected})  # fmt: skip
     await _forget_shelving(run, cloud)
     await run.settle(VmState.ACTIVE, power_state=state)
+
+
+async def _find_image(run: Run, cloud: Cloud) -> ImageSource:
+    """Raises ImageGone."""
+    image_id = run.instance.facts.system_metadata.get(SHELVED_IMAGE, "")
+    limit_s = cloud.settings.lifecycle.data_move_max_s
+    return await run.step("find image", cloud.images.image_source, image_id, on="image", deadline_s=limit_s)
 
 
 async def _forget_shelving(run: Run, cloud: Cloud) -> None:
