@@ -15,6 +15,7 @@ CLIENTS = 16
 WARM_UP = 20
 POLL_ONE_S = 0.001
 POLL_MANY_S = 0.02  # a client that asks more often measures its own questions
+POLL_AS_USERS_S = 0.1  # still ten times as often as users' programs ask, which wait a second and longer
 
 
 class OneByOne(NamedTuple):
@@ -38,7 +39,9 @@ class Rate(NamedTuple):
     failed: int
 
 
-async def in_parallel(connect: Callable[[], Connection], refs: Refs, name: str, count: int) -> Rate:
+async def in_parallel(
+    connect: Callable[[], Connection], refs: Refs, name: str, count: int, *, poll_s: float = POLL_MANY_S
+) -> Rate:
     """So many builds by CLIENTS clients, each of which waits for its server before it asks for the next."""
     numbers = iter(range(count))
     failed = 0
@@ -48,7 +51,7 @@ async def in_parallel(connect: Callable[[], Connection], refs: Refs, name: str, 
         connection = connect()
         for number in numbers:
             try:
-                await build(connection, refs, f"{name}-{number}", POLL_MANY_S)
+                await build(connection, refs, f"{name}-{number}", poll_s)
             except (RuntimeError, TimeoutError) as error:
                 print(f"{name}-{number}: {error}")
                 failed += 1

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from bench.builds import CLIENTS, in_parallel, one_by_one
+from bench.builds import CLIENTS, POLL_AS_USERS_S, in_parallel, one_by_one
 from bench.chaos import ChaosRun, chaos_run
 from bench.crash import KILL_AFTER_S, OF_EACH, SLOW, CrashRun, Victim, crash_run, remove_all
 from bench.http_client import Connection, token_of
@@ -122,7 +122,10 @@ async def distributed() -> list[Row]:
         connection = one.connect()
         took = await one_by_one(connection, refs, ONE_BY_ONE)
         before = one.cpu_s()
-        rounds = [await in_parallel(one.connect, refs, f"many-{turn}", IN_PARALLEL) for turn in range(ROUNDS)]
+        rounds = [
+            await in_parallel(one.connect, refs, f"many-{turn}", IN_PARALLEL, poll_s=POLL_AS_USERS_S)
+            for turn in range(ROUNDS)
+        ]
         spent = {name: (now - before[name]) / (ROUNDS * IN_PARALLEL) * 1000 for name, now in one.cpu_s().items()}
         await connection.close()
         findings = await one.findings()

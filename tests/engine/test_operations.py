@@ -392,7 +392,7 @@ async def test_a_database_that_is_away_for_a_moment_undoes_nothing(bench: Bench,
 
     async def sometimes(*statements: Statement) -> list[Result]:
         nonlocal seen
-        if any("operations" in one.sql and "finished_at IS NULL" in one.sql for one in statements[:1]):
+        if any("UPDATE operations" in one.sql and "epoch = :epoch" in one.sql for one in statements[:1]):
             seen += 1
             if seen == failing:
                 raise Unavailable(retry_after_s=1)

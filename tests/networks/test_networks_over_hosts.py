@@ -90,6 +90,36 @@ async def test_remotes_follow_the_hosts_that_ports_are_bound_to(cloud: Cloud) ->
     assert moved.reach > third.reach
 
 
+async def test_ports_that_are_made_on_a_host_are_as_if_they_were_bound_to_it(cloud: Cloud) -> None:
+    await report_hosts(cloud)
+    brought = (await cloud.member.make("port", network_id=cloud.shared_id))["id"]
+    new = RequestedNetwork(network_id=cloud.shared_id)
+
+    async def made(instance_id: str, host: str, *requested: RequestedNetwork) -> tuple[InstancePort, ...]:
+        return await cloud.networks.allocate(
+            instance_id, project_id="p1", hostname="guest", requested=requested,
+            security_groups=("default",), availability_zone="nova", host=host,
+        )  # fmt: skip
+
+    one, two, three = (str(uuid4()) for _ in range(3))
+    first = await made(one, "h1", new)
+    assert await cloud.networks.bind(one, host="h1") == first
+    assert first[0].definition.rules
+    second = await made(two, "h2", RequestedNetwork(port_id=brought), new)
+    assert second[0].definition.id == brought
+    assert await cloud.networks.bind(two, host="h2") == second
+    assert network_of(second).remotes == ("10.9.0.1",)
+    assert network_of(second).reach > network_of(first).reach
+    assert await remotes(cloud, one) == ("10.9.0.2",)
+    # One more on a host that has the network changes nothing; what is asked again is there already, where it is wanted.
+    third = await made(three, "h2", new, new)
+    assert network_of(third).reach == network_of(second).reach
+    assert await made(three, "h2", new, new) == third
+    moved = await made(three, "h3", new, new)
+    assert network_of(moved).remotes == ("10.9.0.1", "10.9.0.2")
+    assert [port.definition.id for port in moved] == [port.definition.id for port in third]
+
+
 async def test_a_host_that_others_cannot_reach_is_no_remote(cloud: Cloud) -> None:
     await report_hosts(cloud)
     one, two = [await new_instance(cloud, cloud.shared_id) for _ in range(2)]

@@ -18,7 +18,7 @@ from instar.store.audit import audit_host_totals, host_totals_recount
 from instar.store.claims import claim_release, claim_take
 from instar.store.contract import Statement
 from instar.store.hosts import Capacity, host_report
-from instar.store.instances import usage_add, usage_ensure
+from instar.store.instances import UsageFull, usage_add, usage_ensure, usage_take
 from instar.store.postgresql import PostgresqlStore
 from instar.store.quotas import quota_take_one
 from instar.store.server_groups import ServerGroup, server_group_create, server_group_room
@@ -106,6 +106,10 @@ def _cores(_: str) -> tuple[Statement, ...]:
     return usage_ensure("p"), usage_add("p", "instances", 1, 100), usage_add("p", "cores", 2, 10)
 
 
+def _servers(_: str) -> tuple[Statement, ...]:
+    return (usage_take("p", {"instances": 1, "cores": 2, "ram": 64}, {"instances": -1, "cores": 10, "ram": 400}),)
+
+
 def _key_pairs(one: str) -> tuple[Statement, ...]:
     insert = "INSERT INTO key_pairs VALUES ('u', :id, 'ssh', 'f', 'k', 0, :id)"
     return *quota_take_one("key_pairs", "u", 5), Statement(insert, {"id": one}, 1)
@@ -120,7 +124,7 @@ def _volumes(one: str) -> tuple[Statement, ...]:
     return *take, Statement(insert, {"id": one, "none": b"{}"}, 1)
 
 
-@pytest.mark.parametrize("taking", [_cores, _key_pairs, _volumes])
+@pytest.mark.parametrize("taking", [_cores, _servers, _key_pairs, _volumes])
 async def test_two_apis_never_overrun_a_quota(
     stores: list[PostgresqlStore], taking: Callable[[str], tuple[Statement, ...]]
 ) -> None:
@@ -129,7 +133,7 @@ async def test_two_apis_never_overrun_a_quota(
     for attempt in range(2):
         done, refused = await race(stores, [taking(uuid4().hex) for _ in range(20)])
         assert done == (0 if attempt else 5)
-        assert all(isinstance(one, QuotaExceeded) for one in refused)
+        assert all(isinstance(one, QuotaExceeded | UsageFull) for one in refused)
 
 
 async def test_ports_stay_within_their_quota_and_no_address_is_given_out_twice(stores: list[PostgresqlStore]) -> None:

@@ -72,6 +72,17 @@ async def test_a_transaction_does_the_same_when_it_has_become_a_function(store: 
     assert [row["value"] for row in rows] == ["x" * 7]
 
 
+async def test_a_transaction_of_more_values_than_a_function_has_arguments_is_one_call_all_the_same(
+    store: PostgresqlStore,
+) -> None:
+    for number in range(6):
+        facts = [f"{number}-{one}" for one in range(60)]
+        results = await store.write(*(put(name, name) for name in facts), put(f"b{number}"))
+        assert [one.rowcount for one in results] == [1] * 61
+    rows = await store.read("SELECT name, value FROM cloud_facts WHERE name LIKE '5-%'")
+    assert {row["name"]: row["value"] for row in rows} == {name: name for name in facts}
+
+
 async def test_numbers_have_64_bits_and_sums_are_numbers(store: PostgresqlStore) -> None:
     big = 1 << 62
     sums = "SELECT :big AS big, CAST(SUM(n) AS NUMERIC) AS s FROM (SELECT 3 AS n) t WHERE :big > 0"

@@ -21,7 +21,7 @@ from instar.model.instance import Instance, InstanceFacts
 from instar.model.operation import Notification, Operation
 from instar.model.states import VmState
 from instar.store.contract import Store
-from instar.store.operations import notification_remove, notifications_fetch
+from instar.store.operations import notifications_fetch, notifications_remove
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ BATCH_MAX = 200
 RETRY_S = 1.0
 LOOK_AGAIN_S = 30.0
 LOOK_FOR_LEFT_S = 2.0
-GATHER_S = 0.02  # what is recorded within this time is told together
+GATHER_S = 0.2  # what is recorded within this time is told together
 
 
 def notification(
@@ -124,7 +124,7 @@ class Outbox:
             told = msgspec.msgpack.decode(body, type=Notification)
             await self._bus.notify(TOPIC + told.event_type, Message("Notification", body))
         if found:
-            await self._store.write(*(notification_remove(message_id) for message_id, _ in found))
+            await self._store.write(*notifications_remove([message_id for message_id, _ in found]))
         return len(found) == BATCH_MAX
 
 

@@ -95,15 +95,15 @@ def image_id(run: Run) -> str:
 async def allocate_ports(run: Run, cloud: Cloud, host: str) -> tuple[InstancePort, ...]:
     """Ports with addresses, bound to the host."""
     instance, spec = run.instance, run.instance.spec
-    await cloud.networks.allocate(
+    return await cloud.networks.allocate(
         instance.id,
         project_id=instance.project_id,
         hostname=instance.hostname,
         requested=spec.networks,
         security_groups=spec.security_groups,
         availability_zone=instance.availability_zone or "",
+        host=host,
     )
-    return await cloud.networks.bind(instance.id, host=host)
 
 
 async def release_ports(run: Run, cloud: Cloud, _host: str) -> None:

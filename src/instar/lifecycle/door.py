@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -39,6 +39,7 @@ from instar.model.operation import Operation
 from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, VmState, check
 from instar.store.contract import Statement, WriteConflict
 from instar.store.instances import (
+    UsageFull,
     instance_fetch,
     instance_grow,
     instance_insert,
@@ -50,6 +51,7 @@ from instar.store.instances import (
     usage_add,
     usage_ensure,
     usage_fetch,
+    usage_take,
 )
 from instar.store.operations import operation_insert, operations_cancel
 from instar.store.server_groups import server_group_room
@@ -83,19 +85,20 @@ class Lifecycle:
 
     # --- operations -------------------------------------------------------------------------------------------------
 
-    async def create(self, context: RequestContext, new: Sequence[NewInstance]) -> list[Instance]:
-        """Record instances and their builds: all or none. Raises QuotaExceeded."""
-        limits = await self._quota_limits(context.project_id)
+    async def create(
+        self, context: RequestContext, new: Sequence[NewInstance], limits: Mapping[str, int] | None = None
+    ) -> list[Instance]:
+        """Record instances and their builds: all or none. `limits`: the project's, where the caller has just read them.
+        Raises QuotaExceeded."""
+        limits = limits or await self._quota_limits(context.project_id)
         now, reservation = now_us(), "r-" + uuid.uuid4().hex[:8]
         instances = [_new_instance(context, draft, now, reservation) for draft in new]
         wanted: Counter[str] = Counter()
         for draft in new:
             flavor = draft.spec.flavor
             wanted.update(instances=1, cores=flavor.vcpus, ram=flavor.memory_mib)
-        statements = [usage_ensure(context.project_id)]
-        statements += [usage_add(context.project_id, name, amount, limits[name]) for name, amount in wanted.items()]
         groups = Counter(draft.spec.group_id for draft in new if draft.spec.group_id)
-        statements += [server_group_room(group, count, limits["server_group_members"]) for group, count in groups.items()]
+        statements = [server_group_room(group, count, limits["server_group_members"]) for group, count in groups.items()]
         operations = []
         for instance in instances:
             operation = _operation(context, instance, Action.CREATE, Action.CREATE)
@@ -103,7 +106,7 @@ class Lifecycle:
             operations.append(operation)
         try:
             await self.devices.reserve_for(instances)
-            await self._store.write(*statements)
+            await self._write_counted(context.project_id, wanted, limits, statements)
         except BaseException as error:
             await self.devices.unreserve_for(instances)
             if not isinstance(error, QuotaExceeded):
@@ -115,6 +118,17 @@ class Lifecycle:
         for operation in operations:
             await self._tell(operation)
         return instances
+
+    async def _write_counted(
+        self, project_id: str, wanted: Mapping[str, int], limits: Mapping[str, int], statements: Sequence[Statement]
+    ) -> None:
+        """Write what uses so much of the project's limits. All others of the project wait for the row that counts: it comes
+        last, and once for all. Raises QuotaExceeded."""
+        try:
+            await self._store.write(*statements, usage_take(project_id, wanted, limits))
+        except UsageFull:  # of what, the same one by one says; or has somebody made room meanwhile
+            counted = (usage_add(project_id, name, amount, limits[name]) for name, amount in wanted.items())
+            await self._store.write(*statements, usage_ensure(project_id), *counted)
 
     async def delete(self, context: RequestContext, instance: Instance, *, force: bool = False) -> None:
         """May come at any time; what is in flight is unwound first. A second delete changes nothing.

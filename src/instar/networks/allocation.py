@@ -4,6 +4,7 @@ Made by `local.py` from what it read a moment before; each statement says what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 from uuid import uuid4
 
@@ -16,7 +17,8 @@ from instar.networks.definitions import Topology, TopologyCache
 from instar.networks.failures import ChangedMeanwhile, IpAddressInUse
 from instar.networks.security_groups import chosen_groups, default_group_statements
 from instar.store import networks as sql
-from instar.store.contract import Statement
+from instar.store.contract import Result, Statement
+from instar.store.network_reach import reach_grow, reach_grow_new
 from instar.store.network_records import PortRecord
 
 
@@ -35,8 +37,9 @@ class Allocation:
 
     def __init__(
         self, networks: Networks, instance_id: str, project_id: str, hostname: str, owner: str,
-        facts: sql.AllocationFacts,
+        facts: sql.AllocationFacts, host: str = "",
     ) -> None:  # fmt: skip
+        """`host`: the ports belong to it from the beginning."""
         self.statements: list[Statement] = []
         self.groups: set[str] = set()
         self.topologies: dict[str, Topology] = {}
@@ -46,6 +49,8 @@ class Allocation:
         self._hostname = hostname
         self._owner = owner
         self._facts = facts
+        self._host = host
+        self._growing: list[int] = []  # places of the statements that return networks which the host gets by this
         self._now = now_us()
 
     async def make(
@@ -70,7 +75,15 @@ class Allocation:
                 self._claim(one.port_id, position, one.tag)
             else:
                 ports.append(await self._new_port(one, position, groups, limit, held, port_id))
+        if self._host and len(ports) < len(requested):
+            self.statements += reach_grow(self._instance_id, self._host)
+            self._growing.append(len(self.statements) - 1)
+            self.statements.append(sql.ports_bind(self._instance_id, self._host, self._now))
         return ports
+
+    def grown_in(self, results: Sequence[Result]) -> list[Result]:
+        """Which of what was written tells the networks that a host got or lost. `results` begin with the plan's."""
+        return [results[place] for place in self._growing]
 
     def _security_groups(self, names: tuple[str, ...]) -> tuple[str, ...]:
         groups = chosen_groups(self._facts.groups, names)
@@ -107,8 +120,12 @@ class Allocation:
             created_at=self._now, updated_at=self._now, fixed_ips=(address,),
             security_groups=groups if secured else (), device_id=self._instance_id, device_owner=self._owner,
             dns_name=self._hostname, port_security=secured, made_by_us=True, position=position, nic_tag=one.tag,
+            host=self._host,
         )  # fmt: skip
         changed = ChangedMeanwhile()
+        if self._host:
+            self._growing.append(len(self.statements))
+            self.statements.append(reach_grow_new(port.network_id, self._host))
         self.statements.append(
             sql.port_insert(port, network_revision=topology.network.revision, limit=limit, changed=changed,
                             duplicate=changed)

@@ -26,9 +26,11 @@ class NetworkService(Protocol):
         requested: tuple[RequestedNetwork, ...],
         security_groups: tuple[str, ...],
         availability_zone: str,
+        host: str = "",
     ) -> tuple[InstancePort, ...]:
-        """Ports with addresses for the instance, in the order asked. Again with the same instance: the same ports.
-        Raises NoFreeAddress, PortInUse, UnknownReference; then nothing is taken."""
+        """Ports with addresses for the instance, in the order asked. Again with the same instance: the same ports. With a
+        host they belong to it at once, and are returned as by `bind`. Raises NoFreeAddress, PortInUse, UnknownReference;
+        then nothing is taken."""
         ...
 
     async def attach(

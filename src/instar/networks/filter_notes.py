@@ -38,6 +38,7 @@ log = structlog.get_logger()
 
 TellHosts = Callable[[set[str]], Awaitable[set[str]]]
 
+SPACING_S = 0.3  # between two words of notes, where changes come all the time
 AGAIN_S = 1.0  # after a database or bus that was away
 LOOK_EVERY_S = 2.0  # for notes of which no word came
 LATE_EVERY_S = 5.0
@@ -51,6 +52,7 @@ class FilterNotes:
         self._store, self._bus = store, bus
         self._pending: dict[str, set[str]] = {}
         self._nudge = False
+        self._told_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def noting(
@@ -106,7 +108,7 @@ class FilterNotes:
     async def _work(self) -> None:
         try:
             while self._nudge:
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(max(GATHER_S, self._told_at + SPACING_S - time.monotonic()))
                 self._nudge = False
                 pending, self._pending = self._pending, {}
                 try:
@@ -125,6 +127,7 @@ class FilterNotes:
         if statements:
             await self._store.write(*statements)
         pending.clear()
+        self._told_at = time.monotonic()
         async with asyncio.timeout(AGAIN_S):
             await self._bus.publish(PORTS_CHANGED, Message("PortsChanged", b""))
 

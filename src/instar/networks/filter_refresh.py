@@ -26,8 +26,8 @@ log = structlog.get_logger()
 PortsChanged = Callable[[set[str]], Awaitable[None]]
 
 GATHER_S = 0.05
-REST_FACTOR = 4.0  # rest so many times as long as the last telling took
-REST_MAX_S = 5.0
+REST_FACTOR = 9.0  # rest so many times as long as the last telling took
+REST_MAX_S = 20.0
 TELL_MAX_S = 60.0
 
 

@@ -27,6 +27,7 @@ from instar.networks.filter_refresh import FilterChanges, FilterRefresh, PortsCh
 from instar.networks.instance_groups import change_instance_groups
 from instar.networks.reach import Reach, reaching
 from instar.networks.security_groups import (
+    DEFAULT,
     RecentMembers,
     RemoteMembers,
     chosen_groups,
@@ -103,7 +104,7 @@ class LocalNetworks:
             requested = await self._only_network(project_id)
         network_ids = [one.network_id for one in requested if one.network_id and not one.port_id]
         port_ids = [one.port_id for one in requested if one.port_id]
-        facts = await sql.allocation_facts(self.store, "", project_id, network_ids, port_ids)
+        facts = await self._facts("", project_id, network_ids, port_ids)
         topologies = await self.topologies.get(facts.networks)
         ports = {}
         if port_ids:
@@ -146,6 +147,12 @@ class LocalNetworks:
         if taken or await sql.address_is_used(self.store, subnet.id, ip_address):
             raise BadRequest(f"Fixed IP address {ip_address} is already in use on network {topology.network.id}.")
 
+    async def _facts(
+        self, instance_id: str, project_id: str, network_ids: Sequence[str], port_ids: Sequence[str]
+    ) -> sql.AllocationFacts:
+        counted = self.settings.ports >= 0
+        return await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids, counted=counted)
+
     def check_quota(self, facts: sql.AllocationFacts, wanted: int) -> int:
         """The port limit of the project. Raises QuotaExceeded when `wanted` more ports are over it."""
         limit = self.settings.ports if facts.ports_limit is None else facts.ports_limit
@@ -154,6 +161,8 @@ class LocalNetworks:
         return limit
 
     async def security_groups_exist(self, names: tuple[str, ...], *, project_id: str) -> tuple[str, ...]:
+        if all(name == DEFAULT for name in names):
+            return names  # every project has it, and made by itself where it was not used yet
         groups = await groups_of_project(self.store, project_id)
         chosen_groups(groups, names)
         name_of = {row["id"]: row["name"] for row in groups}
@@ -175,6 +184,7 @@ class LocalNetworks:
         requested: tuple[RequestedNetwork, ...],
         security_groups: tuple[str, ...],
         availability_zone: str,
+        host: str = "",
     ) -> tuple[InstancePort, ...]:
         """As the contract says; the definitions have no rules yet: what a host plugs is what `bind` returns.
 
@@ -184,17 +194,24 @@ class LocalNetworks:
         network_ids = [one.network_id for one in requested if one.network_id and not one.port_id]
         port_ids = [one.port_id for one in requested if one.port_id]
         for _ in range(ATTEMPTS_MAX):
-            facts = await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids)
+            facts = await self._facts(instance_id, project_id, network_ids, port_ids)
             if facts.own_ports:
-                return await self.ports_of(instance_id)
-            plan = Allocation(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
+                return await self.bind(instance_id, host=host) if host else await self.ports_of(instance_id)
+            owner = f"compute:{availability_zone or 'nova'}"
+            plan = Allocation(self, instance_id, project_id, hostname, owner, facts, host)
+            # Most builds come while it is known that there is a large group.
+            noted = host != "" and self._recent_members.in_use
             try:
                 with self.addressing.hold() as held:
                     ports = await plan.make(requested, security_groups or ("default",), held)
-                    await self.store.write(*plan.statements, *self.refresh.noting(members=plan.groups))
+                    noting = self.refresh.noting(members=plan.groups, instances=[instance_id] if noted else ())
+                    results = await self.store.write(*plan.statements, *noting)
             except (ChangedMeanwhile, WriteConflict):
                 continue
             self.refresh.members_changed(plan.groups, noted=True)
+            if host:
+                await self._hosts_changed(*plan.grown_in(results))
+                return await self._bound(instance_id, noted=noted)
             if port_ids:
                 return await self.ports_of(instance_id)
             return tuple(instance_port(port, plan.topologies[port.network_id], ()) for port in ports)
@@ -218,7 +235,7 @@ class LocalNetworks:
             had = await sql.ports_of_instances(self.store, [instance_id])
             if any(one.port.id == port_id for one in had):
                 return next(port for port in await self.ports_of(instance_id) if port.definition.id == port_id)
-            facts = await sql.allocation_facts(self.store, instance_id, project_id, network_ids, port_ids)
+            facts = await self._facts(instance_id, project_id, network_ids, port_ids)
             plan = Allocation(self, instance_id, project_id, hostname, f"compute:{availability_zone or 'nova'}", facts)
             position = max((one.port.position or 0 for one in had), default=-1) + 1
             try:
@@ -234,9 +251,13 @@ class LocalNetworks:
 
     async def bind(self, instance_id: str, *, host: str) -> tuple[InstancePort, ...]:
         await self._bind(instance_id, host)
+        return await self._bound(instance_id)
+
+    async def _bound(self, instance_id: str, *, noted: bool = False) -> tuple[InstancePort, ...]:
+        """`noted`: that its filters are to be told again was written with its ports."""
         ports = (await self._ports_of([instance_id], self._recent_members)).get(instance_id, ())
         if self._recent_members.in_use:
-            self.refresh.instances_changed([instance_id])
+            self.refresh.instances_changed([instance_id], noted=noted)
         return ports
 
     async def unbind(self, instance_id: str) -> None:
@@ -275,10 +296,11 @@ class LocalNetworks:
         await self._hosts_changed(grown)
         self.refresh.members_changed(groups_in([deleted]), noted=True)
 
-    async def _hosts_changed(self, grown: Result) -> None:
-        """`grown` are the networks that a host got or lost."""
-        if grown.rows and await self.reach.over_hosts():
-            self.refresh.hosts_changed(row["id"] for row in grown.rows)
+    async def _hosts_changed(self, *grown: Result) -> None:
+        """`grown` tell the networks that a host got or lost."""
+        networks = {row["id"] for one in grown for row in one.rows}
+        if networks and await self.reach.over_hosts():
+            self.refresh.hosts_changed(networks)
 
     # --- reads --------------------------------------------------------------------------------------------------------
 

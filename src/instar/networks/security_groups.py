@@ -25,7 +25,7 @@ from instar.store.security_groups import (
 
 DEFAULT = "default"
 LARGE_GROUP = 100  # addresses
-RECENT_S = 1.0
+RECENT_S = 3.0
 _PAIRS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 
 

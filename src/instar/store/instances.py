@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from instar.clock import now_us
-from instar.errors import NotFound, QuotaExceeded, TaskStateConflict, WrongState
+from instar.errors import InstarError, NotFound, QuotaExceeded, TaskStateConflict, WrongState
 from instar.model.instance import Instance, InstanceFacts, InstanceSpec, instance_from_row
 from instar.model.states import TaskState, VmState
 from instar.store.contract import Statement, Store, Value
@@ -271,7 +271,7 @@ async def instance_places(store: Store, instance_ids: Sequence[str]) -> dict[str
     names = ", ".join(f":{name}" for name in params)
     rows = await store.read(
         "SELECT id, host, epoch, task_state IS NOT NULL OR EXISTS (SELECT 1 FROM operations o "  # noqa: S608 - our names
-        "WHERE o.instance_id = instances.id AND o.finished_at IS NULL) AS busy "
+        "WHERE o.instance_id = instances.id AND COALESCE(o.finished_at, 0) = 0) AS busy "
         f"FROM instances WHERE id IN ({names}) AND host IS NOT NULL AND deleted = 0",
         params,
     )
@@ -286,6 +286,31 @@ async def instances_existing(store: Store) -> dict[str, str | None]:
 
 # --- what a project uses ------------------------------------------------------------------------------------------
 
+_USAGE_COLUMNS = {"instances": "instances", "cores": "cores", "ram": "ram_mib"}
+_USAGE_TAKE = """
+INSERT INTO project_usage (project_id, instances, cores, ram_mib) SELECT :project_id, :instances, :cores, :ram
+    WHERE (:instances_limit < 0 OR :instances <= :instances_limit)
+      AND (:cores_limit < 0 OR :cores <= :cores_limit) AND (:ram_limit < 0 OR :ram <= :ram_limit)
+ON CONFLICT (project_id) DO UPDATE SET instances = project_usage.instances + :instances,
+    cores = project_usage.cores + :cores, ram_mib = project_usage.ram_mib + :ram
+    WHERE (:instances_limit < 0 OR project_usage.instances + :instances <= :instances_limit)
+      AND (:cores_limit < 0 OR project_usage.cores + :cores <= :cores_limit)
+      AND (:ram_limit < 0 OR project_usage.ram_mib + :ram <= :ram_limit)
+"""
+
+
+class UsageFull(InstarError):
+    """Some of what was wanted has no room in the project's limits."""
+
+
+def usage_take(project_id: str, wanted: Mapping[str, int], limits: Mapping[str, int]) -> Statement:
+    """Take instances, cores and ram at once, if the limits (-1: none) have room for all of them. Raises UsageFull: with
+    `usage_ensure` and `usage_add` it is found out which has none."""
+    params: dict[str, Value] = {"project_id": project_id}
+    for name in _USAGE_COLUMNS:
+        params |= {name: wanted[name], f"{name}_limit": limits[name]}
+    return Statement(_USAGE_TAKE, params, 1, UsageFull())
+
 
 def usage_ensure(project_id: str) -> Statement:
     return Statement(
@@ -295,7 +320,7 @@ def usage_ensure(project_id: str) -> Statement:
 
 def usage_add(project_id: str, resource: str, amount: int, limit: int) -> Statement:
     """Take `amount` of instances, cores or ram if the limit (-1: none) has room. Raises QuotaExceeded."""
-    column = {"instances": "instances", "cores": "cores", "ram": "ram_mib"}[resource]
+    column = _USAGE_COLUMNS[resource]
     return Statement(
         f"UPDATE project_usage SET {column} = {column} + :amount "  # noqa: S608 - one of three names
         f"WHERE project_id = :project_id AND (:limit < 0 OR {column} + :amount <= :limit)",

@@ -33,6 +33,16 @@ def reach_grow(instance_id: str, host: str) -> tuple[Statement, ...]:
     return _leaving_one_by_one(f"{_OWN} AND host <> '' AND host <> :host", params), Statement(sql, params)
 
 
+def reach_grow_new(network_id: str, host: str) -> Statement:
+    """To come before a new port of the network is made on `host`: the network grows in `reach` if the host gets it by
+    this, and its id is returned."""
+    return Statement(
+        """UPDATE networks SET reach = reach + 1 WHERE id = :network_id AND NOT EXISTS (
+             SELECT 1 FROM ports p WHERE p.network_id = :network_id AND p.host = :host) RETURNING id""",
+        {"network_id": network_id, "host": host},
+    )
+
+
 def _leaving_one_by_one(networks: str, params: Mapping[str, Value]) -> Statement:
     """Of two ports that are a network's last on a host, and leave it at once, the second sees that the first is gone."""
     return Statement(f"UPDATE networks SET reach = reach WHERE id IN ({networks})", params)  # noqa: S608 - constants only

@@ -37,14 +37,15 @@ class AllocationFacts(NamedTuple):
     networks: dict[str, int]  # id → revision
     ports: dict[str, Row]  # brought by the user: project_id, device_id, network_id in `name`
     groups: list[Row]  # of the project: id, name, number = 1 for the default one
-    ports_used: int
+    ports_used: int  # 0 where nothing limits them
     ports_limit: int | None  # None: the setting's
 
 
 _FACTS = """
 SELECT 'own' AS kind, '' AS id, '' AS project_id, '' AS name, COUNT(*) AS number
     FROM ports WHERE device_id = :instance_id AND position IS NOT NULL
-UNION ALL SELECT 'used', '', '', '', COUNT(*) FROM ports WHERE project_id = :project_id
+UNION ALL SELECT 'used', '', '', '', COUNT(*) FROM ports WHERE project_id = :project_id AND (:counted = 1 OR EXISTS
+    (SELECT 1 FROM network_quotas WHERE project_id = :project_id AND resource = 'port'))
 UNION ALL SELECT 'limit', '', '', '', hard_limit FROM network_quotas WHERE project_id = :project_id AND resource = 'port'
 UNION ALL SELECT 'group', id, project_id, name, CASE WHEN default_of IS NULL THEN 0 ELSE 1 END
     FROM security_groups WHERE project_id = :project_id
@@ -54,10 +55,11 @@ UNION ALL SELECT 'port', id, device_id, network_id, revision FROM ports WHERE {p
 
 
 async def allocation_facts(
-    store: Store, instance_id: str, project_id: str, network_ids: Sequence[str], port_ids: Sequence[str]
+    store: Store, instance_id: str, project_id: str, network_ids: Sequence[str], port_ids: Sequence[str], *, counted: bool
 ) -> AllocationFacts:
-    """One read: the instance's ports, the networks and ports asked for, the project's groups and port quota."""
-    params: dict[str, Value] = {"instance_id": instance_id, "project_id": project_id}
+    """One read: the instance's ports, the networks and ports asked for, the project's groups and port quota. `counted`: a
+    project without a limit of its own has one all the same, so its ports are counted, which may be many."""
+    params: dict[str, Value] = {"instance_id": instance_id, "project_id": project_id, "counted": int(counted)}
     sql = _FACTS.format(networks=any_of("id", network_ids, params, "n"), ports=any_of("id", port_ids, params, "p"))
     rows = await store.read(sql, params)
     numbers = {row["kind"]: row["number"] for row in rows}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from instar.clock import now_us
@@ -9,6 +11,12 @@ from instar.errors import InstarError, TaskStateConflict
 from instar.model.operation import Notification, Operation, Step, operation_from_row, step_from_row
 from instar.model.states import TaskState
 from instar.store.contract import Statement, Store, Value
+
+REMOVED_AT_ONCE = (1, 2, 4, 8, 16, 32)  # told notifications
+# Where it is known by its id or its instance's whether an operation is unfinished: as an expression. As the condition of
+# the index of all that are unfinished it would have PostgreSQL walk through that, with what has left it since a vacuum: a
+# plan that is made while there are few of them, and kept.
+_UNFINISHED = "COALESCE({0}finished_at, 0) = 0"
 
 _INSERT = """
 INSERT INTO operations (id, instance_id, action, rule, request_id, user_id, project_id, turn, vm_state_before,
@@ -37,28 +45,36 @@ def operations_cancel(instance_id: str, by: Operation) -> Statement:
     )
 
 
+_TAKE = f"""UPDATE operations SET owner = :owner, updated_at = :now,
+      epoch = (SELECT i.epoch FROM instances i WHERE i.id = operations.instance_id)
+    WHERE id = :id AND owner IS NOT DISTINCT FROM :from_owner AND {_UNFINISHED.format('')}
+      AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = operations.instance_id
+                      AND {_UNFINISHED.format('o.')} AND o.turn < operations.turn)
+    RETURNING *"""  # noqa: S608 - constants only
+
+
 def operation_take(operation_id: str, owner: str, *, from_owner: str | None) -> Statement:
     """Own an operation, under a new epoch, when no older one of the instance is unfinished.
 
     Changes no row where another conductor was quicker. The instance's epoch is raised in the same transaction, before."""
     return Statement(
-        """UPDATE operations SET owner = :owner, updated_at = :now,
-             epoch = (SELECT i.epoch FROM instances i WHERE i.id = operations.instance_id)
-           WHERE id = :id AND owner IS NOT DISTINCT FROM :from_owner AND finished_at IS NULL
-             AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = operations.instance_id
-                             AND o.finished_at IS NULL AND o.turn < operations.turn)
-           RETURNING *""",
+        _TAKE,
         {"id": operation_id, "owner": owner, "from_owner": from_owner, "now": now_us()},
         rows=1,
     )
 
 
+_GUARD = (
+    f"UPDATE operations SET updated_at = :now "  # noqa: S608 - constants only
+    f"WHERE id = :id AND owner = :owner AND epoch = :epoch AND {_UNFINISHED.format('')}"
+)
+_GUARD_FORWARD = f"{_GUARD} AND cancelled_by IS NULL"
+
+
 def operation_guard(operation: Operation, *, forward: bool) -> Statement:
     """Only the owner of the current epoch may write; `forward` also asks that nobody has taken over the instance."""
-    condition = " AND cancelled_by IS NULL" if forward else ""
     return Statement(
-        "UPDATE operations SET updated_at = :now "  # noqa: S608 - the condition is one of two constants
-        "WHERE id = :id AND owner = :owner AND epoch = :epoch AND finished_at IS NULL" + condition,
+        _GUARD_FORWARD if forward else _GUARD,
         {"id": operation.id, "owner": operation.owner, "epoch": operation.epoch, "now": now_us()},
         rows=1,
         error=GuardRefused(),
@@ -78,7 +94,7 @@ def operation_finish(operation_id: str, *, result: str, message: str | None, for
         f"""UPDATE operations SET finished_at = :now, updated_at = :now, result = :result, message = :message{wiped}
            WHERE id = :id
            RETURNING (SELECT n.id FROM operations n WHERE n.instance_id = operations.instance_id
-                        AND n.finished_at IS NULL AND n.id <> operations.id ORDER BY n.turn LIMIT 1) AS next_id""",  # noqa: S608
+                        AND {_UNFINISHED.format('n.')} AND n.id <> operations.id ORDER BY n.turn LIMIT 1) AS next_id""",  # noqa: S608
         {"id": operation_id, "result": result, "message": message, "now": now_us(), **nothing},
         rows=1,
     )
@@ -190,8 +206,17 @@ def notification_insert(notification: Notification, owner: str | None = None) ->
     )
 
 
-def notification_remove(message_id: str) -> Statement:
-    return Statement("DELETE FROM notifications WHERE id = :id", {"id": message_id})
+def notifications_remove(message_ids: Sequence[str]) -> list[Statement]:
+    """In a few sizes, filled up with the last one, so that these are a few texts however many there are."""
+    statements = []
+    for start in range(0, len(message_ids), REMOVED_AT_ONCE[-1]):
+        some = list(message_ids[start : start + REMOVED_AT_ONCE[-1]])
+        size = next(size for size in REMOVED_AT_ONCE if size >= len(some))
+        some += some[-1:] * (size - len(some))
+        params: dict[str, Value] = {f"i{number}": message_id for number, message_id in enumerate(some)}
+        names = ", ".join(f":{name}" for name in params)
+        statements.append(Statement(f"DELETE FROM notifications WHERE id IN ({names})", params))  # noqa: S608 - our names
+    return statements
 
 
 async def notifications_fetch(store: Store, limit: int, owner: str | None = None) -> list[tuple[str, bytes]]:

@@ -257,6 +257,7 @@ class PostgresqlStore:
                 "idle_in_transaction_session_timeout": str(round(SILENT_MAX_S * 1000)),
                 "default_transaction_isolation": "read committed",
                 "standard_conforming_strings": "on",
+                "jit": "off",  # no statement of ours is so long that its compilation would pay
             },
         )
         # Sums of 64-bit numbers are exact decimals on PostgreSQL.

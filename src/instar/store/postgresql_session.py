@@ -167,9 +167,9 @@ class Session:
         shape = None
         try:
             shape = await self._shapes.find(self._connection, statements)
-            arrays = shape.arrays(statements) if shape is not None else None
-            if shape is not None and arrays is not None and (name := await self._function(shape)):
-                return await self._call(shape, name, arrays, statements)
+            values = shape.values(statements) if shape is not None else None
+            if shape is not None and values is not None and (call := await self._function(shape)):
+                return await self._call(shape, call, values, statements)
         except LOST as error:
             raise Lost(unsure=False) from error
         except asyncpg.PostgresError as error:
@@ -177,28 +177,30 @@ class Session:
         return await self._one_by_one(statements)
 
     async def _function(self, shape: Shape) -> str | None:
-        """Name of the shape's function in this session."""
-        name = self._functions.get(shape)
-        if name is None and len(self._functions) < SHAPES_MAX:
+        """How the shape's function is called in this session."""
+        call = self._functions.get(shape)
+        if call is None and len(self._functions) < SHAPES_MAX:
             name = f"pg_temp.instar_{len(self._functions)}"
             try:
-                # Its statements find their rows by keys: one plan for all values, not five tries in each connection.
+                # Its statements find their rows by keys: one plan for all values, not five tries in each connection; and
+                # never one that walks through a table, which is chosen while that is small and kept when it is large.
                 await self._connection.execute(
-                    f"CREATE FUNCTION {name}(bigint[], text[], bytea[], double precision[], text, bigint) RETURNS text "
-                    f"LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $instar${shape.body}\n$instar$"
+                    f"CREATE FUNCTION {name}({shape.arguments}) RETURNS text LANGUAGE plpgsql "
+                    "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off "
+                    f"AS $instar${shape.body}\n$instar$"
                 )
             except asyncpg.InsufficientPrivilegeError:  # it works without, with a round trip for each statement
                 return None
-            self._functions[shape] = name
-        return name
+            call = self._functions[shape] = f"SELECT {name}{shape.call}"
+        return call
 
     async def _call(
-        self, shape: Shape, name: str, arrays: tuple[Any, ...], statements: Sequence[Statement]
+        self, shape: Shape, call: str, values: Sequence[Any], statements: Sequence[Statement]
     ) -> tuple[list[Result] | None, Marker]:
         self._seq += 1
         marker = Marker(self._id, self._seq, shape)
         try:
-            told = await self._connection.fetchval(f"SELECT {name}($1, $2, $3, $4, $5, $6)", *arrays, self._id, self._seq)
+            told = await self._connection.fetchval(call, *values, self._id, self._seq)
         except asyncpg.PostgresError as error:
             number = failed_statement(error.context) if error.sqlstate != REFUSED else int(error.detail)
             failed = statements[number] if number is not None and 0 <= number < len(statements) else None

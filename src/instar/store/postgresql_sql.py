@@ -22,15 +22,16 @@ MARKER = "UPDATE store_sessions SET seq = {seq}, result = {result} WHERE id = {s
 REFUSED = "IS001"  # our SQLSTATE: a statement did not touch the rows that it had to; DETAIL is its number
 FENCED = "IS002"  # our SQLSTATE: another connection has asked for this session's end and was told that nothing more comes
 PARAMETERS_MAX = 64  # of one statement in a function; more means a text that changes with their number
+ARGUMENTS_MAX = 98  # values that a function takes one by one, besides session and number: PostgreSQL allows 100 arguments
 
 _TOKEN = re.compile(r"'(?:[^']|'')*'|(?<![:\w]):([A-Za-z_]\w*)")
 _SPACE = re.compile(r"\s*\n\s*")
 _LINE = re.compile(r"line (\d+) at")
 _RETURNING = re.compile(r"\bRETURNING\b")
 
-# Python type → (PostgreSQL type, place among the arrays that a function takes).
+# Python type → PostgreSQL type; and the place of its array where a function takes arrays.
 TYPES: Mapping[type, str] = {str: "text", int: "bigint", bool: "bigint", bytes: "bytea", float: "double precision"}
-_ARRAYS = {"bigint": 1, "text": 2, "bytea": 3, "double precision": 4}
+_ARRAYS = {"bigint": 0, "text": 1, "bytea": 2, "double precision": 3}
 # What PostgreSQL says of a parameter that stands for NULL only → as which we send it.
 INFERRED: Mapping[str, str] = {
     "int2": "bigint", "int4": "bigint", "int8": "bigint", "text": "text", "varchar": "text", "bytea": "bytea",
@@ -87,34 +88,42 @@ class Shape:
         """`types`: of each statement's parameters, in the order of their names; `returned`: each one's columns or None."""
         self.returned: list[tuple[ReturnedColumn, ...] | None] = list(returned)
         self._rows = [statement.rows for statement in statements]
-        # Where each value goes: (statement, name, array).
-        self._places: list[tuple[int, str, int]] = []
-        self.types = [
-            dict(zip(parameter_names(statement.sql), kinds, strict=True))
-            for statement, kinds in zip(statements, types, strict=True)
-        ]
+        # Where each value comes from: (statement, name, type); the empty name is that of `alone`.
+        self._places: list[tuple[int, str, str]] = []
         self.told = any(s.rows is None or columns is not None for s, columns in zip(statements, self.returned, strict=True))
-        self.body = self._body(statements)
+        named = [zip(parameter_names(one.sql), kinds, strict=True) for one, kinds in zip(statements, types, strict=True)]
+        for number, statement in enumerate(statements):
+            self._places += [(number, name, kind) for name, kind in named[number]]
+            if statement.alone is not None:
+                self._places.append((number, "", "text"))
+        # Each value is an argument, which costs either side half as much as arrays that are made and taken apart.
+        self._in_arrays = len(self._places) > ARGUMENTS_MAX
+        values = [f"{kind}[]" for kind in _ARRAYS] if self._in_arrays else [kind for _, _, kind in self._places]
+        self.arguments = ", ".join((*values, "text", "bigint"))
+        self.call = "({})".format(", ".join(f"${number}" for number in range(1, len(values) + 3)))
+        self.body = self._body(statements, session=f"${len(values) + 1}", seq=f"${len(values) + 2}")
 
-    def _body(self, statements: Sequence[Statement]) -> str:
+    def _argument(self, place: int) -> str:
+        if not self._in_arrays:
+            return f"${place + 1}"
+        kind = self._places[place][2]
+        before = sum(1 for _, _, one in self._places[:place] if one == kind)
+        return f"(${_ARRAYS[kind] + 1})[{before + 1}]"
+
+    def _body(self, statements: Sequence[Statement], *, session: str, seq: str) -> str:
         """Each statement is one line, so that an error's line says whose it is: number n stands in line 5 + n."""
-        counts = [0, 0, 0, 0, 0]
+        arguments: list[dict[str, str]] = [{} for _ in statements]
+        for place, (number, name, _) in enumerate(self._places):
+            arguments[number][name] = self._argument(place)
         lines = []
         for number, statement in enumerate(statements):
-            places = {}
-            for name, kind in self.types[number].items():
-                array = _ARRAYS[kind]
-                counts[array] += 1
-                places[name] = f"(${array})[{counts[array]}]"
-                self._places.append((number, name, array))
+            places = arguments[number]
             sql = _TOKEN.sub(lambda match, places=places: places[match[1]] if match[1] else match[0], statement.sql)  # type: ignore[misc]
             held = ""
             if statement.alone is not None:
-                counts[_ARRAYS["text"]] += 1
-                held = f"PERFORM pg_advisory_xact_lock(hashtextextended(($2)[{counts[_ARRAYS['text']]}], 0)); "
-                self._places.append((number, "", _ARRAYS["text"]))
+                held = f"PERFORM pg_advisory_xact_lock(hashtextextended({places['']}, 0)); "
             lines.append(held + self._line(number, _SPACE.sub(" ", sql.strip())))
-        marker = MARKER.format(seq="$6", session="$5", result="instar_told" if self.told else "''")
+        marker = MARKER.format(seq=seq, session=session, result="instar_told" if self.told else "''")
         return "\n".join((
             "",
             "#variable_conflict use_column",
@@ -142,15 +151,18 @@ class Shape:
         check = "" if expected is None else f" IF instar_n <> {expected} THEN {refuse}; END IF;"
         return f"{sql}{check} {tell}"
 
-    def arrays(self, statements: Sequence[Statement]) -> tuple[list[Any], list[Any], list[Any], list[Any]] | None:
+    def values(self, statements: Sequence[Statement]) -> list[Any] | None:
         """The values as the function takes them; None where one has another type than the shape was made for."""
-        found: tuple[list[Any], ...] = ([], [], [], [], [])
-        for number, name, array in self._places:
+        found: list[Any] = []
+        for number, name, kind in self._places:
             value = statements[number].params[name] if name else statements[number].alone
-            if value is not None and _ARRAYS.get(kind_of(value) or "") != array:
+            if value is not None and TYPES.get(type(value)) != kind and kind_of(value) != kind:
                 return None
-            found[array].append(value)
-        return found[1], found[2], found[3], found[4]
+            found.append(value)
+        if self._in_arrays:
+            kinds = [kind for _, _, kind in self._places]
+            return [[value for value, of in zip(found, kinds, strict=True) if of == kind] for kind in _ARRAYS]
+        return found
 
     def results(self, told: str) -> list[Result]:
         """What the statements did, from what the function told (or the session's marker, where an answer was lost)."""

@@ -104,9 +104,11 @@ class ServerCreation:
             access_ip_v4=check_address("accessIPv4", given(server.access_ip_v4, ""), 4),
             access_ip_v6=check_address("accessIPv6", given(server.access_ip_v6, ""), 6),
         )
-        return await self._accept(request, server, with_devices(spec), least, most)
+        return await self._accept(request, server, with_devices(spec), least, most, limits)
 
-    async def _accept(self, request: Request, server: NewServer, spec: InstanceSpec, least: int, most: int) -> Answer:
+    async def _accept(
+        self, request: Request, server: NewServer, spec: InstanceSpec, least: int, most: int, limits: dict[str, int]
+    ) -> Answer:
         """As many servers as asked for; where the quota has no room for all, fewer, but never less than `least`."""
         hostname = given(server.hostname, None)
         if hostname is not None:
@@ -117,7 +119,7 @@ class ServerCreation:
         while True:
             try:
                 made = await self._compute.lifecycle.create(
-                    request.context, _drafts(server.name, hostname, spec, count, most)
+                    request.context, _drafts(server.name, hostname, spec, count, most), limits
                 )
                 break
             except QuotaExceeded as error:
