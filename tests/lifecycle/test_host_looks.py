@@ -22,8 +22,26 @@ async def test_hosts_with_something_new_come_before_those_in_turn_and_each_host_
     for host, new in (("a", False), ("b", False), ("c", True), ("b", True), ("c", False), ("a", False)):
         looks.put(host, new=new)
     assert [await looks.next() for _ in range(3)] == ["c", "b", "a"]
+    looks.done("a")
     looks.put("a", new=False)
     assert await looks.next() == "a"
+
+
+async def test_a_host_that_is_looked_at_is_looked_at_again_when_that_look_has_ended() -> None:
+    """Not by another at the same time: a host that reports often would have all who look."""
+    looks = HostLooks(1.0, clock=Clock())
+    looks.put("a", new=True)
+    assert await looks.next() == "a"
+    for new in (False, True, False):
+        looks.put("a", new=new)
+    looks.put("b", new=False)
+    assert await looks.next() == "b"
+    looks.done("a")
+    assert await looks.next() == "a"
+    looks.done("a")
+    looks.done("b")
+    looks.put("c", new=False)
+    assert await looks.next() == "c", "nothing is left of the others"
 
 
 async def test_those_in_turn_come_at_their_pace_and_something_new_at_once() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from instar.config import EngineSettings, HostSettings, LifecycleSettings
+from instar.config import HostSettings, LifecycleSettings
+from instar.engine import hosts
 from instar.model.states import VmState
 from tests.lifecycle.device_acts import guest_volumes
 from tests.lifecycle.harness import SETTINGS, Plane, hosts_up, prepared
@@ -24,12 +25,12 @@ from tests.patience import slowness
 
 QUICK = msgspec.structs.replace(
     SETTINGS,
-    engine=EngineSettings(poll_s=0.1, lease_s=1.0, step_deadline_s=SETTINGS.engine.step_deadline_s),
     host=HostSettings(heartbeat_s=0.2, down_after_s=1.0, lost_after_s=1.0, power_sync_s=60),
     lifecycle=LifecycleSettings(wait_soft_reboot_seconds=0.1, shutdown_grace_s=0.1),
 )
 RETURNS_S = 0.15
-ENDS_WITHIN_S = 25.0
+NOT_READY_MAX_S = 3.0  # a host that was lost is waited for no longer; a step that only is slow has its whole deadline
+ENDS_WITHIN_S = 60.0
 PLANES_AT_ONCE = 8
 THOROUGH = bool(os.environ.get("INSTAR_TEST_THOROUGHLY"))
 LOSSES = {
@@ -38,6 +39,11 @@ LOSSES = {
     "unheard a while": (UNHEARD, 1.8),
     "away a moment": (AWAY, RETURNS_S),
 }
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "NOT_READY_MAX_S", NOT_READY_MAX_S)
 
 
 @pytest.mark.slow

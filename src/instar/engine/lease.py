@@ -53,20 +53,26 @@ class Lease:
     async def renew(self) -> None:
         """Show life. Raises LeaseLost when somebody took it away, Unavailable when the database is away."""
         async with self._showing:
-            shown_at = self._clock()
-            if self.lost.is_set():
-                raise LeaseLost(id=self.id)
-            try:
-                await self._store.write(conductor_beat(self.id))
-            except WriteConflict:
-                self.lost.set()
-                raise LeaseLost(id=self.id) from None
-            self._shown_at = shown_at
+            await self._show()
 
     async def ensure(self) -> None:
         """Before anything that others can see: returns at once while it is held, else asks. Raises what `renew` raises."""
-        if not self.held:
-            await self.renew()
+        if self.held:
+            return
+        async with self._showing:
+            if not self.held:  # of many that wait here after a pause, the first one asks for all
+                await self._show()
+
+    async def _show(self) -> None:
+        shown_at = self._clock()
+        if self.lost.is_set():
+            raise LeaseLost(id=self.id)
+        try:
+            await self._store.write(conductor_beat(self.id))
+        except WriteConflict:
+            self.lost.set()
+            raise LeaseLost(id=self.id) from None
+        self._shown_at = shown_at
 
 
 class Mandate:

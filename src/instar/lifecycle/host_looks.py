@@ -16,13 +16,16 @@ AT_ONCE = 64  # so many are looked at without a pause after a while without: a s
 
 
 class HostLooks:
-    """Hosts that wait, each of them once. `per_s`: hosts in a second of which nothing is new."""
+    """Hosts that wait, each of them once, and none that is being looked at: one that reports often would have all who look.
+    `per_s`: hosts in a second of which nothing is new."""
 
     def __init__(self, per_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_s
         self._clock = clock
         self._new: dict[str, None] = {}
         self._in_turn: dict[str, None] = {}
+        self._looked_at: set[str] = set()
+        self._again: dict[str, bool] = {}  # put while it was looked at → whether something is new
         self._more = asyncio.Event()
         self._one_waits = asyncio.Lock()  # of many who want the next one
         self._credit = float(AT_ONCE)
@@ -30,7 +33,9 @@ class HostLooks:
 
     def put(self, host: str, *, new: bool) -> None:
         """The host is to be looked at; `new`: before all that only wait for their turn."""
-        if new:
+        if host in self._looked_at:
+            self._again[host] = new or self._again.get(host, False)
+        elif new:
             self._in_turn.pop(host, None)
             self._new[host] = None
         elif host not in self._new:
@@ -38,19 +43,31 @@ class HostLooks:
         self._more.set()
 
     async def next(self) -> str:
-        """The host that is to be looked at now. It does not wait any more: what is new from here on is another look."""
+        """The host that is to be looked at now, until `done`. What is new from here on is another look."""
         async with self._one_waits:
             while True:
                 if self._new:
-                    return _first_of(self._new)
+                    return self._taken(self._new)
                 wait_s = self._wait_s() if self._in_turn else None
                 if wait_s == 0:
                     self._credit -= 1
-                    return _first_of(self._in_turn)
+                    return self._taken(self._in_turn)
                 self._more.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._more.wait()
+
+    def done(self, host: str) -> None:
+        """The look has ended."""
+        self._looked_at.discard(host)
+        if host in self._again:
+            self.put(host, new=self._again.pop(host))
+
+    def _taken(self, hosts: dict[str, None]) -> str:
+        host = next(iter(hosts))
+        del hosts[host]
+        self._looked_at.add(host)
+        return host
 
     def _wait_s(self) -> float:
         """Until one more may be looked at."""
@@ -58,9 +75,3 @@ class HostLooks:
         self._credit = min(float(AT_ONCE), self._credit + (now - self._counted_at) * self._per_s)
         self._counted_at = now
         return 0 if self._credit >= 1 else (1 - self._credit) / self._per_s
-
-
-def _first_of(hosts: dict[str, None]) -> str:
-    host = next(iter(hosts))
-    del hosts[host]
-    return host

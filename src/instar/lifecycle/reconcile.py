@@ -167,18 +167,24 @@ class Reconciler:
         while True:
             host = await self._looks.next()
             try:
-                await self.reconcile_host(host)
-                self._away.discard(host)
-            except InstarError as error:
-                # Once for each silence: it is tried every few seconds.
-                tell = log.debug if host in self._away else log.warning
-                tell("reconcile.host_away", host=host, reason=error.message)
-                self._away.add(host)
-                # One that reports to be away is looked at when it reports to be back; others were away between two reports.
-                if self._seen.get(host, ("", "", False))[2]:
-                    asyncio.get_running_loop().call_later(AWAY_RETRY_S, self._put, host)
-            except Exception:
-                log.exception("reconcile.failed", host=host)
+                await self._look_at(host)
+            finally:
+                self._looks.done(host)
+
+    async def _look_at(self, host: str) -> None:
+        try:
+            await self.reconcile_host(host)
+            self._away.discard(host)
+        except InstarError as error:
+            # Once for each silence: it is tried every few seconds.
+            tell = log.debug if host in self._away else log.warning
+            tell("reconcile.host_away", host=host, reason=error.message)
+            self._away.add(host)
+            # One that reports to be away is looked at when it reports to be back; others were away between two reports.
+            if self._seen.get(host, ("", "", False))[2]:
+                asyncio.get_running_loop().call_later(AWAY_RETRY_S, self._put, host)
+        except Exception:
+            log.exception("reconcile.failed", host=host)
 
     async def _follow_events(self) -> None:
         """One guest at a time, as its event comes; while an operation is in flight, again a moment later."""
