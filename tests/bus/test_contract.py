@@ -156,6 +156,30 @@ async def test_a_subscriber_that_fails_hears_the_next_event(bus: Bus) -> None:
     await asyncio.wait_for(heard.wait(), PATIENCE_S)
 
 
+async def test_who_is_cancelled_while_a_subscriber_ends_is_cancelled(bus: Bus) -> None:
+    """A loop that did not hear that it should end would be waited for in vain."""
+    begun, ends, end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def linger(_: Message) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.set()
+            await end.wait()
+
+    subscription = await bus.subscribe("t", linger)
+    await bus.publish("t", message())
+    async with asyncio.timeout(PATIENCE_S):
+        await begun.wait()
+        cancelling = asyncio.create_task(subscription.cancel())
+        await ends.wait()
+        cancelling.cancel()
+        end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelling
+
+
 async def test_an_event_that_nobody_hears_is_no_error(bus: Bus) -> None:
     await bus.publish("silence", message())
 

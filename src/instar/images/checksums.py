@@ -8,7 +8,6 @@ directory one computes at a time; the others look again later. Called by `local.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import structlog
 
@@ -39,8 +38,7 @@ class Checksums:
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def want(self) -> None:
         """There is an image without them."""

@@ -75,8 +75,7 @@ class CacheSweep:
         self._stopping.set()  # a thread that reads a large image ends
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def want(self) -> None:
         """Something was added: look soon."""

@@ -10,7 +10,6 @@ guest prints in the very moment of the cut may be lost; a guest that fills the h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -53,8 +52,7 @@ class GuestConsoles:
     async def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+            await asyncio.gather(self._sweeper, return_exceptions=True)
 
     async def read(self, instance_id: str, *, length_bytes: int) -> bytes:
         length = min(length_bytes, self._settings.console_read_max_bytes)

@@ -64,8 +64,7 @@ class GuestEvents:
     async def close(self) -> None:
         if self._teller is not None:
             self._teller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._teller
+            await asyncio.gather(self._teller, return_exceptions=True)
             self._teller = None
 
     def expect(self, instance_id: str) -> None:
