@@ -23,6 +23,7 @@ from instar.images.local import LocalImages
 from instar.store.sqlite import SqliteStore
 from tests.patience import PATIENCE_S
 
+ROOT = Path(__file__).parents[2]
 MINE = Caller("p1", is_admin=False)
 FIELDS = {"name": "n", "disk_format": "raw", "container_format": "bare"}
 
@@ -122,17 +123,19 @@ async def test_upload_of_a_killed_process_is_queued_again_while_another_goes_on(
     one, _ = two
     image = await one.images.create(FIELDS, MINE)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, str(tmp_path), settings.directory, image.id, stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, __file__, str(tmp_path), settings.directory, image.id, stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             assert process.stdout is not None
-            while (await process.stdout.readline()).strip() != b"sent":
-                pass
+            while (line := await process.stdout.readline()).strip() != b"sent":
+                assert line, "it ended"
         await one.images.sweep()
         assert (await one.images.fetch(image.id, MINE)).status == "saving"
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGKILL)
         await process.wait()
     await one.images.sweep()
     assert (await one.images.fetch(image.id, MINE)).status == "queued"

@@ -90,6 +90,7 @@ class InstanceImages:
             await self._tidy(record)  # after a run that was killed right after it had the row written
             return record
         if not await instance_image_saving(self._store, image_id):
+            await self._fetch(image_id)  # raises ImageGone where it was deleted at this moment
             raise HypervisorError(reason=f"no host was told to write image {image_id}")
         try:
             async with self._blobs.locks.hold(_lock_of(image_id)):
