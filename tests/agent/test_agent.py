@@ -18,7 +18,7 @@ from instar.agent.locks import Locks
 from instar.bus.contract import Message
 from instar.bus.memory import MemoryBus
 from instar.config import HostSettings, SimulatedSettings
-from instar.engine.hosts import HostClient
+from instar.engine.hosts import LOOK_EVERY_S, HostClient
 from instar.errors import (
     CommandUnknown,
     HostUnreachable,
@@ -242,6 +242,22 @@ async def test_answer_that_does_not_come_names_what_was_waited_for(bench: Bench)
 async def test_host_without_an_agent_cannot_be_reached(bench: Bench) -> None:
     with pytest.raises(HostUnreachable):
         await bench.client(1).observe("elsewhere")
+
+
+async def test_a_host_that_falls_silent_while_it_works_is_given_up(bench: Bench) -> None:
+    silent = False
+    client = HostClient(bench.bus, instance_id=bench.instance_id, epoch=1, fell_silent=lambda _host, _waited_s: silent)
+    bench.hypervisor.faults.hang_next("observe")
+    asked = asyncio.create_task(client.observe(HOST))
+    done, _ = await asyncio.wait((asked,), timeout=2 * LOOK_EVERY_S)
+    assert not done, "it works, and shows that it lives"
+    silent = True
+    with pytest.raises(HostUnreachable):
+        await asked
+    with pytest.raises(HostUnreachable):
+        await client.observe(HOST)
+    silent = False
+    assert not (await client.observe(HOST)).exists
 
 
 async def test_defect_in_a_driver_is_a_clear_failure_and_the_agent_goes_on(bench: Bench) -> None:

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 FRAME_MAX_BYTES = 16 << 20  # agreed upon is much less: what says more is no frame
 BUFFER_MAX_BYTES = 1 << 20  # not yet taken by the broker: who sends more waits
 SHOW_LIFE_EVERY_S = 1.0
+LINGER_S = 0.005
 _PROTOCOL_HEADER = ord("A")  # "AMQP…": a broker that speaks another version says so, and ends
 
 OnDelivery = Callable[[frames.Delivered], None]
@@ -93,6 +94,7 @@ class Lane(asyncio.StreamReaderProtocol):
         self._no_frames = False
         self._showed_life_at = 0.0
         self._outgoing: list[bytes] = []
+        self._flushes = False  # at the end of this turn
 
     # --- in ---------------------------------------------------------------------------------------------------------
 
@@ -148,11 +150,23 @@ class Lane(asyncio.StreamReaderProtocol):
         """Whole frames, in the order of the calls. Raises ConnectionError where the connection is at its end."""
         if self._socket is None or self._socket.is_closing():
             raise ConnectionResetError("the connection to the broker ended")
-        if not self._outgoing:
+        if not self._flushes:
+            self._flushes = True
             self._turns.call_soon(self._flush)
         self._outgoing.append(data)
 
+    def write_with_the_next(self, data: bytes) -> None:
+        """The same for what nobody waits for: it goes out with what is written next, or a moment later."""
+        if self._socket is None or self._socket.is_closing():
+            raise ConnectionResetError("the connection to the broker ended")
+        if not self._outgoing:
+            self._turns.call_later(LINGER_S, self._flush)
+        self._outgoing.append(data)
+
     def _flush(self) -> None:
+        self._flushes = False
+        if not self._outgoing:
+            return
         outgoing, self._outgoing = self._outgoing, []
         if self._socket is not None and not self._socket.is_closing():
             self._socket.write(b"".join(outgoing))

@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 CLOSE_MAX_S = 5.0
 SERVE_MAX_S = 10.0
+FEW = 4  # commands at once: who takes no more waits for each acknowledgement
 EVENT_MAX_S = 5.0  # a broker that takes nothing (its memory or disk is full) does not hold up who tells an event
 T = TypeVar("T")
 TROUBLE = (aiormq.exceptions.AMQPError, ConnectionError, RuntimeError, OSError, EOFError)
@@ -82,12 +83,13 @@ class Taken:
     """Where commands of a queue come from, and what is said of each by its tag. Nothing is said once the connection ended:
     then they come again."""
 
-    def __init__(self, lane: Lane, channel: int) -> None:
+    def __init__(self, lane: Lane, channel: int, prefetch: int) -> None:
         self._lane, self._channel = lane, channel
+        self._write_ack = lane.write if prefetch < FEW else lane.write_with_the_next
 
     def ack(self, tag: int) -> None:
         with contextlib.suppress(ConnectionError):
-            self._lane.write(frames.ack(self._channel, tag))
+            self._write_ack(frames.ack(self._channel, tag))
 
     def reject(self, tag: int) -> None:
         """It becomes a dead letter."""
@@ -263,7 +265,7 @@ class Link:
         await channel.basic_qos(prefetch_count=prefetch)
         try:
             async with asyncio.timeout(SERVE_MAX_S):
-                taken = Taken(self._lane, channel.number)
+                taken = Taken(self._lane, channel.number, prefetch)
                 tag = await self._consume(channel, queue, partial(on_command, taken), no_ack=False)
         except TimeoutError:
             raise QueueStuck(queue) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -293,24 +293,37 @@ class HostClient:
         while True:
             await ensure_lease()  # one that was stopped, and goes on, tells no host anything before it knows that it may
             try:
-                return await self._watched(host, self._bus.call(c.HOST_QUEUE + host, message))
+                return await self._watched(host, message)
             except NobodyListens as error:
                 if self._fell_silent is never_silent or self._fell_silent(host, time.monotonic() - started):
                     raise HostUnreachable(host=host) from error
             await asyncio.sleep(AGAIN_AFTER_S)
 
-    async def _watched(self, host: str, call: Coroutine[Any, Any, Reply]) -> Reply:
+    async def _watched(self, host: str, message: Message) -> Reply:
         """The answer to a command. Raises HostUnreachable when its host falls silent meanwhile: few buses know."""
-        started = time.monotonic()
-        answer = asyncio.ensure_future(call)
+        started, loop = time.monotonic(), asyncio.get_running_loop()
+        if self._fell_silent(host, 0.0):
+            raise HostUnreachable(host=host)
+        next_look: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal next_look
+            if self._fell_silent(host, time.monotonic() - started):
+                patience.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(LOOK_EVERY_S, look)
+
+        # A timer that is hardly ever reached, not a task beside: each operation asks several times.
+        next_look = loop.call_later(LOOK_EVERY_S, look)
         try:
-            while not answer.done():
-                if self._fell_silent(host, time.monotonic() - started):
-                    raise HostUnreachable(host=host)
-                await asyncio.wait((answer,), timeout=LOOK_EVERY_S)
-            return answer.result()
+            async with asyncio.timeout(None) as patience:
+                return await self._bus.call(c.HOST_QUEUE + host, message)
+        except TimeoutError:
+            if patience.expired():
+                raise HostUnreachable(host=host) from None
+            raise
         finally:
-            answer.cancel()
+            next_look.cancel()
 
 
 async def tell_leftovers(bus: Bus, host: str) -> None:
