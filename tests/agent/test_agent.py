@@ -257,6 +257,7 @@ async def test_a_host_that_falls_silent_while_it_works_is_given_up(bench: Bench)
     with pytest.raises(HostUnreachable):
         await client.observe(HOST)
     silent = False
+    bench.hypervisor.faults.release()
     assert not (await client.observe(HOST)).exists
 
 
