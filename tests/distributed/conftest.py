@@ -17,8 +17,9 @@ import yaml
 from instar.cli.distributed.layout import Layout
 from instar.cli.distributed.local_cloud import LocalCloud
 from instar.volumes.local import remove_exports
+from tests.patience import PATIENCE_S
 
-SETTLE_S = 30.0
+SETTLE_S = PATIENCE_S
 SETTINGS = {
     "engine": {"lease_s": 2, "poll_s": 0.5},
     "host": {"heartbeat_s": 0.5, "down_after_s": 30, "lost_after_s": 30},
@@ -38,16 +39,15 @@ class Client:
         user = {"name": auth["username"], "domain": {"id": "default"}, "password": auth["password"]}
         scope = {"project": {"name": auth["project_name"], "domain": {"id": "default"}}}
         identity = {"methods": ["password"], "password": {"user": user}}
-        answer = httpx.post(
-            f"{cloud.url}/identity/v3/auth/tokens", json={"auth": {"identity": identity, "scope": scope}}, timeout=30
-        )
+        body = {"auth": {"identity": identity, "scope": scope}}
+        answer = httpx.post(f"{cloud.url}/identity/v3/auth/tokens", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 201, answer.text
         self._headers = {"x-auth-token": answer.headers["x-subject-token"], "openstack-api-version": "compute 2.96"}
         self.image = self.ask("GET", "/image/v2/images").json()["images"][0]["id"]
         self.network = self.ask("GET", "/network/v2.0/networks").json()["networks"][0]["id"]
 
     def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        answer = httpx.request(method, self.cloud.url + path, json=body, headers=self._headers, timeout=30)
+        answer = httpx.request(method, self.cloud.url + path, json=body, headers=self._headers, timeout=PATIENCE_S)
         assert answer.status_code < 400, answer.text
         return answer
 

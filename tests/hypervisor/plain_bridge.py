@@ -7,10 +7,11 @@ import json
 import subprocess
 
 from instar.model.network import PortDefinition
+from tests.patience import PATIENCE_S
 
 
 def ip(*arguments: str) -> str:
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 class PlainBridgeNetwork:

@@ -14,11 +14,11 @@ from instar.errors import HypervisorError, HypervisorUnavailable
 from instar.model.guest import ConfigDrive, DiskDefinition, GuestDefinition, GuestState
 from instar.model.network import FixedIp, PortDefinition
 from instar.model.states import PowerState
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, patience
 
 from .harness import Harness
 
-WAIT_S = 20.0  # a deadline, not a duration: everything here takes well under two seconds on an idle machine
+WAIT_S = 60.0  # a deadline, not a duration: everything here takes well under two seconds on an idle machine
 MIB = 1 << 20
 
 
@@ -468,7 +468,7 @@ async def test_a_daemon_that_is_away_is_said_at_once_and_guests_go_on(host: Harn
         await host.hypervisor.observe(guest.instance_id)
     with pytest.raises(HypervisorUnavailable):
         await host.hypervisor.inventory()
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 5.0 * patience()
     await host.daemon_back()
     assert await host.hypervisor.observe(guest.instance_id) == state
 

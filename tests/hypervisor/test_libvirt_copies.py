@@ -20,6 +20,7 @@ from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import DiskDefinition, GuestDefinition, SnapshotTarget
 from instar.model.volume import VolumeDisk
+from tests.patience import PATIENCE_S
 
 from .libvirt_harness import LibvirtHarness
 from .test_contract import MIB, definition, port, running
@@ -50,12 +51,12 @@ def small_file_system(private_daemon: PrivateDaemon, tmp_path: Path) -> Iterator
     try:
         for where in (here, there):
             mount = [*where, "mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(directory)]
-            subprocess.run(mount, check=True, timeout=20)
+            subprocess.run(mount, check=True, timeout=PATIENCE_S)
             mounted.append(where)
         yield directory
     finally:
         for where in mounted:
-            subprocess.run([*where, "umount", str(directory)], check=True, timeout=20)
+            subprocess.run([*where, "umount", str(directory)], check=True, timeout=PATIENCE_S)
 
 
 async def with_large_disk(host: LibvirtHarness) -> GuestDefinition:
@@ -65,7 +66,7 @@ async def with_large_disk(host: LibvirtHarness) -> GuestDefinition:
     await host.hypervisor.ensure_disk(guest.instance_id, LARGE)
     path = host.paths.disk(guest.instance_id, LARGE.name)
     command = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 256M", str(path)]
-    await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
     await running(host, guest)
     return guest
 
@@ -86,9 +87,9 @@ def take(host: LibvirtHarness, guest: GuestDefinition, target: SnapshotTarget, r
 
 async def check(path: Path) -> None:
     command = ["qemu-img", "check", "-q", str(path)]
-    await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+    await asyncio.to_thread(subprocess.run, command, check=True, timeout=PATIENCE_S)
     command = ["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 7 0 256M", str(path)]
-    read = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=60)
+    read = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=PATIENCE_S)
     assert b"verification failed" not in read.stdout + read.stderr
 
 
@@ -102,7 +103,7 @@ async def test_a_copy_that_is_cancelled_ends_at_once_and_leaves_nothing(host: Li
             copy = take(host, guest, target)
             await asyncio.sleep(wait_s)
             copy.cancel()
-            await asyncio.wait([copy], timeout=20)
+            await asyncio.wait([copy], timeout=PATIENCE_S)
             assert copy.cancelled() or wait_s  # a quick machine may have come to the end
             assert copy.cancelled() != (tmp_path / "image").exists()
             if state == "running":
@@ -189,7 +190,7 @@ async def test_a_swap_that_is_cancelled_leaves_the_guest_on_its_volume(host: Lib
         if begun:
             await asyncio.to_thread(with_domain, host, guest, slow_down)
         swap.cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(asyncio.CancelledError):
                 await swap
     assert await asyncio.to_thread(with_domain, host, guest, lambda domain: domain.blockJobInfo("vdb")) in (None, {})

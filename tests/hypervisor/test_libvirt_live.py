@@ -15,6 +15,7 @@ from instar.hypervisor.libvirt import ownership
 from instar.model.guest import DiskDefinition, WorkProgress
 from instar.model.states import PowerState
 from instar.model.volume import VolumeDisk
+from tests.patience import PATIENCE_S
 
 from .libvirt_two_hosts import LibvirtTwoHosts, StreamHost
 from .test_contract import MIB, definition, running
@@ -117,7 +118,7 @@ async def test_shared_storage_that_is_not_recognised_costs_no_disk(sharing_hosts
 
 async def relayed(host: StreamHost) -> int:
     """The one process by which a guest of this host reaches its volume; a new one may be on its way."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(found := await asyncio.to_thread(host.relays)) != 1:
             await asyncio.sleep(0.05)
     return found[0]
@@ -148,7 +149,7 @@ async def test_volumes_go_along_by_their_connections_at_the_target(hosts: Libvir
     assert source.relays() == []
     relay = await relayed(target)
     os.kill(relay, signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await relayed(target) == relay:
             await asyncio.sleep(0.05)
     for volume in volumes:
@@ -174,12 +175,12 @@ async def test_a_migration_whose_streams_break_leaves_the_guest_at_the_source(ho
     """As when either agent dies: what it carried ends with it."""
     guest, state, target = await running_and_ready(hosts)
     task = await migrating(hosts, guest, target)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await hosts.target.hypervisor.observe(guest.instance_id)).exists:
             await asyncio.sleep(0.05)
     assert (await hosts.target.hypervisor.observe(guest.instance_id)).domain_id is None  # it has not come yet
     hosts.target.server.revoke("")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(HypervisorError):
             await task
     assert await hosts.source.hypervisor.observe(guest.instance_id) == state
