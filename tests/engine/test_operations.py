@@ -27,7 +27,7 @@ from instar.store.sqlite import SqliteStore
 from tests.patience import PATIENCE_S
 from tests.rabbitmq_server import bus_of, ensure_bus, hear_notifications
 
-SETTINGS = EngineSettings(poll_s=0.05, lease_s=0.3, step_deadline_s=5)
+SETTINGS = EngineSettings(poll_s=0.05, lease_s=0.3, step_deadline_s=90)
 
 
 class Bench:
