@@ -103,10 +103,16 @@ class LinuxNetwork:
         await asyncio.to_thread(self._records.save_instance, instance_id, ports)
         self._instances[instance_id] = ports
         definitions = {port.network.id: port.network for port in ports}
-        if again:  # nothing new that one of them would have to wait for
-            await run_both(self._settle_all(definitions, thorough=True), self._load_filter())
+        left = {port.network.id for port in before}
+        settle = self._settle_all(definitions, left, thorough=again)
+        records = [self._networks.get(network_id) for network_id in definitions]
+        if again or self._stand_unchanged(definitions, left):  # nothing new that the filter would have to wait for
+            await run_both(settle, self._load_filter())
+            same = records == [self._networks.get(network_id) for network_id in definitions]
         else:
-            await self._settle_all(definitions, {port.network.id for port in before})
+            await settle
+            same = False
+        if not same:  # also where a network went and came again meanwhile, with the last port of another instance
             await self._load_filter()  # before the tunnels: nobody may send through them who must not
         announced = () if again else tuple((port.id, port.mac_address) for port in before if not port.arriving)
         here = [port for port in ports if not port.arriving and (port.id, port.mac_address) not in announced]
@@ -170,6 +176,14 @@ class LinuxNetwork:
 
     def _ports_of(self, network_id: str) -> list[PortDefinition]:
         return [port for port in self._all_ports() if port.network.id == network_id]
+
+    def _stand_unchanged(self, definitions: dict[str, NetworkDefinition], others: set[str]) -> bool:
+        """These networks are recorded as they are defined here, and of the others none goes."""
+        for network_id, definition in definitions.items():
+            record = self._networks.get(network_id)
+            if record is None or _with_latest_reach(definition, record.network) != record.network:
+                return False
+        return all(self._ports_of(network_id) for network_id in others)
 
     async def _settle_all(
         self, definitions: dict[str, NetworkDefinition], others: Iterable[str] = (), *, thorough: bool = False
