@@ -16,6 +16,7 @@ import libvirt
 import pytest
 
 from instar.errors import HypervisorUnavailable, StartupError
+from instar.hypervisor.libvirt import private_daemon
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
@@ -131,6 +132,9 @@ async def test_two_daemons_do_not_know_each_other(daemon: PrivateDaemon, tmp_pat
 async def test_two_starters_at_once_get_one_daemon(daemon: PrivateDaemon, tmp_path: Path) -> None:
     uris = await asyncio.gather(daemon.ensure_running(), PrivateDaemon(tmp_path / "state").ensure_running())
     assert uris == [daemon.uri, daemon.uri]
+    # Only a machine's own libvirtd that does likewise is used in its place.
+    assert await asyncio.to_thread(private_daemon._runs_qemu_as_root, daemon.uri)
+    assert not await asyncio.to_thread(private_daemon._runs_qemu_as_root, f"{daemon.uri}-of-nobody")
     assert len([line for line in processes_of(tmp_path / "state") if line.startswith("libvirtd")]) == 1
 
 

@@ -6,6 +6,7 @@ time; any thread may call it.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import signal
@@ -149,27 +150,50 @@ class Supervisor:
         return self._children[name]
 
 
-class _Child:
-    def __init__(self, name: str, launch: Launch, directory: Path, *, restarts: bool) -> None:
+class _Kept(abc.ABC):
+    """What is kept under a name. Who starts or seals it has the turn."""
+
+    def __init__(self, name: str, turn: threading.Condition) -> None:
         self.name = name
+        self._turn = turn
+        self._sealed = False
+
+    @property
+    @abc.abstractmethod
+    def pid(self) -> int | None: ...
+
+    def seal(self) -> None:
+        """It is not started any more."""
+        with self._turn:
+            self._sealed = True
+
+    def check_not_sealed(self) -> None:
+        """Raises StartupError. The caller has the turn."""
+        if self._sealed:
+            raise StartupError(f"{self.name} is not started any more.")
+
+    def send(self, number: signal.Signals) -> None:
+        pid = self.pid
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class _Child(_Kept):
+    def __init__(self, name: str, launch: Launch, directory: Path, *, restarts: bool) -> None:
+        self._change = threading.Condition()
+        super().__init__(name, self._change)
         self._launch = launch
         self._restarts = restarts
         self._log = directory / f"{name}.log"
         self._said = directory / f"{name}.said"  # standard output of the present life
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = False
-        self._sealed = False
-        self._change = threading.Condition()
         self._keeper: threading.Thread | None = None
-
-    def seal(self) -> None:
-        with self._change:
-            self._sealed = True
 
     def start(self) -> None:
         with self._change:
-            if self._sealed:
-                raise StartupError(f"{self.name} is not started any more.")
+            self.check_not_sealed()
             if self._wanted and (self.pid is not None or self._keeper is not None):
                 return
             self._wanted = True
@@ -218,12 +242,6 @@ class _Child:
         if process is None or process.poll() is not None:
             return None
         return self._launch.real_pid() if self._launch.real_pid is not None else process.pid
-
-    def send(self, number: signal.Signals) -> None:
-        pid = self.pid
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
 
     def stop(self, number: signal.Signals) -> None:
         with self._change:
@@ -293,24 +311,17 @@ class _Child:
         return "\n".join(_text(self._log).splitlines()[-LOG_LINES_SHOWN:])
 
 
-class _KeptServer:
+class _KeptServer(_Kept):
     def __init__(self, name: str, server: Server, *, restarts: bool) -> None:
-        self.name = name
+        super().__init__(name, threading.Condition())
         self._server = server
         self._restarts = restarts
         self._wanted = threading.Event()
-        self._sealed = False
-        self._turn = threading.Lock()
         self._keeper: threading.Thread | None = None
-
-    def seal(self) -> None:
-        with self._turn:
-            self._sealed = True
 
     def start(self) -> None:
         with self._turn:
-            if self._sealed:
-                raise StartupError(f"{self.name} is not started any more.")
+            self.check_not_sealed()
             self._server.start()
             self._wanted.set()
         if self._restarts and self._keeper is None:
@@ -323,12 +334,6 @@ class _KeptServer:
     @property
     def pid(self) -> int | None:
         return self._server.pid
-
-    def send(self, number: signal.Signals) -> None:
-        pid = self.pid
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
 
     def stop(self, number: signal.Signals) -> None:
         with self._turn:

@@ -15,9 +15,10 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import libvirt
 import structlog
@@ -59,11 +60,14 @@ log_level = 4
 log = structlog.get_logger()
 
 
-async def system_libvirtd_usable(*, timeout_s: float = 5.0) -> bool:
-    """A service manager (systemd) runs here, and its libvirtd answers us: then no private one is needed."""
+async def system_libvirtd_usable(*, timeout_s: float = 30.0) -> bool:
+    """A service manager (systemd) runs here, its libvirtd answers us, and QEMU runs as root there: then no private one is
+    needed. As another user it could not make its sockets in the directories of instances, which are root's alone.
+
+    A libvirtd that has just begun asks its emulators first what they can, which takes a while."""
     if not await asyncio.to_thread(Path("/run/systemd/system").is_dir):
         return False
-    return await _answers(SYSTEM_URI, timeout_s)
+    return await _within(timeout_s, _runs_qemu_as_root, SYSTEM_URI)
 
 
 class PrivateDaemon:
@@ -214,7 +218,7 @@ class PrivateDaemon:
     async def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if (self._runtime / "run" / "libvirt-sock").exists() and await _answers(self.uri, START_TIMEOUT_S):
+            if (self._runtime / "run" / "libvirt-sock").exists() and await _within(START_TIMEOUT_S, _connects, self.uri):
                 return
             await asyncio.sleep(POLL_S)
         raise StartupError(f"The private libvirtd did not answer within {START_TIMEOUT_S:g} seconds.")
@@ -233,23 +237,42 @@ class PrivateDaemon:
         _signal_and_wait(reaper, signal.SIGTERM, STOP_TIMEOUT_S)
 
 
-async def _answers(uri: str, timeout_s: float) -> bool:
-    """A connection to `uri` succeeds within the time. The thread of one that hangs is left behind."""
+async def _within(timeout_s: float, question: Callable[[str], bool], uri: str) -> bool:
+    """The answer to a question that connects to `uri`; no where it does not come in time: its thread is left behind."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await asyncio.to_thread(_connects, uri)
+            return await asyncio.to_thread(question, uri)
     except TimeoutError:
         return False
 
 
 def _connects(uri: str) -> bool:
+    with _connected(uri) as connection:
+        return connection is not None
+
+
+def _runs_qemu_as_root(uri: str) -> bool:
+    """Debian's libvirtd runs it as libvirt-qemu, unless /etc/libvirt/qemu.conf says otherwise."""
+    with _connected(uri) as connection:
+        if connection is None:
+            return False
+        found = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirt's own
+    return (found.findtext("host/secmodel[model='dac']/baselabel") or "").startswith("+0:")
+
+
+@contextlib.contextmanager
+def _connected(uri: str) -> Iterator[libvirt.virConnect | None]:
+    """None where nobody answers."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # a refusal is an answer, not an incident
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError:
-        return False
-    connection.close()
-    return True
+        yield None
+        return
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def _destroy_all_guests(uri: str) -> None:
