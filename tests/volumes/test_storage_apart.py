@@ -20,6 +20,7 @@ from instar.volumes import owner as owner_module
 from instar.volumes.owner import VolumeOwner
 from instar.volumes.remote_storage import RemoteStorage
 from instar.volumes.service import Volumes
+from tests.patience import PATIENCE_S
 from tests.volumes.export_client import qemu_io
 
 SERVER = str(uuid.uuid4())
@@ -35,19 +36,21 @@ class Processes:
         self.images = ImagesForVolumes(LocalImages(self.store, directory, ImageSettings()))
         self.settings = VolumeSettings(volumes=12)
         self.owner: VolumeOwner | None = None
-        self.apis = [
-            Volumes(self.store, self.settings, self.images, RemoteStorage(self.bus, self.store, patience_s=0.3))
-            for _ in range(2)
-        ]
+        self.storages = [RemoteStorage(self.bus, self.store, patience_s=PATIENCE_S) for _ in range(2)]
+        self.apis = [Volumes(self.store, self.settings, self.images, storage) for storage in self.storages]
 
     async def start_owner(self) -> None:
         self.owner = VolumeOwner(self.store, self.directory, self.settings, self.images, bus=self.bus)
         await self.owner.open()
+        for storage in self.storages:
+            storage._patience_s = PATIENCE_S
 
     async def stop_owner(self) -> None:
         if self.owner is not None:
             await self.owner.close()
         self.owner = None
+        for storage in self.storages:
+            storage._patience_s = 0.3
 
     def files(self) -> list[str]:
         return sorted(path.stem for path in (self.directory / "volumes").rglob("*.qcow2"))
@@ -75,7 +78,7 @@ async def test_what_was_asked_while_the_owner_was_away_is_done_when_it_is_back(p
     kept, gone, attachment = (str(uuid.uuid4()) for _ in range(3))
     for volume_id in (kept, gone):
         await create(one, volume_id)
-        assert (await other.until_available(volume_id, 30)).status == "available"
+        assert (await other.until_available(volume_id, PATIENCE_S)).status == "available"
     await one.reserve(attachment, kept, instance_id=SERVER)
     connection = await one.connect(attachment, host="h1", host_ip="127.0.0.1", device="/dev/vdb")
     await other.complete(attachment)
@@ -95,7 +98,7 @@ async def test_what_was_asked_while_the_owner_was_away_is_done_when_it_is_back(p
     assert processes.files() == sorted([kept, gone])
 
     await processes.start_owner()
-    assert (await one.until_available(late, 30)).status == "available"
+    assert (await one.until_available(late, PATIENCE_S)).status == "available"
     await one.delete(gone)
     assert processes.files() == sorted([kept, late])
     assert await other.served_in_vain() == ()
@@ -121,7 +124,7 @@ async def test_requests_of_two_processes_at_once_are_one_after_the_other(process
     assert len(made) == 12 and sum(isinstance(end, QuotaExceeded) for end in ends) == 8
     volume_id = made[0]
     for one in made:
-        await apis[0].until_available(one, 30)
+        await apis[0].until_available(one, PATIENCE_S)
 
     reserved = await asyncio.gather(
         *(apis[n % 2].reserve(str(uuid.uuid4()), volume_id, instance_id=str(uuid.uuid4())) for n in range(10)),

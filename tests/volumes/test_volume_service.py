@@ -31,7 +31,7 @@ async def made(volumes: LocalVolumes, **fields: object) -> str:
     volume_id = new_id()
     given = {"project_id": "p1", "user_id": "u1", "size_gib": 1, "name": "data", **fields}
     await volumes.create(volume_id, **given)
-    assert (await volumes.until_available(volume_id, 30)).status == "available"
+    assert (await volumes.until_available(volume_id, PATIENCE_S)).status == "available"
     return volume_id
 
 
