@@ -38,13 +38,13 @@ down: ## ends the guests of a stopped cloud and removes its networks [DIR=…] [
 # First what needs no host, then the rest by files, those that take longest first.
 test: install-dev ## everything: units, real guests, crashes, real clients (under 15 minutes)
 	@status=0; \
-	$(ROOT) $(BIN)/python -m pytest -n 3 -m "not host and not guest" $(ARGS) || [ $$? -eq 5 ] || status=1; \
+	$(ROOT) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not host and not guest" $(ARGS) || [ $$? -eq 5 ] || status=1; \
 	$(ROOT) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "host or guest" $(ARGS) \
 		|| [ $$? -eq 5 ] || status=1; \
 	exit $$status
 
 test-fast: install-dev ## what needs no host and no guest (under a minute)
-	@$(BIN)/python -m pytest -n 2 -m "not host and not guest and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not host and not guest and not slow" $(ARGS)
 
 test-postgresql: install-dev ## all rooms' tests that need no host, on PostgreSQL in the place of SQLite [ARGS=tests/images]
 	@INSTAR_TEST_DATABASE=postgresql $(BIN)/python -m pytest -n 2 -m "not host and not guest" $(ARGS)

@@ -15,12 +15,14 @@ import pytest
 import structlog
 
 import instar.store.sqlite
-from tests import every_store_on_postgresql, rabbitmq_server
+from tests import every_store_on_postgresql, migrated_once, rabbitmq_server
 from tests.aftermath import MARK
 from tests.postgresql_server import SERVER, TestServer
 
 if every_store_on_postgresql.asked_for():
     every_store_on_postgresql.install(instar.store.sqlite)
+else:
+    migrated_once.install()
 
 SLOW_FILES = frozenset({
     "images/test_image_lists.py", "images/test_image_api.py", "images/test_image_policy.py",
@@ -62,6 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     config.stash[AFTERMATH] = watch
+
+
+def pytest_unconfigure() -> None:
+    migrated_once.remove()
 
 
 def log_plainly() -> None:
