@@ -15,7 +15,7 @@ from instar import __version__
 from instar.agent.agent import REPORTS_PER_HEARTBEAT, REPORTS_TOGETHER_MAX, Agent
 from instar.agent.fence import Fence
 from instar.agent.locks import Locks
-from instar.bus.contract import Message
+from instar.bus.contract import Message, Reply
 from instar.bus.memory import MemoryBus
 from instar.config import HostSettings, SimulatedSettings
 from instar.engine.hosts import LOOK_EVERY_S, HostClient
@@ -259,6 +259,26 @@ async def test_a_host_that_falls_silent_while_it_works_is_given_up(bench: Bench)
     silent = False
     bench.hypervisor.faults.release()
     assert not (await client.observe(HOST)).exists
+
+
+async def test_a_host_that_is_not_ready_after_a_long_outage_is_asked_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the bus was away the agent shut its host: what was asked before is not given up for the time that this took."""
+    monkeypatch.setattr("instar.engine.hosts.NOT_READY_MAX_S", 0.3)
+    asked = 0
+
+    async def cut_off_at_first(_: Message) -> Reply:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.sleep(0.6)
+            return Reply(error=("HostNotReady", "", {"host": "late"}))
+        return Reply(msgspec.msgpack.encode(None))
+
+    await bench.bus.serve("host.late", cut_off_at_first, concurrency_max=1)
+    await bench.client(1).ensure_absent("late")
+    assert asked == 2
 
 
 async def test_defect_in_a_driver_is_a_clear_failure_and_the_agent_goes_on(bench: Bench) -> None:

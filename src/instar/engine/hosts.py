@@ -263,7 +263,7 @@ class HostClient:
 
     async def _call(self, host: str, command: c.AnyCommand, result: type[T] | None, extra_s: float = 0.0) -> T:
         deadline_s = self._deadline_s + extra_s + (ANSWER_MARGIN_S if extra_s else 0.0)
-        started = time.monotonic()
+        not_ready_from: float | None = None  # not from the beginning: the bus may have been away for longer than this lasts
         while True:
             await ensure_lease()  # one that was stopped, and goes on, tells no host anything before it knows that it may
             stamped = msgspec.structs.replace(command, session=command.session or self._session_of(host))
@@ -274,7 +274,8 @@ class HostClient:
             error = revive(*reply.error)
             if not isinstance(error, HostNotReady) or isinstance(command, c.Admit):
                 raise error
-            if time.monotonic() - started > min(self._deadline_s, NOT_READY_MAX_S):
+            not_ready_from = time.monotonic() if not_ready_from is None else not_ready_from
+            if time.monotonic() - not_ready_from > min(self._deadline_s, NOT_READY_MAX_S):
                 raise HostUnreachable(host=host) from error
             await asyncio.sleep(NOT_READY_RETRY_S)  # it has done nothing, and soon says which session it is in
 
