@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 import uuid
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from instar.store import sqlite as store_module
 
 MAKE_THEIR_OWN = ("tests/store/", "tests/upgrade/", "tests/cli/", "tests/lifecycle/test_startup_trouble.py")
 _template: Path | None = None
+_making = threading.Lock()
 
 
 def install() -> None:
@@ -25,10 +27,11 @@ def install() -> None:
     def open_and_migrate(self: store_module.SqliteStore) -> sqlite3.Connection:
         global _template
         if not self._path.exists() and not os.environ.get("PYTEST_CURRENT_TEST", "tests/store/").startswith(MAKE_THEIR_OWN):
-            if _template is None:
-                path = Path(tempfile.mkdtemp(prefix="instar-migrated-")) / "instar.db"
-                migrate(store_module.SqliteStore(path, durable=False)).close()
-                _template = path
+            with _making:  # several stores may open at once, each in a thread
+                if _template is None:
+                    path = Path(tempfile.mkdtemp(prefix="instar-migrated-")) / "instar.db"
+                    migrate(store_module.SqliteStore(path, durable=False)).close()
+                    _template = path
             _copy(_template, self._path)
         return migrate(self)
 
