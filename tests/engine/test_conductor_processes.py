@@ -31,7 +31,7 @@ from instar.cli.state_dir import StateDir
 from instar.http.context import RequestContext
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.lifecycle.audit import audit
-from instar.lifecycle.door import NewInstance
+from instar.lifecycle.new_records import NewInstance
 from instar.model.instance import Instance, InstanceSpec, SpecImage
 from instar.model.network import RequestedNetwork
 from instar.model.states import VmState

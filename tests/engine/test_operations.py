@@ -76,8 +76,8 @@ class Bench:
     async def accept_delete(self, instance_id: str) -> Operation:
         operation = operation_of(await instance_fetch(self.store, instance_id), Action.DELETE)
         await self.store.write(
-            instance_mark_deleting(instance_id, TaskState.DELETING), operations_cancel(instance_id, operation),
-            operation_insert(operation),
+            operations_cancel(instance_id, operation), instance_mark_deleting(instance_id, TaskState.DELETING),
+            operation_insert(operation, takes_over=True),
         )
         await tell_accepted(self.bus, operation)
         return operation

@@ -27,7 +27,7 @@ from instar.engine.run import Run
 from instar.http.context import RequestContext
 from instar.hypervisor.simulated.world import SimulatedWorld
 from instar.lifecycle.audit import Finding, audit
-from instar.lifecycle.door import NewInstance
+from instar.lifecycle.new_records import NewInstance
 from instar.model.instance import Instance, InstanceSpec, SpecImage
 from instar.model.network import RequestedNetwork
 from instar.model.operation import Operation, Step

@@ -34,7 +34,7 @@ from instar.store.conductors import (
     operations_to_take,
 )
 from instar.store.contract import Store, WriteConflict
-from instar.store.instances import instance_bump_epoch, instance_fetch
+from instar.store.instances import instance_fetch, instance_take_epoch
 from instar.store.operations import operation_fetch, operation_take, steps_fetch
 from instar.tracing import ids, spans
 
@@ -195,7 +195,7 @@ class Conductor:
         await lease.ensure()
         try:
             results = await self._store.write(
-                instance_bump_epoch(operation_id), operation_take(operation_id, lease.id, from_owner=from_owner)
+                operation_take(operation_id, lease.id, from_owner=from_owner), instance_take_epoch(operation_id)
             )
         except WriteConflict:
             operation = await operation_fetch(self._store, operation_id)
@@ -204,12 +204,12 @@ class Conductor:
             return
         if self._closing or lease is not self.lease:  # it is ours in the record: whoever comes next takes it from there
             return
-        taken = operation_from_row(results[-1].rows[0])  # type: ignore[arg-type]
+        taken = operation_from_row(results[0].rows[0])  # type: ignore[arg-type]
         if from_owner is not None:
             numbers.lease_changed("taken_over")
             log.info("operation.taken_over", action=taken.action, instance=taken.instance_id, epoch=taken.epoch)
         # One that was never owned has no journal. Where it has to wait for a slot, its instance is read when it begins.
-        instance = None if self._slots.locked() else instance_from_row(results[-2].rows[0])  # type: ignore[arg-type]
+        instance = None if self._slots.locked() else instance_from_row(results[1].rows[0])  # type: ignore[arg-type]
         run = self._run(taken, instance, lease, fresh=from_owner is None)
         task = asyncio.create_task(run, name=f"{taken.action} {taken.instance_id}")
         self._running[operation_id] = (None, task)

@@ -277,13 +277,14 @@ class Run:
         guard = operation_guard(self.operation, forward=False)
         ours = not isinstance(error, Cancelled | TaskStateConflict)
         told = notification(self._instance_now(), self.operation, "error", self.failed_state, self.facts, shown)
-        rest = (*self._when_failed, finish, notification_insert(told, self.operation.owner))
+        before, rest = tuple(self._when_failed), (finish, notification_insert(told, self.operation.owner))
         if ours:
             self._changes["vm_state"] = self.failed_state.value
             self._changes["progress"] = 0
             self.note(facts={"fault": _fault(shown, error)})
             try:
-                results = await self._write((guard, *self._pending, *self._revocation(), self._change(None), *rest))
+                changes = (*before, *self._revocation(), self._change(None))
+                results = await self._write((guard, *self._pending, *changes, *rest))
             except TaskStateConflict:
                 ours = False
         if not ours:
@@ -291,7 +292,7 @@ class Run:
             found = {name: self._changes[name] for name in FOUND_COLUMNS if not self._has_task and name in self._changes}
             # Either holds the instance, so that the end sees an operation that is accepted at this moment.
             beside = instance_change_beside(self.instance.id, found) if found else instance_hold(self.instance.id)
-            results = await self._write((guard, *self._pending, beside, *rest))
+            results = await self._write((guard, *self._pending, *before, beside, *rest))
         self._ended(results[-2])
 
     async def give_up(self, error: Exception) -> None:

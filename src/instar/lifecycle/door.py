@@ -26,6 +26,7 @@ from instar.lifecycle.find_guest import FindArguments
 from instar.lifecycle.guest_calls import GuestCalls
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.move import MoveArguments, pending_move, root_is_smaller
+from instar.lifecycle.new_records import NewInstance, finished, new_instance, new_operation
 from instar.lifecycle.password import PasswordArguments
 from instar.lifecycle.prefetch import ImagePrefetch
 from instar.lifecycle.reboot import RebootArguments
@@ -34,9 +35,9 @@ from instar.lifecycle.rescue import RescueArguments
 from instar.lifecycle.shelve import UnshelveArguments
 from instar.lifecycle.snapshot import SnapshotArguments, draft_of
 from instar.model.context import RequestContext
-from instar.model.instance import Flavor, Instance, InstanceFacts, InstanceSpec
+from instar.model.instance import Flavor, Instance
 from instar.model.operation import Operation
-from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, PowerState, VmState, check
+from instar.model.states import REBOOT_HARD, REBOOT_SOFT, TRANSITIONS, Action, VmState, check
 from instar.store.contract import Statement, WriteConflict
 from instar.store.instances import (
     UsageFull,
@@ -53,21 +54,13 @@ from instar.store.instances import (
     usage_fetch,
     usage_take,
 )
-from instar.store.operations import operation_insert, operations_cancel
+from instar.store.operations import CameBetween, operation_insert, operations_cancel
 from instar.store.server_groups import server_group_room
 
 QuotaLimits = Callable[[str], Awaitable[dict[str, int]]]
 LOCK_ATTEMPTS_MAX = 5
+TAKE_OVER_ATTEMPTS_MAX = 20
 TELLING_MAX = 500  # accepted operations of which the conductors are just being told
-
-
-class NewInstance(msgspec.Struct, frozen=True):
-    """A server to be built, as checked by the API."""
-
-    name: str
-    hostname: str
-    spec: InstanceSpec
-    id: str | None = None
 
 
 class Lifecycle:
@@ -92,7 +85,7 @@ class Lifecycle:
         Raises QuotaExceeded."""
         limits = limits or await self._quota_limits(context.project_id)
         now, reservation = now_us(), "r-" + uuid.uuid4().hex[:8]
-        instances = [_new_instance(context, draft, now, reservation) for draft in new]
+        instances = [new_instance(context, draft, now, reservation) for draft in new]
         wanted: Counter[str] = Counter()
         for draft in new:
             flavor = draft.spec.flavor
@@ -101,7 +94,7 @@ class Lifecycle:
         statements = [server_group_room(group, count, limits["server_group_members"]) for group, count in groups.items()]
         operations = []
         for instance in instances:
-            operation = _operation(context, instance, Action.CREATE, Action.CREATE)
+            operation = new_operation(context, instance, Action.CREATE, Action.CREATE)
             statements += [instance_insert(instance), operation_insert(operation)]
             operations.append(operation)
         try:
@@ -138,12 +131,14 @@ class Lifecycle:
         soft = self._cloud.settings.lifecycle.reclaim_instance_interval_s > 0 and not force
         action = Action.SOFT_DELETE if soft else Action.DELETE
         check(action, instance.id, instance.vm_state, instance.task_state)
-        operation = _operation(context, instance, action, action)
-        cancel = operations_cancel(instance.id, operation)
+        operation = new_operation(context, instance, action, action)
         task = TRANSITIONS[action].task
         assert task is not None, "a delete marks the instance"
         try:
-            await self._store.write(instance_mark_deleting(instance.id, task), cancel, operation_insert(operation))
+            await self._take_over(
+                operations_cancel(instance.id, operation), instance_mark_deleting(instance.id, task),
+                operation_insert(operation, takes_over=True),
+            )  # fmt: skip
         except WriteConflict:
             return  # another delete is on its way
         await self._tell(operation)
@@ -217,8 +212,9 @@ class Lifecycle:
         ]
         grown = instance_grow(instance.id, max(more["cores"], 0), max(more["ram"], 0))
         await self._accept(
-            context, instance, Action.RESIZE, Action.RESIZE, MoveArguments(flavor, host, old), also=(*counted, grown)
-        )
+            context, instance, Action.RESIZE, Action.RESIZE, MoveArguments(flavor, host, old), before=tuple(counted),
+            also=(grown,),
+        )  # fmt: skip
 
     async def migrate(self, context: RequestContext, instance: Instance, *, host: str | None = None) -> None:
         if host is not None and host == instance.host:
@@ -288,8 +284,10 @@ class Lifecycle:
         arguments: msgspec.Struct | None = None,
         *,
         needs_host: bool = True,
+        before: tuple[Statement, ...] = (),
         also: tuple[Statement, ...] = (),
     ) -> Operation:
+        """`before` and `also` join the transaction, before and behind what is written of the instance."""
         _check_lock(context, instance)
         transition = check(rule, instance.id, instance.vm_state, instance.task_state)
         if instance.maybe_on is not None and instance.host is not None and not transition.anywhere:
@@ -297,15 +295,26 @@ class Lifecycle:
             raise WhereaboutsUnknown(id=instance.id)
         if needs_host:
             host_of(instance)
-        operation = _operation(context, instance, action, rule, arguments)
+        operation = new_operation(context, instance, action, rule, arguments)
         refusal = WrongState(action=action.value, id=instance.id, attribute="task_state", state="changed meanwhile")
         # A hard reboot may come during a soft one: it takes over. What has no task_state is waited for.
-        takes_over = (operations_cancel(instance.id, operation),) if instance.task_state is not None else ()
-        await self._store.write(
-            instance_mark(instance, transition.task, refusal=refusal), *takes_over, *also, operation_insert(operation)
-        )
+        takes_over = instance.task_state is not None
+        cancel = (operations_cancel(instance.id, operation),) if takes_over else ()
+        mark = instance_mark(instance, transition.task, refusal=refusal)
+        insert = operation_insert(operation, takes_over=takes_over)
+        await self._take_over(*cancel, *before, mark, *also, insert)
         await self._tell(operation)
         return operation
+
+    async def _take_over(self, *statements: Statement) -> None:
+        """Once more for each operation that was accepted just between: all of them are to be taken over."""
+        for _ in range(TAKE_OVER_ATTEMPTS_MAX):
+            try:
+                await self._store.write(*statements)
+                return
+            except CameBetween:
+                continue
+        raise Conflict("The instance is being changed by others.")
 
     async def _tell(self, operation: Operation) -> None:
         """A conductor takes it now, and not only when its poll finds it. It is in the database, so nobody waits until a
@@ -337,7 +346,8 @@ class Lifecycle:
             spec = msgspec.structs.replace(instance.spec, locked_reason=reason)
             changed = instance_lock(instance.id, by, spec, instance.revision)
             try:
-                await self._store.write(changed, operation_insert(_finished(_operation(context, instance, action, action))))
+                record = finished(new_operation(context, instance, action, action))
+                await self._store.write(changed, operation_insert(record))
                 return
             except WriteConflict:
                 instance = await instance_fetch(self._store, instance.id)
@@ -348,7 +358,7 @@ class Lifecycle:
 
         Of a guest that is on one of two hosts: if one of them is down by an admin's word, it is given up there, and what
         the other has is taken."""
-        operation = _finished(_operation(context, instance, Action.RESET_STATE, Action.RESET_STATE))
+        operation = finished(new_operation(context, instance, Action.RESET_STATE, Action.RESET_STATE))
         await self._store.write(
             operations_cancel(instance.id, operation),
             instance_set_states(instance.id, vm_state),
@@ -364,60 +374,3 @@ class Lifecycle:
 def _check_lock(context: RequestContext, instance: Instance) -> None:
     if instance.locked_by and not context.is_admin:
         raise Locked(id=instance.id)
-
-
-def _new_instance(context: RequestContext, draft: NewInstance, now: int, reservation: str) -> Instance:
-    return Instance(
-        id=draft.id or str(uuid.uuid4()),
-        project_id=context.project_id,
-        user_id=context.user_id,
-        name=draft.name,
-        hostname=draft.hostname,
-        vm_state=VmState.BUILDING,
-        task_state=TRANSITIONS[Action.CREATE].task,
-        power_state=PowerState.NOSTATE,
-        host=None,
-        availability_zone=draft.spec.availability_zone,
-        created_at=now,
-        updated_at=now,
-        launched_at=None,
-        terminated_at=None,
-        locked_by=None,
-        reservation_id=reservation,
-        turn=1,
-        epoch=0,
-        revision=0,
-        spec=draft.spec,
-        facts=InstanceFacts(),
-    )
-
-
-def _operation(
-    context: RequestContext, instance: Instance, action: Action, rule: str, arguments: msgspec.Struct | None = None
-) -> Operation:
-    now = now_us()
-    return Operation(
-        id=str(uuid.uuid4()),
-        instance_id=instance.id,
-        action=action.value,
-        rule=str(rule),
-        request_id=context.request_id,
-        user_id=context.user_id,
-        project_id=context.project_id,
-        turn=0,  # given by the database
-        vm_state_before=instance.vm_state,
-        arguments=msgspec.msgpack.encode(arguments),
-        owner=None,
-        epoch=0,
-        cancelled_by=None,
-        started_at=now,
-        updated_at=now,
-        finished_at=None,
-        result=None,
-        message=None,
-    )
-
-
-def _finished(operation: Operation) -> Operation:
-    """An action that was done in the transaction which records it."""
-    return msgspec.structs.replace(operation, finished_at=operation.started_at, result="Success")

@@ -50,11 +50,10 @@ async def sync(cloud: Cloud, instance: Instance, state: GuestState) -> bool:
     vm_state = SYNCED.get((instance.vm_state, power), instance.vm_state)
     if instance.task_state is not None or (vm_state, power) == (instance.vm_state, instance.power_state):
         return False
-    writes = [instance_power_sync(instance, vm_state=vm_state, power_state=int(power))]
+    writes = [console_tokens_revoke(instance.id)] if power in _OFF else []  # in the order of operations.py
+    writes.append(instance_power_sync(instance, vm_state=vm_state, power_state=int(power)))
     if vm_state is not instance.vm_state:
         writes.append(operation_insert(_record(instance, vm_state)))
-    if power in _OFF:
-        writes.append(console_tokens_revoke(instance.id))
     try:
         await cloud.store.write(*writes)
     except WriteConflict:

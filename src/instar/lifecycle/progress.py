@@ -6,6 +6,7 @@ Runs beside a conductor. What is told late, or of an operation that has ended, c
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 import structlog
@@ -52,16 +53,20 @@ class ProgressKeeper:
             self._wake.clear()
             told, self._told = self._told, {}
             try:
-                await self._store.write(*(statement for one in told.values() for statement in _statements(one)))
+                await self._store.write(*_statements(list(told.values())))
             except Exception:
                 log.exception("progress.not_written")
             await asyncio.sleep(WRITE_EVERY_S)
 
 
-def _statements(told: HostProgress) -> list[Statement]:
-    progress = told.progress
-    percent = min(max(progress.percent, 0), 100)
-    statements = [work_progress(progress.instance_id, told.epoch, percent)]
-    if progress.migration is not None:
-        statements.append(migration_progress(progress.instance_id, progress.migration))
-    return statements
+def _statements(told: Sequence[HostProgress]) -> list[Statement]:
+    """Moves before instances: in the order of operations.py."""
+    moves = [
+        migration_progress(one.progress.instance_id, one.progress.migration)
+        for one in told
+        if one.progress.migration is not None
+    ]
+    instances = [
+        work_progress(one.progress.instance_id, one.epoch, min(max(one.progress.percent, 0), 100)) for one in told
+    ]
+    return [*moves, *instances]

@@ -174,11 +174,13 @@ def instance_count(instance_id: str, vcpus: int, memory_mib: int) -> tuple[State
     )
 
 
-def instance_bump_epoch(operation_id: str) -> Statement:
-    """Of the instance of an operation that is about to change hands; returns its row."""
+def instance_take_epoch(operation_id: str) -> Statement:
+    """The instance has the epoch under which its operation has just changed hands; returns its row. Raises WriteConflict
+    where that epoch was given already."""
+    mine = "(SELECT o.{} FROM operations o WHERE o.id = :id)"
     return Statement(
-        "UPDATE instances SET epoch = epoch + 1 "
-        "WHERE id = (SELECT o.instance_id FROM operations o WHERE o.id = :id) RETURNING *",
+        f"UPDATE instances SET epoch = {mine.format('epoch')} "  # noqa: S608 - constants only
+        f"WHERE id = {mine.format('instance_id')} AND epoch < {mine.format('epoch')} RETURNING *",
         {"id": operation_id},
         rows=1,
     )

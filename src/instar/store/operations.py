@@ -1,4 +1,9 @@
-"""SQL of operations and their journal, and of the outbox of notifications. Conductors are in `conductors.py`."""
+"""SQL of operations and their journal, and of the outbox of notifications. Conductors are in `conductors.py`.
+
+Rows are locked in one order, by all who write: the operation (with which each step's transaction begins, as its guard),
+what else a step writes (moves, console tokens, what a project uses), and the instance at last. So none of them waits for
+another in a circle.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +30,33 @@ SELECT :id, :instance_id, :action, :rule, :request_id, :user_id, :project_id, i.
     :arguments, NULL, 0, NULL, :started_at, :updated_at, :finished_at, :result, :message
 FROM instances i WHERE i.id = :instance_id
 """
+# What a cancellation before the instance was held has not seen.
+_NONE_CAME = f""" AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = :instance_id
+    AND {_UNFINISHED.format('o.')} AND o.cancelled_by IS NULL AND o.action <> 'delete')
+"""
 
 
-def operation_insert(operation: Operation) -> Statement:
-    """Record an operation; its turn is the instance's, which stands before it in the same transaction."""
+def operation_insert(operation: Operation, *, takes_over: bool = False) -> Statement:
+    """Record an operation; its turn is the instance's, which stands before it in the same transaction. `takes_over`: from
+    all that `operations_cancel` has told; raises CameBetween for one that it has missed."""
     names = (
         "id", "instance_id", "action", "rule", "request_id", "user_id", "project_id", "vm_state_before", "arguments",
         "started_at", "updated_at", "finished_at", "result", "message",
     )  # fmt: skip
-    return Statement(_INSERT, {name: getattr(operation, name) for name in names}, rows=1)
+    params = {name: getattr(operation, name) for name in names}
+    if takes_over:
+        return Statement(_INSERT + _NONE_CAME, params, rows=1, error=CameBetween())
+    return Statement(_INSERT, params, rows=1)
+
+
+class CameBetween(InstarError):
+    """Another operation was accepted in the moment in which one took over from all that there were: nothing was written,
+    and it may be tried again."""
 
 
 def operations_cancel(instance_id: str, by: Operation) -> Statement:
-    """Tell whatever is in flight on the instance that `by` takes over. A delete is never taken over."""
+    """Tell whatever is in flight on the instance that `by` takes over. A delete is never taken over. Stands before all that
+    writes the instance."""
     return Statement(
         """UPDATE operations SET cancelled_by = :by, updated_at = :now
            WHERE instance_id = :instance_id AND finished_at IS NULL AND id <> :id AND action <> 'delete'""",
@@ -46,7 +65,7 @@ def operations_cancel(instance_id: str, by: Operation) -> Statement:
 
 
 _TAKE = f"""UPDATE operations SET owner = :owner, updated_at = :now,
-      epoch = (SELECT i.epoch FROM instances i WHERE i.id = operations.instance_id)
+      epoch = (SELECT i.epoch + 1 FROM instances i WHERE i.id = operations.instance_id)
     WHERE id = :id AND owner IS NOT DISTINCT FROM :from_owner AND {_UNFINISHED.format('')}
       AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = operations.instance_id
                       AND {_UNFINISHED.format('o.')} AND o.turn < operations.turn)
@@ -56,7 +75,7 @@ _TAKE = f"""UPDATE operations SET owner = :owner, updated_at = :now,
 def operation_take(operation_id: str, owner: str, *, from_owner: str | None) -> Statement:
     """Own an operation, under a new epoch, when no older one of the instance is unfinished.
 
-    Changes no row where another conductor was quicker. The instance's epoch is raised in the same transaction, before."""
+    Changes no row where another conductor was quicker. `instance_take_epoch` follows in the same transaction."""
     return Statement(
         _TAKE,
         {"id": operation_id, "owner": owner, "from_owner": from_owner, "now": now_us()},

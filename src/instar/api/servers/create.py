@@ -40,7 +40,7 @@ from instar.http.answer import Answer, json_answer
 from instar.http.context import RequestContext
 from instar.http.policy import own_project
 from instar.http.request import Request
-from instar.lifecycle.door import NewInstance
+from instar.lifecycle.new_records import NewInstance
 from instar.model.instance import Flavor, InstanceSpec
 from instar.model.network import RequestedNetwork
 from instar.store.quotas import quota_limits
