@@ -33,7 +33,7 @@ FROM instances i WHERE i.id = :instance_id
 # What a cancellation before the instance was held has not seen.
 _NONE_CAME = f""" AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = :instance_id
     AND {_UNFINISHED.format('o.')} AND o.cancelled_by IS NULL AND o.action <> 'delete')
-"""
+"""  # noqa: S608 - constants only
 
 
 def operation_insert(operation: Operation, *, takes_over: bool = False) -> Statement:
