@@ -54,6 +54,8 @@ async def delete_at(one: Plane, name: str, held: Callable[[str, Callable[[], Awa
     ended = await one.fetch(instance.id)
     assert (ended.vm_state, ended.task_state) == (VmState.DELETED, None), ended.facts.fault
     assert (await one.last_operation(instance.id)).result == "Success"
+    if (after := SCENARIOS[name].after) is not None:
+        await after(one)
     await check_no_trace(one)
 
 

@@ -79,9 +79,10 @@ async def _stay_here(
     """It did not move: as after a live migration that was undone."""
     instance, hosts = run.instance, run.hosts
     run.keep()
-    run.note(maybe_on=None, facts={"volumes": connected})
+    run.note(maybe_on=None, facts={"volumes": connected, "leaving": dest})
     await insist(run, cloud, "clean destination", hosts.ensure_absent, dest, host=dest)
     await insist(run, cloud, "withdraw ports", cloud.networks.unbind_ahead, instance.id)
     await insist(run, cloud, "release other claim", cloud.scheduler.release_others, instance.id, claim)
+    run.note(facts={"leaving": None})
     state = await insist(run, cloud, "let guest go on", let_go_on, run, source, host=source)
     await run.settle(power_state=instance.power_state if state is None else state.power_state)
