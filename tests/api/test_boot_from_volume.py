@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.api.compute_cloud import SETTLE_S, Cloud
+from tests.api.compute_cloud import Cloud
 from tests.api.test_volume_attachments import new_volume, until_volume, volume_api
+from tests.patience import PATIENCE_S
 
 UNKNOWN = "3f1c2b5e-0000-4000-8000-000000000000"
 
@@ -64,7 +65,7 @@ async def test_snapshots_and_blank_volumes_besides_an_image(cloud: Cloud) -> Non
     volume_id = await boot_volume(cloud)
     body = {"snapshot": {"volume_id": volume_id, "name": "s"}}
     snapshot = (await volume_api(cloud.demo, "POST", "/snapshots", body))["snapshot"]["id"]
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while (await volume_api(cloud.demo, "GET", f"/snapshots/{snapshot}"))["snapshot"]["status"] != "available":
             await asyncio.sleep(0.01)
     server_id = await cloud.created(cloud.demo, block_device_mapping_v2=[

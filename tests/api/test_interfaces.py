@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.api.compute_cloud import SETTLE_S, Caller, Cloud
+from tests.api.compute_cloud import Caller, Cloud
+from tests.patience import PATIENCE_S
 
 
 async def network_api(caller: Caller, method: str, path: str, json: Any = None) -> dict[str, Any]:
@@ -21,7 +22,7 @@ async def interfaces(caller: Caller, server_id: str) -> list[dict[str, Any]]:
 
 
 async def until_gone(caller: Caller, server_id: str, port_id: str) -> None:
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while port_id in {one["port_id"] for one in await interfaces(caller, server_id)}:
             await asyncio.sleep(0.01)
 
@@ -61,7 +62,7 @@ async def test_a_port_that_a_user_brings_is_free_again_afterwards(cloud: Cloud) 
     assert port["id"] in await demo.refused(409, "POST", f"/servers/{server_id}/os-interface", body)
     await demo.call("DELETE", f"/servers/{server_id}/os-interface/{port['id']}")
     await until_gone(demo, server_id, port["id"])
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while (await network_api(demo, "GET", f"/ports/{port['id']}"))["port"]["device_id"]:
             await asyncio.sleep(0.01)
     await attach(demo, server_id, port_id=port["id"])
@@ -106,7 +107,7 @@ async def test_a_host_that_refuses_leaves_no_port(cloud: Cloud) -> None:
     faults = cloud.world.host(server["OS-EXT-SRV-ATTR:host"]).faults
     faults.keeps_devices = True
     await demo.call("DELETE", f"/servers/{server_id}/os-interface/{made['port_id']}")
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while "fault" not in (await demo.get(f"/servers/{server_id}"))["server"]:
             await asyncio.sleep(0.01)
     assert len(await interfaces(demo, server_id)) == 2

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.api.compute_cloud import SETTLE_S, Cloud
+from tests.api.compute_cloud import Cloud
+from tests.patience import PATIENCE_S
 
 
 async def _in_flight(cloud: Cloud, server_id: str) -> dict[str, Any]:
     """A live migration that runs and does not end by itself."""
     cloud.world.host(str(await cloud.host_of(server_id))).faults.live_never_converges = True
     await cloud.act(cloud.admin, server_id, "os-migrateLive", {"host": None, "block_migration": "auto"})
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             found = (await cloud.admin.get(f"/servers/{server_id}/migrations"))["migrations"]
             if found and found[0]["status"] == "running" and found[0]["memory_total_bytes"]:
@@ -131,7 +132,7 @@ async def test_a_live_migration_that_still_prepares_is_aborted_since_2_65(three_
     source.hang_next("offer_live")
     await cloud.act(admin, server_id, "os-migrateLive", {"host": None, "block_migration": "auto"})
     path, found = f"/servers/{server_id}/migrations", []
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not found:
             found = (await admin.get(path))["migrations"]
     assert found[0]["status"] == "preparing"

@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.api.compute_cloud import SETTLE_S, Cloud
+from tests.api.compute_cloud import Cloud
+from tests.patience import PATIENCE_S
 
 
 async def test_a_guest_sleeps_and_wakes(three_hosts: Cloud) -> None:
@@ -23,7 +24,7 @@ async def test_a_guest_sleeps_and_wakes(three_hosts: Cloud) -> None:
 
 async def _image(cloud: Cloud, image_id: str) -> dict[str, Any]:
     headers = {"x-auth-token": cloud.demo.token}
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             answer = await cloud.demo.client.get(f"/image/v2/images/{image_id}", headers=headers)
             assert answer.status_code == 200, answer.text
@@ -151,7 +152,7 @@ async def test_admins_move_servers_and_choose_where_to(three_hosts: Cloud) -> No
     await cloud.until(cloud.demo, server_id, "ACTIVE")
     assert await cloud.host_of(server_id) == other
     await cloud.act(admin, server_id, "os-migrateLive", {"host": first, "block_migration": "auto"})
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while await cloud.host_of(server_id) != first:
             await asyncio.sleep(0.02)
     await cloud.until(cloud.demo, server_id, "ACTIVE")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.api.compute_cloud import SETTLE_S, Caller, Cloud
+from tests.api.compute_cloud import Caller, Cloud
+from tests.patience import PATIENCE_S
 
 
 async def volume_api(caller: Caller, method: str, path: str, json: Any = None) -> dict[str, Any]:
@@ -18,7 +19,7 @@ async def volume_api(caller: Caller, method: str, path: str, json: Any = None) -
 
 async def until_volume(caller: Caller, volume_id: str, status: str) -> dict[str, Any]:
     volume: dict[str, Any] = {}
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while volume.get("status") != status:
             volume = (await volume_api(caller, "GET", f"/volumes/{volume_id}"))["volume"]
             await asyncio.sleep(0.01)
