@@ -1,8 +1,9 @@
-"""Frames of messages: what we write the library reads, and the reverse, in whatever pieces it comes."""
+"""Frames of messages: how a message becomes some, how they are read in any pieces, and what becomes of broken ones."""
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import Any
 
 import pamqp.frame
@@ -11,7 +12,7 @@ from pamqp import commands, header
 from pamqp.body import ContentBody
 
 from instar.bus import amqp_frames as frames
-from instar.bus.amqp_lane import Lane, LaneChannel
+from instar.bus.amqp_lane import Delivered, Lane, LaneChannel
 from instar.bus.contract import Message
 from instar.bus.rabbitmq_wire import command_properties, received
 
@@ -37,7 +38,7 @@ def as_the_broker_sends(channel: int, tag: int, key: str, properties: commands.B
 
 
 @pytest.mark.parametrize("size", [0, 1, FRAME_MAX - 8, FRAME_MAX - 7, 3 * FRAME_MAX])
-def test_a_message_of_ours_is_what_the_library_reads(size: int) -> None:
+def test_a_body_of_any_size_goes_in_frames_of_the_size_that_was_agreed(size: int) -> None:
     message = Message("EnsureDisk", b"x" * size, 30.0, "00-trace", 2**40, "host-é")
     properties = command_properties(message, "id", "user", 30.0, "user.secret")
     sent = frames.publish(7, "instar.commands", "host.a", properties, message.body, mandatory=True, frame_max=FRAME_MAX)
@@ -57,16 +58,11 @@ def test_a_message_of_ours_is_what_the_library_reads(size: int) -> None:
     assert theirs.headers["deadline_s"] == 30.0
 
 
-def test_what_is_said_of_a_delivery_is_what_the_library_reads() -> None:
-    (_, ack), (_, reject), (_, nack) = as_the_library_reads(
-        frames.ack(3, 2**33) + frames.reject(3, 5) + frames.requeue(3, 6)
-    )
-    assert isinstance(ack, commands.Basic.Ack)
-    assert (ack.delivery_tag, ack.multiple) == (2**33, False)
-    assert isinstance(reject, commands.Basic.Reject)
-    assert (reject.delivery_tag, reject.requeue) == (5, False)
-    assert isinstance(nack, commands.Basic.Nack)
-    assert (nack.delivery_tag, nack.multiple, nack.requeue) == (6, False, True)
+@pytest.mark.parametrize(("key", "headers"), [("k" * 256, {}), ("k", {"epoch": 2**64}), ("k", {"epoch": object()})])
+def test_what_amqp_cannot_say_is_refused_before_anything_is_sent(key: str, headers: dict[str, Any]) -> None:
+    properties = commands.Basic.Properties(message_type="Test", headers=headers)
+    with pytest.raises(ValueError, match=r"exceeds|Unsupported|Unknown"):
+        frames.publish(1, "instar.commands", key, properties, b"", mandatory=True, frame_max=FRAME_MAX)
 
 
 THEIRS = commands.Basic.Properties(
@@ -84,7 +80,7 @@ class Read:
     """A lane on channel 5, what came by it, and what was left for the library."""
 
     def __init__(self) -> None:
-        self.messages: list[frames.Delivered] = []
+        self.messages: list[Delivered] = []
         self.confirmed: list[tuple[int, bool, bool]] = []
         self.library = asyncio.StreamReader()
         self.lane = Lane(self.library, lambda: None)
@@ -117,7 +113,7 @@ async def test_messages_are_read_in_whatever_pieces_they_come(piece: int) -> Non
     properties = first.properties
     assert properties is not None
     assert properties.headers == THEIRS.headers
-    assert (properties.kind, properties.message_id, properties.user_id) == ("Test", "m", "u")
+    assert (properties.message_type, properties.message_id, properties.user_id) == ("Test", "m", "u")
     incoming = received(first)
     assert (incoming.message.kind, incoming.message.epoch, incoming.message.host) == ("Test", 9, "h")
     assert incoming.message.deadline_s == 1.5
@@ -140,10 +136,88 @@ async def test_a_broker_of_another_protocol_is_the_librarys_business() -> None:
     assert await read.library.read() == b"AMQP\x00\x01\x00\x00"
 
 
-@pytest.mark.parametrize("cut", range(12, 60, 3))
-def test_properties_that_are_not_understood_are_no_message_of_ours(cut: int) -> None:
-    whole = header.ContentHeader(0, 4, THEIRS).marshal()
-    properties = frames.decode_properties(whole[:cut])
-    assert properties is None
+def raw(kind: int, payload: bytes, channel: int = 5) -> bytes:
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def delivered_with(properties: bytes) -> bytes:
+    """A message of four bytes, whose properties (with the flags before them) are these."""
+    deliver = pamqp.frame.marshal(commands.Basic.Deliver("c", 7, False, "exchange", "k"), 5)
+    return deliver + raw(2, struct.pack(">HHQ", 60, 0, 4) + properties) + raw(3, b"body")
+
+
+def table(content: bytes) -> bytes:
+    return b"\x20\x00" + struct.pack(">I", len(content)) + content
+
+
+def nested(levels: int) -> bytes:
+    inner = b""
+    for _ in range(levels):
+        inner = b"\x00F" + struct.pack(">I", len(inner)) + inner
+    return inner
+
+
+WHOLE = header.ContentHeader(0, 4, THEIRS).marshal()[12:]
+NOT_UNDERSTOOD = {
+    "no flags": b"", "a table without an end": b"\x20\x00\xff\xff\xff\xff", "a value of no kind": table(b"\x01nq"),
+    "no text": b"\x00\x20\x02\xff\xfe", "a time after all calendars": b"\x00\x40" + b"\xff" * 8,
+    "nested beyond reason": table(nested(2000)), "flags without an end": b"\x00\x01" * 30_000,
+    "more than is read": table(b"\x00V" * 60_000),
+} | {f"cut at {cut}": WHOLE[:cut] for cut in range(1, 48, 4)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_UNDERSTOOD)
+async def test_properties_that_are_not_understood_are_no_message_of_ours_and_harm_no_other(name: str) -> None:
+    read = Read()
+    read.lane.data_received(delivered_with(NOT_UNDERSTOOD[name]) + as_the_broker_sends(5, 8, "k", THEIRS, b"next"))
+    first, second = read.messages
+    assert (first.tag, first.properties, first.body) == (7, None, b"body"), "the broker can be told that it is refused"
     with pytest.raises(ValueError, match="no message"):
-        received(frames.Delivered(1, False, "k", properties, b""))
+        received(first)
+    assert received(second).message.body == b"next"
+
+
+async def test_a_key_that_is_no_text_is_no_message_of_ours() -> None:
+    read = Read()
+    whole = as_the_broker_sends(5, 9, "kkkk", THEIRS, b"x")
+    read.lane.data_received(whole.replace(b"kkkk", b"k\xff\xfek"))
+    (message,) = read.messages
+    assert (message.tag, message.properties) == (9, None)
+
+
+BROKEN = {
+    "no end": pamqp.frame.marshal(commands.Basic.Ack(1), 5)[:-1] + b"\x00",
+    "too long": struct.pack(">BHI", 1, 5, 1 << 30) + b"\x00",
+    "a confirmation of nothing": raw(1, b"\x00\x3c\x00\x50\x00"),
+    "a delivery without a number": raw(1, b"\x00\x3c\x00\x3c\x01c\x00"),
+    "a header without a size": raw(1, b"\x00\x3c\x00\x32") + raw(2, b"\x00\x3c\x00"),
+    "a body without a header": raw(1, b"\x00\x3c\x00\x32") + raw(3, b"body"),
+    "more than the header says": delivered_with(WHOLE)[:-12] + raw(3, b"bodies"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_frames_that_no_broker_sends_end_the_connection(name: str) -> None:
+    lost = asyncio.Event()
+    library = asyncio.StreamReader()
+    messages: list[Delivered] = []
+
+    def lane() -> Lane:
+        made = Lane(library, lost.set)
+        made.watch(LaneChannel(5, on_delivery=messages.append, on_confirm=lambda *_: None))
+        return made
+
+    async def send(_: asyncio.StreamReader, broker: asyncio.StreamWriter) -> None:
+        broker.write(BROKEN[name])
+        await broker.drain()
+        await lost.wait()
+        broker.close()
+
+    server = await asyncio.start_server(send, "127.0.0.1", 0)
+    async with server, asyncio.timeout(60):
+        transport, _ = await asyncio.get_running_loop().create_connection(lane, *server.sockets[0].getsockname())
+        await lost.wait()
+        with pytest.raises(ConnectionError):  # the library hears of it
+            await library.read()
+        transport.close()
+    assert messages == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pamqp.commands import Basic
+
 from instar.bus import amqp_frames as frames
-from instar.bus.amqp_lane import Lane, LaneChannel
+from instar.bus.amqp_lane import Delivered, Lane, LaneChannel
 from instar.bus.contract import NobodyListens
 
 
@@ -39,7 +41,7 @@ class Confirms:
         lane.watch(LaneChannel(number, on_delivery=self._came_back, on_confirm=self._on_confirm))
 
     def send(
-        self, exchange: str, key: str, body: bytes, properties: frames.Properties, told: Told, *, mandatory: bool
+        self, exchange: str, key: str, body: bytes, properties: Basic.Properties, told: Told, *, mandatory: bool
     ) -> None:
         """`told` is called once: with None when the broker has it, on its disk where it is to be kept; with Overfull, with
         what `end` says, and where it is `mandatory` with Unroutable, when not. Raises ConnectionError, and ValueError for
@@ -49,7 +51,7 @@ class Confirms:
         )
         self._lane.write(message)
         self._sent += 1
-        id_ = properties.message_id if mandatory else ""
+        id_ = (properties.message_id or "") if mandatory else ""
         self._open[self._sent] = told, id_
         if id_:
             self._mandatory[id_] = self._sent
@@ -82,9 +84,9 @@ class Confirms:
             del self._mandatory[id_]
         told(None if kept else Overfull())
 
-    def _came_back(self, returned: frames.Delivered) -> None:
+    def _came_back(self, returned: Delivered) -> None:
         """No queue is bound for its key. It is confirmed as well, after this, which means nothing."""
-        id_ = returned.properties.message_id if returned.properties is not None else ""
-        waiting = self._open.pop(self._mandatory.pop(id_, 0), None)
+        id_ = returned.properties.message_id if returned.properties is not None else None
+        waiting = self._open.pop(self._mandatory.pop(id_ or "", 0), None)
         if waiting is not None:
             waiting[0](Unroutable())

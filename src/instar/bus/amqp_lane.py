@@ -1,21 +1,27 @@
 """The connection to a broker, with a lane of its own for messages. Used by `rabbitmq_link.py`.
 
 The library (aiormq, below aio-pika) logs in, opens channels, declares and consumes; it reads and writes this connection as
-any other. Of channels that are told to the lane, the frames that each message needs do not reach it: they are read here as
-soon as they come, and handed on without a queue or a task between. What is written here goes out once per turn of the event
-loop, in as few packets as possible; whole frames always, so that both may write.
+any other. Of channels that are told to the lane, the frames that each message needs do not reach it: they are picked out of
+the stream here as soon as they come, and what they say is handed on without a queue or a task between. What is written here
+goes out once per turn of the event loop, in as few packets as possible; whole frames always, so that both may write. How a
+frame is written and read is the library's own (pamqp, by `amqp_frames.py`); here is only where it ends, and whose it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
+import msgspec
 import structlog
 from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
+from pamqp.commands import Basic
+from pamqp.constants import FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEADER_SIZE, FRAME_METHOD
+from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
 from instar.bus import amqp_frames as frames
@@ -27,8 +33,25 @@ BUFFER_MAX_BYTES = 1 << 20  # not yet taken by the broker: who sends more waits
 SHOW_LIFE_EVERY_S = 1.0
 LINGER_S = 0.005
 _PROTOCOL_HEADER = ord("A")  # "AMQP…": a broker that speaks another version says so, and ends
+_HEARTBEAT = Heartbeat().marshal()
+_DELIVER, _RETURN, _ACK, _NACK = (
+    one.index.to_bytes(4, "big") for one in (Basic.Deliver, Basic.Return, Basic.Ack, Basic.Nack)
+)
+_head = struct.Struct(">BHI").unpack_from  # kind, channel, length of what follows before the last byte
 
-OnDelivery = Callable[[frames.Delivered], None]
+
+class Delivered(msgspec.Struct):
+    """A message from the broker. `properties` is None where they, or the key, are not understood. `tag` 0: one that came
+    back."""
+
+    tag: int
+    redelivered: bool
+    key: str
+    properties: Basic.Properties | None
+    body: bytes
+
+
+OnDelivery = Callable[[Delivered], None]
 OnConfirm = Callable[[int, bool, bool], None]
 
 
@@ -40,43 +63,44 @@ class LaneChannel:
         self.number = number
         self._on_delivery = on_delivery
         self._on_confirm = on_confirm
-        self._method: bytes | None = None
-        self._header = b""
+        self._begun: tuple[int, bool, str | None] | None = None
+        self._properties: Basic.Properties | None = None
         self._missing_bytes = 0
         self._pieces: list[bytes] = []
 
     def take(self, kind: int, payload: bytes) -> bool:
-        """Whether the frame was one for the lane."""
-        if kind == frames.METHOD:
+        """Whether the frame was one for the lane. Raises ConnectionError for one that a broker does not send."""
+        if kind == FRAME_METHOD:
             name = payload[:4]
-            if name in (frames.DELIVER, frames.RETURN):
-                self._method = payload
+            if name in (_DELIVER, _RETURN):
+                self._begun = frames.delivery(payload[4:]) if name == _DELIVER else (0, False, "")
+                self._properties, self._missing_bytes, self._pieces = None, 0, []
                 return True
-            if name in (frames.ACK, frames.NACK) and self._on_confirm is not None:
-                number, bits = frames.confirmed(payload, 4)
-                self._on_confirm(number, bits & 1 == 1, name == frames.ACK)
+            if self._on_confirm is not None and name in (_ACK, _NACK):
+                number, all_before = frames.confirmed(payload[4:])
+                self._on_confirm(number, all_before, name == _ACK)
                 return True
             return False
-        if self._method is None:
+        if self._begun is None:
             return False
-        if kind == frames.HEADER:
-            self._header, self._pieces = payload, []
-            self._missing_bytes = frames.content_size(payload, 4)[0]
-        elif kind == frames.BODY:
+        if kind == FRAME_HEADER:
+            self._missing_bytes, self._properties = frames.content(payload)
+        elif kind == FRAME_BODY:
             self._pieces.append(payload)
             self._missing_bytes -= len(payload)
+            if self._missing_bytes < 0:
+                raise ConnectionError("the broker sent more of a message than there is")
         else:
             return False
-        if self._missing_bytes <= 0:
-            self._complete(self._method)
+        if not self._missing_bytes:
+            self._complete(*self._begun)
         return True
 
-    def _complete(self, method: bytes) -> None:
-        tag, redelivered, key = frames.delivery(method) if method[:4] == frames.DELIVER else (0, False, "")
+    def _complete(self, tag: int, redelivered: bool, key: str | None) -> None:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        properties = frames.decode_properties(self._header)
-        self._method, self._header, self._pieces = None, b"", []
-        self._on_delivery(frames.Delivered(tag, redelivered, key, properties, body))
+        delivered = Delivered(tag, redelivered, key or "", self._properties if key is not None else None, body)
+        self._begun, self._properties, self._pieces = None, None, []
+        self._on_delivery(delivered)
 
 
 class Lane(asyncio.StreamReaderProtocol):
@@ -115,19 +139,21 @@ class Lane(asyncio.StreamReaderProtocol):
         if self._rest:
             data = self._rest + data
         at, end, for_us = 0, len(data), False
-        while end - at > frames.HEADER_BYTES:
-            kind, number, length = frames.head(data, at)
+        while end - at > FRAME_HEADER_SIZE:
+            kind, number, length = _head(data, at)
             if kind == _PROTOCOL_HEADER:
                 self._no_frames = True
                 self._reader.feed_data(data[at:])
                 return
             if length > FRAME_MAX_BYTES:
                 raise ConnectionError("the broker sent what is no frame")
-            after = at + frames.HEADER_BYTES + length + 1
+            after = at + FRAME_HEADER_SIZE + length + 1
             if after > end:
                 break
+            if data[after - 1] != FRAME_END:
+                raise ConnectionError("the broker sent what is no frame")
             channel = self._channels.get(number)
-            if channel is not None and channel.take(kind, data[at + frames.HEADER_BYTES : after - 1]):
+            if channel is not None and channel.take(kind, data[at + FRAME_HEADER_SIZE : after - 1]):
                 for_us = True
             else:
                 self._reader.feed_data(data[at:after])
@@ -138,7 +164,7 @@ class Lane(asyncio.StreamReaderProtocol):
             if self.heard_at - self._showed_life_at > SHOW_LIFE_EVERY_S:
                 # A broker that sends messages sends no heartbeats, and the library sees neither.
                 self._showed_life_at = self.heard_at
-                self._reader.feed_data(frames.HEARTBEAT)
+                self._reader.feed_data(_HEARTBEAT)
 
     def watch(self, channel: LaneChannel) -> None:
         """From now on. Before the channel consumes anything."""

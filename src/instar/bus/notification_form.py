@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from pamqp.commands import Basic
 
-from instar.bus.amqp_frames import PERSISTENT, Properties
+from instar.bus.amqp_frames import PERSISTENT
 from instar.bus.contract import Message
 from instar.model.operation import Notification
 
@@ -39,7 +40,7 @@ _NOT_KNOWN = (
 )  # fmt: skip
 
 
-def notification_form(message: Message, user: str) -> tuple[str, bytes, Properties]:
+def notification_form(message: Message, user: str) -> tuple[str, bytes, Basic.Properties]:
     """Routing key, body and properties of a message whose body is a Notification. Raises msgspec.MsgspecError."""
     told = msgspec.msgpack.decode(message.body, type=Notification)
     kind, _, phase = told.event_type.removeprefix("instance.").rpartition(".")
@@ -52,7 +53,7 @@ def notification_form(message: Message, user: str) -> tuple[str, bytes, Properti
         "timestamp": datetime.fromtimestamp(told.timestamp / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f"),
     }
     body = msgspec.json.encode({"oslo.version": "2.0", "oslo.message": msgspec.json.encode(inner).decode()})
-    properties = Properties(
+    properties = Basic.Properties(
         content_type="application/json", content_encoding="utf-8", delivery_mode=PERSISTENT, message_id=told.message_id,
         user_id=user, priority=0, headers={},
     )  # fmt: skip

@@ -20,7 +20,7 @@ import structlog
 
 from instar.bus import rabbitmq_wire as wire
 from instar.bus.amqp_confirms import LinkLost, Overfull, Unroutable
-from instar.bus.amqp_frames import Delivered
+from instar.bus.amqp_lane import Delivered
 from instar.bus.contract import (
     DEAD,
     BusAway,
@@ -262,15 +262,15 @@ class RabbitMqBus:
         properties = delivered.properties
         if properties is None:
             return
-        answer = self._waiting.get(properties.correlation_id)
+        answer = self._waiting.get(properties.correlation_id or "")
         if answer is None or answer.done():
             return  # it was late, or asked for twice
-        if properties.kind == wire.REPLY:
+        if properties.message_type == wire.REPLY:
             try:
                 answer.set_result(wire.decode_reply(delivered.body))
             except msgspec.MsgspecError:
                 answer.set_result(ConsumerFailed("the reply is not understood"))
-        elif properties.kind == wire.NOBODY:
+        elif properties.message_type == wire.NOBODY:
             answer.set_result(NobodyListens(delivered.body.decode(errors="replace")))
         else:
             answer.set_result(ConsumerFailed(delivered.body.decode(errors="replace")))

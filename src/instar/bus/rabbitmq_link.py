@@ -19,13 +19,14 @@ import aiormq.exceptions
 import structlog
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
+from pamqp import frame
 from pamqp.commands import Basic
 from yarl import URL
 
 from instar.bus import amqp_frames as frames
 from instar.bus import rabbitmq_wire as wire
 from instar.bus.amqp_confirms import Confirms, LinkLost, Refused, Told
-from instar.bus.amqp_lane import Lane, LaneChannel, LaneFactory, OnDelivery
+from instar.bus.amqp_lane import Delivered, Lane, LaneChannel, LaneFactory, OnDelivery
 from instar.config import RabbitMqSettings
 from instar.errors import StartupError
 
@@ -89,19 +90,20 @@ class Taken:
 
     def ack(self, tag: int) -> None:
         with contextlib.suppress(ConnectionError):
-            self._write_ack(frames.ack(self._channel, tag))
+            self._write_ack(frame.marshal(Basic.Ack(tag), self._channel))
 
     def reject(self, tag: int) -> None:
         """It becomes a dead letter."""
         with contextlib.suppress(ConnectionError):
-            self._lane.write(frames.reject(self._channel, tag))
+            self._lane.write(frame.marshal(Basic.Reject(tag, requeue=False), self._channel))
 
     def requeue(self, tag: int) -> None:
+        """It goes back into its queue, where it is counted how often that happened."""
         with contextlib.suppress(ConnectionError):
-            self._lane.write(frames.requeue(self._channel, tag))
+            self._lane.write(frame.marshal(Basic.Nack(tag, requeue=True), self._channel))
 
 
-OnCommand = Callable[[Taken, frames.Delivered], None]
+OnCommand = Callable[[Taken, Delivered], None]
 
 
 class Link:
@@ -185,7 +187,7 @@ class Link:
     # --- sending ----------------------------------------------------------------------------------------------------
 
     def publish_soon(
-        self, exchange: str, key: str, body: bytes, properties: frames.Properties, told: Told, *, mandatory: bool = False
+        self, exchange: str, key: str, body: bytes, properties: Basic.Properties, told: Told, *, mandatory: bool = False
     ) -> None:
         """`told` is called once: with None when the broker has it, on its disk where it is to be kept; with LinkLost,
         Overfull or Refused, and where it is `mandatory` with Unroutable, when not."""
@@ -199,7 +201,7 @@ class Link:
             told(self._end())
 
     async def publish(
-        self, exchange: str, key: str, body: bytes, properties: frames.Properties, *, mandatory: bool
+        self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool
     ) -> None:
         """The same; returns when the broker has it, raises what is told else."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -219,7 +221,7 @@ class Link:
             self.lose()
             raise LinkLost from error
 
-    async def tell(self, exchange: str, key: str, body: bytes, properties: frames.Properties) -> None:
+    async def tell(self, exchange: str, key: str, body: bytes, properties: Basic.Properties) -> None:
         """Send what may be lost. Raises LinkLost."""
         if self.gone.done():
             raise LinkLost
@@ -292,7 +294,7 @@ class Link:
         return queue
 
     async def _consume(self, channel: Channel, queue: str, on_delivery: OnDelivery, *, no_ack: bool) -> str:
-        def deliver(delivered: frames.Delivered) -> None:
+        def deliver(delivered: Delivered) -> None:
             try:
                 on_delivery(delivered)
             except Exception:

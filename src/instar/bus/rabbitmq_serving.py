@@ -15,7 +15,7 @@ import structlog
 
 from instar.bus import rabbitmq_wire as wire
 from instar.bus.amqp_confirms import LinkLost
-from instar.bus.amqp_frames import Delivered
+from instar.bus.amqp_lane import Delivered
 from instar.bus.contract import CommandHandler
 from instar.bus.rabbitmq_link import Link, QueueStuck, Taken, or_lost
 from instar.bus.rabbitmq_work import Answer, Served, Work

@@ -2,8 +2,8 @@
 
 A message's body is its record as the sender encoded it. What else there is to it stands in properties and headers, so
 that a broker's own tools show it: type (the kind), message-id, user-id (which the broker holds against who is logged in),
-expiration; headers `v`, `deadline_s`, `expires_at` (seconds since the epoch), `epoch`, `trace`, `host`. Headers that are
-not known are left alone; a higher `v` is one that this version does not understand.
+expiration; headers `v`, `deadline_s`, `expires_at` (whole seconds since the epoch), `epoch`, `trace`, `host`. Headers that
+are not known are left alone; a higher `v` is one that this version does not understand.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 
 import msgspec
 from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
 
-from instar.bus.amqp_frames import PERSISTENT, TRANSIENT, Delivered, Properties
+from instar.bus.amqp_frames import PERSISTENT, TRANSIENT
+from instar.bus.amqp_lane import Delivered
 from instar.bus.contract import DeadLetter, Message, Reply
 from instar.config import RabbitMqSettings
 from instar.model.commands import HOST_QUEUE
@@ -66,20 +68,20 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot be the name of a queue")
 
 
-def command_properties(message: Message, id_: str, user: str, left_s: float, reply_to: str) -> Properties:
+def command_properties(message: Message, id_: str, user: str, left_s: float, reply_to: str) -> Basic.Properties:
     """Of a command that is good for `left_s` more seconds: then the broker takes it out of its queue."""
     headers = _headers(message)
-    headers["deadline_s"], headers["expires_at"] = float(left_s), time.time() + left_s
-    return Properties(
-        content_type=_CONTENT_TYPE, kind=message.kind, message_id=id_, correlation_id=id_, user_id=user,
+    headers["deadline_s"], headers["expires_at"] = float(left_s), round(time.time() + left_s)
+    return Basic.Properties(
+        content_type=_CONTENT_TYPE, message_type=message.kind, message_id=id_, correlation_id=id_, user_id=user,
         reply_to=reply_to, expiration=str(max(1, round(left_s * 1000))), delivery_mode=PERSISTENT, app_id="instar",
         headers=headers,
     )  # fmt: skip
 
 
-def event_properties(message: Message, id_: str, user: str) -> Properties:
-    return Properties(
-        content_type=_CONTENT_TYPE, kind=message.kind, message_id=id_, user_id=user, delivery_mode=TRANSIENT,
+def event_properties(message: Message, id_: str, user: str) -> Basic.Properties:
+    return Basic.Properties(
+        content_type=_CONTENT_TYPE, message_type=message.kind, message_id=id_, user_id=user, delivery_mode=TRANSIENT,
         app_id="instar", headers=_headers(message),
     )  # fmt: skip
 
@@ -129,11 +131,11 @@ def received(delivered: Delivered) -> Incoming:
         raise ValueError("no message of this cloud")
     headers = properties.headers or {}
     version = headers.get("v")
-    if not isinstance(version, int) or not properties.kind or not properties.message_id:
+    if not isinstance(version, int) or not properties.message_type or not properties.message_id:
         raise ValueError("no message of this cloud")
     deadline_s, epoch = headers.get("deadline_s", 60.0), headers.get("epoch", 0)
     message = Message(
-        properties.kind,
+        properties.message_type,
         delivered.body,
         float(deadline_s) if isinstance(deadline_s, int | float) else 60.0,
         _text(headers.get("trace")),
@@ -141,7 +143,7 @@ def received(delivered: Delivered) -> Incoming:
         _text(headers.get("host")),
     )
     return Incoming(
-        properties.message_id, message, delivered.key, properties.reply_to, properties.user_id, version,
+        properties.message_id, message, delivered.key, properties.reply_to or "", properties.user_id or "", version,
         delivered.redelivered,
     )  # fmt: skip
 
@@ -153,9 +155,9 @@ def _text(value: object) -> str:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def answer_properties(kind: str, id_: str, user: str) -> Properties:
-    return Properties(
-        content_type=_CONTENT_TYPE, kind=kind, message_id=id_, correlation_id=id_, user_id=user,
+def answer_properties(kind: str, id_: str, user: str) -> Basic.Properties:
+    return Basic.Properties(
+        content_type=_CONTENT_TYPE, message_type=kind, message_id=id_, correlation_id=id_, user_id=user,
         delivery_mode=TRANSIENT, app_id="instar", headers={"v": VERSION},
     )  # fmt: skip
 
