@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
-import tarfile
 from contextlib import closing
 from pathlib import Path
 
@@ -23,8 +23,7 @@ CLOUDS = sorted(RECORDED.glob("*/cloud.tar.xz"))
 
 @pytest.mark.parametrize("recorded", CLOUDS, ids=lambda path: path.parent.name)
 async def test_operations_in_flight_at_the_upgrade_come_to_their_ends(tmp_path: Path, recorded: Path) -> None:
-    with tarfile.open(recorded) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(recorded, tmp_path)  # our own; Debian's Python 3.11.2 knows no filter for archives
     noted: dict[str, str] = json.loads((tmp_path / "noted.json").read_text())
     with closing(sqlite3.connect(tmp_path / "instar.db")) as database:
         rows = database.execute("SELECT instance_id FROM operations WHERE finished_at IS NULL").fetchall()
