@@ -22,6 +22,7 @@ from bench.builds import CLIENTS, POLL_AS_USERS_S, in_parallel, one_by_one
 from bench.chaos import ChaosRun, chaos_run
 from bench.crash import KILL_AFTER_S, OF_EACH, SLOW, CrashRun, Victim, crash_run, remove_all
 from bench.http_client import Connection, token_of
+from bench.pace import fixed_loop_ms
 from bench.refs import Refs, refs_of
 from bench.table import Row, Sheet
 from instar.cli.distributed.layout import Layout
@@ -121,12 +122,14 @@ async def distributed() -> list[Row]:
         refs, _ = await one.refs()
         connection = one.connect()
         took = await one_by_one(connection, refs, ONE_BY_ONE)
+        pace_before = await asyncio.to_thread(fixed_loop_ms)
         before = one.cpu_s()
         rounds = [
             await in_parallel(one.connect, refs, f"many-{turn}", IN_PARALLEL, poll_s=POLL_AS_USERS_S)
             for turn in range(ROUNDS)
         ]
         spent = {name: (now - before[name]) / (ROUNDS * IN_PARALLEL) * 1000 for name, now in one.cpu_s().items()}
+        pace_after = await asyncio.to_thread(fixed_loop_ms)
         await connection.close()
         findings = await one.findings()
     rates = [one.per_second for one in rounds]
@@ -140,6 +143,8 @@ async def distributed() -> list[Row]:
         Row(f"builds per second, {CLIENTS} clients, median of {ROUNDS}", statistics.median(rates), "/s", at_least=60),
         Row("builds that failed", sum(one.failed for one in rounds), "", at_most=0),
         *(Row(f"CPU per build: {name}", cpu_ms, "ms") for name, cpu_ms in shares.items()),
+        Row("a fixed loop of Python before and after the builds, best", min(pace_before, pace_after), "ms"),
+        Row("a fixed loop of Python before and after the builds, worst", max(pace_before, pace_after), "ms"),
         Row("findings of the audit afterwards", len(findings), "", at_most=0),
     ]
 
