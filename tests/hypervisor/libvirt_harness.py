@@ -83,6 +83,9 @@ class LibvirtHarness:
     def network(self) -> NetworkDefinition:
         return self._network
 
+    def bridge(self, network: NetworkDefinition) -> str:
+        return self._bridges.bridge_name(network.id)
+
     async def volume(self, *, size_bytes: int = 1 << 20, over_tcp: bool = False) -> VolumeConnection:
         return await asyncio.to_thread(self._volumes.serve, size_bytes, over_tcp=over_tcp)
 

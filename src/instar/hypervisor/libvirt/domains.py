@@ -5,6 +5,7 @@ They run in the connection's threads. A domain may vanish between two calls: tha
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from instar.model.guest import GuestState
 from instar.model.states import PowerState
 
 ABSENT = GuestState(exists=False)
+CREATE_ATTEMPTS = 3
 
 _POWER: Mapping[int, PowerState] = {
     libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
@@ -113,8 +115,23 @@ def start(connection: Any, instance_id: str, xml: str) -> GuestState:
             raise
         undefine(connection, instance_id)  # its old definition is in the way, for instance under another name
         domain = connection.defineXML(xml)
-    domain.create()
+    create(domain)
     return observe(connection, instance_id)
+
+
+def create(domain: Any) -> None:
+    """Start a domain. Raises libvirtError.
+
+    libvirt makes a tap, and plugs it a moment later: whoever repairs the network in between has plugged it already, which
+    libvirt takes for an error (EBUSY) and unmakes everything. Then it is simply done again."""
+    for attempt in range(1, CREATE_ATTEMPTS + 1):
+        try:
+            domain.create()
+            return
+        except libvirt.libvirtError as error:
+            busy = error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.EBUSY
+            if not busy or attempt == CREATE_ATTEMPTS:
+                raise
 
 
 def disk_elements(domain: Any) -> list[ET.Element]:

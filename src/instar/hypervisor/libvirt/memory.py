@@ -62,7 +62,7 @@ def bring_back(connection: Any, instance_id: str, xml: str) -> GuestState:
         renewed = with_sources_of(saved, xml)
         if renewed is not None:
             domain.managedSaveDefineXML(renewed)
-        domain.create()
+        domains.create(domain)
     except libvirt.libvirtError as error:
         if domain.isActive():
             return domains.observe(connection, instance_id)

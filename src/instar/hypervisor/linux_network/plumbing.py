@@ -109,6 +109,8 @@ class Plumbing:
                 await self._load_filter(found.generation)
         if not well:
             await self._build(network, link, standing, addresses)
+        if standing.strays and standing.bridge:
+            await asyncio.sleep(PLUG_PAUSE_S)  # libvirt may have made the tap just now: it plugs it itself
         if standing.strays or not standing.bridge:
             await self._plug(network, taps)
         if network.nat and (thorough or not well):
