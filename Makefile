@@ -36,7 +36,7 @@ down: ## ends the guests of a stopped cloud and removes its networks [DIR=…] [
 	@$(ROOT) $(BIN)/instar down $(if $(DIR),--dir $(DIR)) $(ARGS)
 
 # First what needs no host, then the rest by files, those that take longest first.
-test: install-dev ## everything: units, real guests, crashes, real clients (under 15 minutes)
+test: install-dev ## everything: units, real guests, crashes, real clients (15 to 20 minutes on two cores)
 	@status=0; \
 	$(ROOT) $(BIN)/python -m pytest -n 4 --dist worksteal -m "not host and not guest" $(ARGS) || [ $$? -eq 5 ] || status=1; \
 	$(ROOT) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "host or guest" $(ARGS) \
