@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -75,6 +76,13 @@ def log_plainly() -> None:
     *processors, _ = structlog.get_config()["processors"]
     plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*processors, plain])
+    configure = structlog.configure
+
+    def without_cache(**settings: Any) -> None:
+        """A logger that was kept while a test of the command line logged as programs do would log so in all later tests."""
+        configure(**settings | {"cache_logger_on_first_use": False})
+
+    structlog.configure = without_cache
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
