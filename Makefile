@@ -43,7 +43,7 @@ test: install-dev ## everything: units, real guests, crashes, real clients (15 t
 		|| [ $$? -eq 5 ] || status=1; \
 	exit $$status
 
-test-fast: install-dev ## what needs no host and no guest (under a minute)
+test-fast: install-dev ## what needs no host and no guest (one to three minutes)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not host and not guest and not slow" $(ARGS)
 
 test-postgresql: install-dev ## all rooms' tests that need no host, on PostgreSQL in the place of SQLite [ARGS=tests/images]
