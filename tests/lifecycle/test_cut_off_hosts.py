@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from instar.bus.contract import Message
-from instar.errors import BadRequest
+from instar.errors import BadRequest, HostNotReady
 from instar.lifecycle.evacuate import EvacuateArguments
 from instar.model.commands import HOST_QUEUE, EnsureRunning
 from instar.model.guest import GuestDefinition
@@ -104,6 +104,26 @@ async def test_host_that_returns_while_its_guest_is_evacuated_gives_it_up_at_onc
     ended = await apart.fetch(instance.id)
     assert apart.runs_on(instance.id) == [ended.host]
     assert ended.host != host
+
+
+async def test_look_at_a_host_that_answers_before_it_has_reported_is_over_at_once(
+    apart: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for the host to be admitted, twenty seconds for each thing left there, and nobody else could admit it."""
+    instance = await apart.created()
+    host = instance.host or ""
+    apart.buses[host].whole.clear()
+    await apart.until_up(host, up=False)
+    ended = await apart.evacuated(instance)
+    reconciler = apart.control.reconciler
+    with monkeypatch.context() as deaf:
+        deaf.setattr(reconciler, "_hear", lambda said: None)
+        apart.buses[host].whole.set()
+        with pytest.raises(HostNotReady):
+            await reconciler.reconcile_host(host)
+        assert sorted(apart.runs_on(instance.id)) == sorted([host, str(ended.host)])
+    await apart.until_up(host, up=True)
+    assert apart.runs_on(instance.id) == [ended.host]
 
 
 async def test_evacuation_that_only_its_own_deafness_allowed_is_refused_when_the_host_answers(apart: Apart) -> None:

@@ -65,7 +65,8 @@ class HostClient:
     """Commands to hosts for one instance under one epoch (0 and no instance: questions that change nothing).
 
     A command ends when `fell_silent` says of its host that it shows no life: a disk may be copied for hours, and a bus may
-    keep commands for a host that is gone."""
+    keep commands for a host that is gone. One that came back and is not admitted yet is asked again for a while, unless
+    whoever asks is the one to admit it (`waits_for_admission`): then HostNotReady is raised."""
 
     participant = "compute"
 
@@ -78,6 +79,7 @@ class HostClient:
         deadline_s: float = 120.0,
         fell_silent: FellSilent = never_silent,
         session_of: SessionOf = no_session,
+        waits_for_admission: bool = True,
     ) -> None:
         self._bus = bus
         self._instance_id = instance_id
@@ -85,6 +87,7 @@ class HostClient:
         self._deadline_s = deadline_s
         self._fell_silent = fell_silent
         self._session_of = session_of
+        self._waits_for_admission = waits_for_admission
         self.hypervisor_us = 0  # time that hosts themselves worked, since it was last set to 0
 
     async def observe(self, host: str) -> GuestState:
@@ -272,7 +275,7 @@ class HostClient:
             if reply.error is None:
                 return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
             error = revive(*reply.error)
-            if not isinstance(error, HostNotReady) or isinstance(command, c.Admit):
+            if not isinstance(error, HostNotReady) or isinstance(command, c.Admit) or not self._waits_for_admission:
                 raise error
             not_ready_from = time.monotonic() if not_ready_from is None else not_ready_from
             if time.monotonic() - not_ready_from > min(self._deadline_s, NOT_READY_MAX_S):

@@ -16,7 +16,7 @@ import structlog
 from instar.bus.contract import Message, Subscription
 from instar.clock import now_us
 from instar.engine.hosts import HostClient
-from instar.errors import HostUnreachable, InstarError, NotFound, StaleEpoch
+from instar.errors import HostNotReady, HostUnreachable, InstarError, NotFound, StaleEpoch
 from instar.lifecycle.audit import Finding, Kind, audit, leftovers, mentioned
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
@@ -246,6 +246,8 @@ class Reconciler:
         for finding in leftovers(host, census, known):
             try:
                 await self._remove_leftover(finding)
+            except HostNotReady:  # it answered before its first report was here: it is admitted by the next look
+                raise
             except InstarError as error:  # the others are seen to all the same; this one by the next look
                 log.warning("reconcile.leftover_stays", instance=finding.subject, host=host, reason=error.message)
         if restarted is not None:
@@ -317,11 +319,8 @@ class Reconciler:
     async def _end_guest(self, instance: Instance, host: str) -> None:
         """Under the epoch of the last operation: one that begins meanwhile is stronger."""
         log.warning("reconcile.ends_guest", instance=instance.id, host=host, vm_state=instance.vm_state.value)
-        client = HostClient(
-            self._cloud.bus, instance_id=instance.id, epoch=instance.epoch, deadline_s=HOST_DEADLINE_S
-        )
         try:
-            await client.ensure_stopped(host, 0.0)
+            await self._client(instance.id, instance.epoch).ensure_stopped(host, 0.0)
         except StaleEpoch:
             log.info("reconcile.guest_is_busy", instance=instance.id, host=host)
 
@@ -329,9 +328,7 @@ class Reconciler:
         if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.ASIDE, Kind.PLUGS) or finding.host is None:
             return
         log.warning("reconcile.leftover", kind=finding.kind.value, instance=finding.subject, host=finding.host)
-        client = HostClient(
-            self._cloud.bus, instance_id=finding.subject, epoch=finding.epoch, deadline_s=HOST_DEADLINE_S
-        )
+        client = self._client(finding.subject, finding.epoch)
         if finding.kind is Kind.ASIDE:
             await client.ensure_nothing_aside(finding.host)
         elif finding.kind is Kind.PLUGS:
@@ -393,8 +390,10 @@ class Reconciler:
             self._pruned = time.monotonic()
             await self._cloud.store.write(*operations_prune(now_us() - keep_us))
 
-    def _client(self) -> HostClient:
-        return HostClient(self._cloud.bus, deadline_s=HOST_DEADLINE_S)
+    def _client(self, instance_id: str = "", epoch: int = 0) -> HostClient:
+        return HostClient(
+            self._cloud.bus, instance_id=instance_id, epoch=epoch, deadline_s=HOST_DEADLINE_S, waits_for_admission=False
+        )
 
 
 def _should_be_off(instance: Instance, state: GuestState) -> bool:

@@ -216,12 +216,12 @@ def _make_directory(directory: Path) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """A network's or a cloud's files, and the directories above when they are empty then."""
+    """A network's or a cloud's files, and the cloud's directory when it is empty then. RUN_DIR stays, as /run/netns does:
+    with a directory the kernel takes away what other mount namespaces, of hosts on this machine, have mounted on it."""
     shutil.rmtree(directory, ignore_errors=True)
-    while directory != RUN_DIR and RUN_DIR in directory.parents:
-        directory = directory.parent
+    if directory.parent != RUN_DIR:
         with contextlib.suppress(OSError):  # not empty, or gone
-            directory.rmdir()
+            directory.parent.rmdir()
 
 
 def _read(path: Path) -> str:
