@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from instar.hypervisor.libvirt import private_daemon
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.model.states import PowerState
 from tests.patience import PATIENCE_S, patience
 
 from .libvirt_harness import LibvirtHarness
@@ -106,6 +108,32 @@ async def test_libvirtd_that_was_killed_comes_back_by_itself_and_guests_do_not_n
     # Events work on the new connection, and the guest kept its memory: it has booted once.
     await host.hypervisor.ensure_stopped(guest.instance_id, grace_s=20)
     assert b"boots=2" not in await host.hypervisor.console_output(guest.instance_id, length_bytes=10_000)
+    await host.close()
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("emulator_lives", [True, False])
+async def test_guest_in_whose_start_libvirtd_was_killed_is_off_and_holds_nothing_up(
+    daemon: PrivateDaemon, tmp_path: Path, emulator_lives: bool
+) -> None:
+    """Its state names no process yet, and the job of its start: the next libvirtd held that job for ever."""
+    await daemon.ensure_running()
+    host = await LibvirtHarness.opened(daemon, tmp_path)
+    guest = definition(host)
+    await running(host, guest)
+    await daemon.hold()
+    (state,) = (HostPaths(tmp_path / "state").runtime / "run" / "qemu").glob("*.xml")
+    emulator = int(state.with_suffix(".pid").read_text())
+    if not emulator_lives:
+        os.kill(emulator, signal.SIGKILL)
+    unborn = "<domstatus state='paused' reason='starting up' pid='0'><job type='none' async='start'/>"
+    state.write_text(re.sub(r"<domstatus [^>]*>", unborn, state.read_text(), count=1))
+    await daemon.ensure_running()
+    await host.daemon_back()
+    assert (await host.hypervisor.observe(guest.instance_id)).power_state is PowerState.SHUTDOWN
+    with pytest.raises(ProcessLookupError):
+        os.kill(emulator, 0)
+    assert (await host.hypervisor.ensure_running(guest)).power_state is PowerState.RUNNING
     await host.close()
 
 

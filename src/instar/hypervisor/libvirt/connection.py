@@ -24,7 +24,6 @@ import structlog
 from instar.errors import HypervisorUnavailable, OperationError
 from instar.hypervisor.libvirt.call_threads import CallThreads
 from instar.hypervisor.libvirt.failures import explain
-from instar.hypervisor.libvirt.private_daemon import PrivateDaemon
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 
 T = TypeVar("T")
@@ -83,7 +82,6 @@ class LibvirtConnection:
         self._uri, self._host, self._state_dir, self._settings = uri, host, state_dir, settings
         self._on_lifecycle, self._on_connected, self._on_lost = on_lifecycle, on_connected, on_lost
         self._on_device_removed = on_device_removed
-        self._daemon = PrivateDaemon(state_dir)  # where one runs: it is no other's than the one at `uri`
         self._own = _OwnConnection()
         self._generation = 0
         self._connected = False
@@ -123,7 +121,6 @@ class LibvirtConnection:
             async with asyncio.timeout(timeout_s or self._settings.call_timeout_s):
                 return await self._threads.run(lambda: self._call(call))
         except TimeoutError as error:
-            await asyncio.to_thread(self._daemon.renew_if_stuck)
             raise HypervisorUnavailable(host=self._host) from error
 
     async def run_apart(self, call: Callable[[Any], T]) -> T:
@@ -199,7 +196,6 @@ class LibvirtConnection:
         self._connected = False
         log.warning("libvirt.connection_lost", host=self._host)
         self._on_lost()
-        await asyncio.to_thread(self._daemon.renew_if_stuck)
 
     async def _connect(self) -> _Connected:
         """The connection for events. In a daemon thread of its own: it blocks for as long as a daemon that hangs does."""

@@ -125,20 +125,6 @@ class PrivateDaemon:
         if pid is not None:
             _signal_and_wait(pid, signal_number, STOP_TIMEOUT_S)
 
-    def renew_if_stuck(self) -> bool:
-        """Blocking, for when calls hang. A libvirtd that was killed in the first moments of a guest's start, and whose QEMU
-        then ended, may hold that guest for ever (seen with 9.0), and every call that meets it: only another start helps.
-        It is ended, and so started anew, where it has a guest without a process. Other guests go on."""
-        if self.libvirtd_pid() is None:
-            return False
-        pid_files = (self._runtime / "run" / "qemu").glob("instance-*.pid")
-        lost = [file.stem for file in pid_files if not _is_process(file)]
-        if not lost:
-            return False
-        log.error("libvirtd.stuck", guests=lost)
-        self.kill_libvirtd()
-        return True
-
     def libvirtd_pid(self) -> int | None:
         """The process of libvirtd, None when it does not run. Blocking."""
         return _live_pid(self._runtime / "run" / "libvirtd.pid", "libvirtd", str(self._runtime))
@@ -331,11 +317,3 @@ def _ends_within(descriptor: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
-
-
-def _is_process(pid_file: Path) -> bool:
-    """The process that the file names lives; a file that cannot be read says nothing against it."""
-    try:
-        return Path(f"/proc/{int(pid_file.read_text())}").exists()
-    except (OSError, ValueError):
-        return True

@@ -31,11 +31,23 @@ serve)
             rm -rf "${file%/*}"
         done
     }
+    # A guest in whose start libvirtd was killed has its state without a process: the next one (seen with 9.0) would hold a
+    # job on it for ever, and keep every call that meets it waiting. It has not run yet: it is off, as if never started.
+    forget_unborn() {
+        for state in "$runtime"/run/qemu/*.xml; do
+            grep -qs "<domstatus [^>]*pid='0'" "$state" || continue
+            name=${state##*/} name=${name%.xml}
+            pid=$(cat "${state%.xml}.pid" 2>/dev/null) || pid=none # libvirt ends the file without a newline
+            if tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "guest=$name,"; then kill -9 "$pid" || :; fi
+            rm -f "$state" "${state%.xml}.pid"
+        done
+    }
     # The reaper ends with this script: it must see to it that libvirtd ends first.
     trap '[ -z "$daemon" ] || kill "$daemon" 2>/dev/null || :; [ -z "$daemon" ] || wait "$daemon" || :; exit 0' TERM INT
     while :; do
-        end_asked
         while [ -e "$runtime/held" ]; do sleep 0.1; done
+        end_asked
+        forget_unborn
         libvirtd -p "$runtime/run/libvirtd.pid" 9>&- &
         daemon=$!
         wait "$daemon" || :
