@@ -40,8 +40,9 @@ class HostSurvey:
         self._capabilities = None
 
     async def inventory(self, virt_type: str) -> HostInventory:
-        if self._capabilities is None:
-            self._capabilities = await self._connection.run(read_capabilities)
+        able = self._capabilities
+        if able is None:  # `forget` may come at any moment
+            able = self._capabilities = await self._connection.run(read_capabilities)
         known = await asyncio.to_thread(self._paths.instance_ids)
         cloud_id = self._paths.cloud_id
 
@@ -57,11 +58,11 @@ class HostSurvey:
             disk_gib=room.f_blocks * room.f_frsize // GIB // self._shares,
             free_disk_gib=room.f_bavail * room.f_frsize // GIB // self._shares,
             hypervisor_type="QEMU",
-            hypervisor_version=self._capabilities.hypervisor_version,
+            hypervisor_version=able.hypervisor_version,
             hypervisor_hostname=self._host,
-            cpu_arch=self._capabilities.arch,
-            cpu_model=self._capabilities.cpu_model,
-            cpu_features=self._capabilities.cpu_features,
+            cpu_arch=able.arch,
+            cpu_model=able.cpu_model,
+            cpu_features=able.cpu_features,
             virt_type=virt_type,
             host_ip=self._host_ip,
             running_vms=running,
