@@ -10,8 +10,10 @@ lets go of devices."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,25 @@ class BareLife(BareGuest):
     def detach_volume(self) -> None:
         self._detach("disk", _disk(self._directory / "volume.qcow2"))
 
+    def attach_served_volume(self) -> None:
+        """The same file over NBD, by a process that serves it: as volumes are that other hosts reach, too."""
+        file = self._directory / "volume.qcow2"
+        run(
+            "qemu-storage-daemon", "--daemonize", "--pidfile", str(self._server),
+            "--blockdev", f"driver=qcow2,node-name=volume,file.driver=file,file.filename={file}",
+            "--nbd-server", f"addr.type=unix,addr.path={self._directory / 'volume.sock'}",
+            "--export", "type=nbd,id=volume,node-name=volume,name=volume,writable=on",
+        )  # fmt: skip
+        self._attach(_served_disk(self._directory / "volume.sock"))
+
+    def detach_served_volume(self) -> None:
+        self._detach("disk", _served_disk(self._directory / "volume.sock"))
+        self._end_server()
+
+    def delete(self) -> None:
+        self._end_server()
+        super().delete()
+
     def make_volume(self) -> None:
         run("qemu-img", "create", "-q", "-f", "qcow2", str(self._directory / "volume.qcow2"), str(DISK_BYTES))
 
@@ -149,6 +170,14 @@ class BareLife(BareGuest):
         self._domain.destroy()
         self._define(self._xml)
 
+    @property
+    def _server(self) -> Path:
+        return self._directory / "volume.pid"
+
+    def _end_server(self) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int(self._server.read_text()), signal.SIGTERM)  # it removes the file
+
     def _second_interface(self) -> ET.Element:
         """As the first, with a MAC and a tap of its own."""
         first = ET.fromstring(self._xml).find("devices/interface")
@@ -194,6 +223,15 @@ def _disk(path: Path) -> ET.Element:
     disk = ET.Element("disk", type="file", device="disk")
     ET.SubElement(disk, "driver", name="qemu", type="qcow2", cache="none", io="threads", discard="unmap")
     ET.SubElement(disk, "source", file=str(path))
+    ET.SubElement(disk, "target", dev="vdb", bus="virtio")
+    return disk
+
+
+def _served_disk(socket: Path) -> ET.Element:
+    disk = ET.Element("disk", type="network", device="disk")
+    ET.SubElement(disk, "driver", name="qemu", type="raw", cache="none", discard="unmap")
+    source = ET.SubElement(disk, "source", protocol="nbd", name="volume")
+    ET.SubElement(source, "host", transport="unix", socket=str(socket))
     ET.SubElement(disk, "target", dev="vdb", bus="virtio")
     return disk
 
