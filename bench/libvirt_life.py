@@ -27,6 +27,7 @@ TURNS = int(os.environ.get("INSTAR_BENCH_TURNS", "5"))
 POLL_S = 0.002
 DATA_MIB = 256
 BUDGET = 1.25
+OVER_MAX_S = 0.060  # of what is shorter than a guest's start: docs/decisions/0020-the-measure-of-short-operations.md
 LOOK_AFTER = 0.6  # of the bare work's time: the API is not asked before whether it is done
 
 
@@ -129,7 +130,7 @@ async def libvirt_life() -> Sheet:
             rows.append(_row(name, bare + SERVED, times, name + SERVED))
     written = f"{statistics.median(times.written):.3f} bytes were written to storage for each byte of a shelved image"
     how = "(write_bytes of the process and of the programs that it ran, over the size of the image's file)"
-    columns = (f"{DATA_MIB} MiB of data, {TURNS} guests", "bare work", "bare", "API", "ratio", "best", f"≤ {BUDGET}")
+    columns = (f"{DATA_MIB} MiB of data, {TURNS} guests", "bare work", "bare", "API", "ratio", "best", f"≤ {BUDGET} or + {OVER_MAX_S * 1000:.0f} ms")
     return Sheet(columns, rows, (written, how))
 
 
@@ -138,7 +139,10 @@ def _row(name: str, work: str, times: Times, bare_name: str | None = None) -> tu
     all_ours, all_bare = times.ours[name], times.bare[bare_name or name]
     ours, bare = statistics.median(all_ours), statistics.median(all_bare)
     ratio, best = ours / bare, min(all_ours) / min(all_bare)
-    holds = "holds" if ratio <= BUDGET else "MISSED"
+    if ratio <= BUDGET:
+        holds = "holds"
+    else:
+        holds = f"+ {(ours - bare) * 1000:.0f} ms" if ours - bare <= OVER_MAX_S else "MISSED"
     return (name, work, f"{bare * 1000:,.0f} ms", f"{ours * 1000:,.0f} ms", f"{ratio:.2f}", f"{best:.2f}", holds)
 
 
