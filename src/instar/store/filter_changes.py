@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from uuid import uuid4
 
+from instar.store.conditions import any_of
 from instar.store.contract import Statement, Store, Value
-from instar.store.network_records import any_of
 
 RULES, MEMBERS, INSTANCES, NETWORKS = "rules", "members", "instances", "networks"
 LATE = "late"  # instances that could not be told yet: busy, or their host is away

@@ -5,10 +5,9 @@ SQL is put together from parts that stand here; every value is a parameter (henc
 
 from __future__ import annotations
 
-import itertools
-
 import msgspec
 
+from instar.store.conditions import Conditions
 from instar.store.contract import Store, Value
 from instar.store.images import COLUMNS, ImageRecord, image_from_row
 
@@ -75,33 +74,15 @@ class ImageQuery(msgspec.Struct, frozen=True):
     marker: ImageRecord | None = None
 
 
-class _Where:
-    """Conditions joined by AND, with their parameters numbered."""
-
-    def __init__(self) -> None:
-        self.conditions: list[str] = []
-        self.params: dict[str, Value] = {}
-        self._numbers = itertools.count()
-
-    def value(self, value: Value) -> str:
-        """The placeholder that stands for this value."""
-        name = f"p{next(self._numbers)}"
-        self.params[name] = value
-        return f":{name}"
-
-    def add(self, condition: str) -> None:
-        self.conditions.append(condition)
-
-
 async def image_list(store: Store, query: ImageQuery) -> list[ImageRecord]:
     """One page of images, in the order asked."""
-    where = _Where()
+    where = Conditions()
     where.add("i.deleted_at IS NULL")
     where.add(f"i.hidden = {where.value(int(query.hidden))}")
     _add_visibility(where, query)
     _add_filters(where, query)
     if query.marker is not None:
-        where.add(_after(where, query.sort, query.marker))
+        _add_after(where, query.sort, query.marker)
     order = ", ".join(f"{SORT_KEYS[key][0]} {'ASC' if ascending else 'DESC'}" for key, ascending in query.sort)
     columns = ", ".join(f"i.{column}" for column in COLUMNS.split(", "))
     sql = (
@@ -111,7 +92,7 @@ async def image_list(store: Store, query: ImageQuery) -> list[ImageRecord]:
     return [image_from_row(row) for row in await store.read(sql, where.params)]
 
 
-def _add_visibility(where: _Where, query: ImageQuery) -> None:
+def _add_visibility(where: Conditions, query: ImageQuery) -> None:
     project = where.value(query.project_id)
     member = f"SELECT 1 FROM image_members m WHERE m.image_id = i.id AND m.project_id = {project}"  # noqa: S608
     if query.member_status != "all":
@@ -130,9 +111,9 @@ def _add_visibility(where: _Where, query: ImageQuery) -> None:
         where.add(f"({common} OR {own} OR {shared})")
 
 
-def _add_filters(where: _Where, query: ImageQuery) -> None:
+def _add_filters(where: Conditions, query: ImageQuery) -> None:
     for name, values in query.equals.items():
-        where.add(f"{EQUALS[name]} IN ({', '.join(where.value(value) for value in values)})")
+        where.add(f"{EQUALS[name]} IN ({where.values(values)})")
     for name, operator, number in query.ranges:
         where.add(f"{RANGES[name]} {_OPERATORS[operator]} {where.value(number)}")
     for tag in query.tags:
@@ -142,14 +123,10 @@ def _add_filters(where: _Where, query: ImageQuery) -> None:
         where.add(f"i.id IN (SELECT p.image_id FROM image_properties p WHERE {having})")  # noqa: S608
 
 
-def _after(where: _Where, sort: tuple[tuple[str, bool], ...], marker: ImageRecord) -> str:
-    """What comes behind the marker: (a > A) OR (a = A AND b > B) …; directions may be mixed."""
-    alternatives: list[str] = []
-    equal: list[str] = []
+def _add_after(where: Conditions, sort: tuple[tuple[str, bool], ...], marker: ImageRecord) -> None:
+    order: list[tuple[str, bool, Value]] = []
     for key, ascending in sort:
         expression, attribute, null = SORT_KEYS[key]
         found = getattr(marker, attribute)
-        placeholder = where.value(null if found is None else found)
-        alternatives.append(" AND ".join([*equal, f"{expression} {'>' if ascending else '<'} {placeholder}"]))
-        equal.append(f"{expression} = {placeholder}")
-    return "(" + " OR ".join(f"({alternative})" for alternative in alternatives) + ")"
+        order.append((expression, ascending, null if found is None else found))
+    where.add_after(order)

@@ -14,6 +14,7 @@ import msgspec
 from instar.clock import now_us
 from instar.model.instance import Instance, InstanceSpec
 from instar.model.states import TaskState, VmState
+from instar.store.conditions import Conditions
 from instar.store.contract import Row, Statement, Store, Value
 
 # What may be compared for equality, and sorted by: name in the API → column. Each takes the values' SQL type.
@@ -74,27 +75,11 @@ class InstanceQuery(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 1000
 
 
-class _Sql:
-    """Conditions and their parameters, gathered."""
-
-    def __init__(self) -> None:
-        self.conditions: list[str] = []
-        self.params: dict[str, Value] = {}
-
-    def param(self, value: Value) -> str:
-        name = f"p{len(self.params)}"
-        self.params[name] = value
-        return f":{name}"
-
-    def add(self, condition: str) -> None:
-        self.conditions.append(condition)
-
-
 def instance_select(query: InstanceQuery) -> tuple[str, dict[str, Value]]:
     """The SELECT of a list. All names come from the tables above, all values are parameters."""
-    sql = _Sql()
+    sql = Conditions()
     if query.project_id is not None:
-        sql.add(f"project_id = {sql.param(query.project_id)}")
+        sql.add(f"project_id = {sql.value(query.project_id)}")
     _add_deleted(sql, query.deleted, query.soft_deleted)
     for column, values in query.equal:
         _add_equal(sql, column, values)
@@ -103,56 +88,57 @@ def instance_select(query: InstanceQuery) -> tuple[str, dict[str, Value]]:
     for substring in query.substrings:
         _add_substring(sql, substring)
     for column, second in query.seconds:
-        start = sql.param(second)
+        start = sql.value(second)
         sql.add(f"{column} >= {start} AND {column} < {start} + {SECOND_US}")
     if query.changed_since_us is not None:
-        sql.add(f"updated_at >= {sql.param(query.changed_since_us)}")
+        sql.add(f"updated_at >= {sql.value(query.changed_since_us)}")
     if query.changed_before_us is not None:
         # "before" includes the whole of the second that is named.
-        sql.add(f"updated_at < {sql.param(query.changed_before_us + SECOND_US)}")
+        sql.add(f"updated_at < {sql.value(query.changed_before_us + SECOND_US)}")
     if query.after is not None:
-        _add_after(sql, query.order, query.after)
+        order_and_marker = zip(query.order, query.after, strict=True)
+        sql.add_after((SORTS[key], not down, value) for (key, down), value in order_and_marker)
     order = ", ".join(f"{SORTS[key]} {'DESC' if down else 'ASC'}" for key, down in query.order)
     where = " AND ".join(f"({one})" for one in sql.conditions) or "1 = 1"
-    limit = sql.param(query.limit)
+    limit = sql.value(query.limit)
     return f"SELECT * FROM instances WHERE {where} ORDER BY {order} LIMIT {limit}", sql.params  # noqa: S608 - see above
 
 
-def _add_deleted(sql: _Sql, deleted: bool | None, soft: SoftDeleted) -> None:
-    waiting = sql.param(VmState.SOFT_DELETED.value)
+def _add_deleted(sql: Conditions, deleted: bool | None, soft: SoftDeleted) -> None:
+    waiting = sql.value(VmState.SOFT_DELETED.value)
     if soft is SoftDeleted.WITH_DELETED:
         sql.add(f"deleted = 1 OR vm_state = {waiting}")
     elif deleted is not None:
-        sql.add(f"deleted = {sql.param(int(deleted))}")
+        sql.add(f"deleted = {sql.value(int(deleted))}")
     if soft is SoftDeleted.HIDDEN:
         sql.add(f"vm_state <> {waiting}")
 
 
-def _add_equal(sql: _Sql, column: str, values: tuple[Value, ...]) -> None:
+def _add_equal(sql: Conditions, column: str, values: tuple[Value, ...]) -> None:
     parts = []
     given = [value for value in values if value is not None]
     if given:
-        parts.append(f"{column} IN ({', '.join(sql.param(value) for value in given)})")
+        parts.append(f"{column} IN ({sql.values(given)})")
     if len(given) < len(values):
         parts.append(f"{column} IS NULL")
     sql.add(" OR ".join(parts) or "1 = 0")
 
 
-def _add_states(sql: _Sql, states: tuple[tuple[VmState, tuple[TaskState, ...], tuple[TaskState, ...]], ...]) -> None:
+def _add_states(sql: Conditions, states: tuple[tuple[VmState, tuple[TaskState, ...], tuple[TaskState, ...]], ...]) -> None:
     parts = []
     for vm_state, tasks, other_tasks in states:
-        part = f"vm_state = {sql.param(vm_state.value)}"
+        part = f"vm_state = {sql.value(vm_state.value)}"
         if tasks:
-            part += f" AND task_state IN ({', '.join(sql.param(task.value) for task in tasks)})"
+            part += f" AND task_state IN ({sql.values(task.value for task in tasks)})"
         elif other_tasks:
-            others = ", ".join(sql.param(task.value) for task in other_tasks)
+            others = ", ".join(sql.value(task.value) for task in other_tasks)
             part += f" AND (task_state IS NULL OR task_state NOT IN ({others}))"
         parts.append(f"({part})")
     sql.add(" OR ".join(parts) or "1 = 0")
 
 
-def _add_substring(sql: _Sql, one: Substring) -> None:
-    text = sql.param(one.text)
+def _add_substring(sql: Conditions, one: Substring) -> None:
+    text = sql.value(one.text)
     length = len(one.text)
     if one.at_start and one.at_end:
         sql.add(f"{one.column} = {text}")
@@ -163,17 +149,6 @@ def _add_substring(sql: _Sql, one: Substring) -> None:
     elif one.text:
         # replace() is the one function for this that both databases have and that knows no wildcards.
         sql.add(f"replace({one.column}, {text}, '') <> {one.column}")
-
-
-def _add_after(sql: _Sql, order: tuple[tuple[str, bool], ...], after: tuple[Value, ...]) -> None:
-    """The rows that come after the marker: a > x, or a = x and b > y, and so on."""
-    alternatives = []
-    equal: list[str] = []
-    for (key, down), value in zip(order, after, strict=True):
-        name = sql.param(value)
-        alternatives.append(" AND ".join([*equal, f"{SORTS[key]} {'<' if down else '>'} {name}"]))
-        equal.append(f"{SORTS[key]} = {name}")
-    sql.add(" OR ".join(f"({one})" for one in alternatives))
 
 
 async def instance_list(store: Store, query: InstanceQuery) -> Sequence[Row]:

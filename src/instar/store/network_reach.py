@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from instar.store.conditions import any_of
 from instar.store.contract import Statement, Store, Value
-from instar.store.network_records import any_of
 
 _OWN = "SELECT network_id FROM ports WHERE device_id = :instance_id AND position IS NOT NULL"
 _FIRST_HERE = "NOT EXISTS (SELECT 1 FROM ports p WHERE p.network_id = o.network_id AND p.host = :host) OR"

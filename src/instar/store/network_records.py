@@ -12,6 +12,7 @@ import msgspec
 
 from instar.errors import InstarError
 from instar.model.network import FixedIp
+from instar.store.conditions import any_of
 from instar.store.contract import Row, Statement, Store, Value, WriteConflict
 
 
@@ -180,18 +181,6 @@ SUBNETS = Table("subnets", SubnetRecord)
 PORTS = Table("ports", PortRecord)
 SECURITY_GROUPS = Table("security_groups", SecurityGroupRecord)
 SECURITY_GROUP_RULES = Table("security_group_rules", SecurityGroupRuleRecord)
-
-
-def any_of(column: str, values: Sequence[str], params: dict[str, Value], prefix: str) -> str:
-    """`column IN (…)` with the values added to `params` under names that start with `prefix`; no value: false."""
-    if not values:
-        return "1 = 0"
-    names = []
-    for index, value in enumerate(values):
-        name = f"{prefix}{index}"
-        params[name] = value
-        names.append(f":{name}")
-    return f"{column} IN ({', '.join(names)})"
 
 
 # What a project may see of each table: its own, what is shared, and what stands in its networks.

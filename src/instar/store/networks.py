@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from instar.errors import InstarError
+from instar.store.conditions import any_of
 from instar.store.contract import Row, Statement, Store, Value
 from instar.store.network_records import (
     NETWORKS,
@@ -14,7 +15,6 @@ from instar.store.network_records import (
     NetworkRecord,
     PortRecord,
     SubnetRecord,
-    any_of,
 )
 from instar.store.quotas import counting_lock
 
@@ -279,33 +279,20 @@ def ports_bind(instance_id: str, host: str, now: int) -> Statement:
 
 def ports_release(instance_id: str, now: int) -> list[Statement]:
     """Those made for the instance are deleted, the others are free. The first tells the groups that lost members."""
-    params: dict[str, Value] = {"instance_id": instance_id, "now": now}
-    return [
-        Statement(
-            f"DELETE FROM ports WHERE {_OF_INSTANCE} AND made_by_us = 1 RETURNING security_groups",  # noqa: S608
-            {"instance_id": instance_id},
-        ),
-        Statement(
-            "UPDATE ports SET device_id = '', device_owner = '', host = '', next_host = '', dns_name = '', "  # noqa: S608
-            f"position = NULL, nic_tag = NULL, revision = revision + 1, updated_at = :now WHERE {_OF_INSTANCE}",
-            params,
-        ),
-    ]
+    return _released(_OF_INSTANCE, {"instance_id": instance_id}, now)
 
 
 def port_release(instance_id: str, port_id: str, now: int) -> list[Statement]:
     """As `ports_release`, of one port."""
-    params: dict[str, Value] = {"instance_id": instance_id, "port_id": port_id}
+    return _released(f"{_OF_INSTANCE} AND id = :port_id", {"instance_id": instance_id, "port_id": port_id}, now)
+
+
+def _released(which: str, params: Mapping[str, Value], now: int) -> list[Statement]:
     return [
-        Statement(
-            f"DELETE FROM ports WHERE {_OF_INSTANCE} AND id = :port_id AND made_by_us = 1 "  # noqa: S608
-            "RETURNING security_groups",
-            params,
-        ),
+        Statement(f"DELETE FROM ports WHERE {which} AND made_by_us = 1 RETURNING security_groups", params),  # noqa: S608
         Statement(
             "UPDATE ports SET device_id = '', device_owner = '', host = '', next_host = '', dns_name = '', "  # noqa: S608
-            "position = NULL, nic_tag = NULL, revision = revision + 1, updated_at = :now "
-            f"WHERE {_OF_INSTANCE} AND id = :port_id",
+            f"position = NULL, nic_tag = NULL, revision = revision + 1, updated_at = :now WHERE {which}",
             {**params, "now": now},
         ),
     ]

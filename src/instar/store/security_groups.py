@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from instar.errors import InstarError
+from instar.store.conditions import any_of
 from instar.store.contract import Row, Statement, Store, Value
 from instar.store.network_records import (
     SECURITY_GROUP_RULES,
     SECURITY_GROUPS,
     SecurityGroupRecord,
     SecurityGroupRuleRecord,
-    any_of,
 )
 from instar.store.networks import QuotaCondition
 

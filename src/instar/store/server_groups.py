@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from instar.errors import NotFound, QuotaExceeded
+from instar.store.conditions import any_of
 from instar.store.contract import Row, Statement, Store, Value
 
 POLICIES = ("affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity")
@@ -112,11 +113,12 @@ async def server_group_hosts(store: Store, group_id: str, *, besides: str) -> Gr
 
 async def hosts_of_instances(store: Store, instance_ids: Sequence[str], *, project_id: str) -> Mapping[str, str]:
     """Instance → host where it has a claim, of those of these instances that the project has."""
-    marks = ", ".join(f":i{number}" for number in range(len(instance_ids)))
+    params: dict[str, Value] = {"project_id": project_id}
+    chosen = any_of("i.id", instance_ids, params, "i")
     rows = await store.read(
         f"""SELECT c.instance_id, c.host FROM claims c JOIN instances i ON i.id = c.instance_id
-            WHERE i.project_id = :project_id AND i.id IN ({marks})""",  # noqa: S608 - marks are numbers
-        {"project_id": project_id, **{f"i{number}": value for number, value in enumerate(instance_ids)}},
+            WHERE i.project_id = :project_id AND {chosen}""",  # noqa: S608 - our own names
+        params,
     )
     return {row["instance_id"]: row["host"] for row in rows}
 
