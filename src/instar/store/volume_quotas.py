@@ -9,6 +9,7 @@ import msgspec
 from instar.clock import now_us
 from instar.errors import Conflict, NotFound, QuotaExceeded
 from instar.store.contract import Row, Statement, Store
+from instar.store.quotas import counting_lock
 
 DEFAULT_PROJECT = "default"  # the row owner of the limits that hold for every project without its own
 _USED = {
@@ -46,12 +47,7 @@ def quota_take(
     The first statement holds a row until the commit, so that no two requests both see the last place. `used` is what
     was read a moment before, for the words of QuotaExceeded."""
     lock = f"volumes:{project_id}"
-    statements = [
-        Statement(
-            "INSERT INTO counting_locks VALUES (:lock, :now) ON CONFLICT (owner) DO UPDATE SET taken_at = :now",
-            {"lock": lock, "now": now_us()},
-        )
-    ]
+    statements = [counting_lock(lock)]
     for resource, amount in wanted.items():
         limit = limits[resource]
         if limit < 0 or amount <= 0:

@@ -6,11 +6,13 @@ with the one that ends it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from instar.errors import InstarError
+from instar.clock import now_us
+from instar.errors import InstarError, NotFound
 from instar.store.contract import Row, Statement, Value
 
 ATTACHABLE = ("available", "reserved", "attaching", "in-use", "detaching")
@@ -126,6 +128,31 @@ def insert_record(
     marks = ", ".join(f":{name}" for name in columns)
     sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - constants
     return Statement(sql, _values(record, columns), duplicate=duplicate)
+
+
+def set_columns(table: str, kind: str, record_id: str, columns: Mapping[str, Value]) -> Statement:
+    """These columns of a row get these values. Raises NotFound, of a `kind`, where there is no such row."""
+    return Statement(
+        f"UPDATE {table} SET {', '.join(f'{name} = :{name}' for name in columns)}, updated_at = :now WHERE id = :id",  # noqa: S608
+        {"id": record_id, "now": now_us(), **columns},
+        rows=1,
+        error=NotFound(kind=kind, id=record_id),
+    )
+
+
+def set_document(
+    table: str, record: VolumeRecord | SnapshotRecord, document: VolumeDocument, error: InstarError
+) -> Statement:
+    """A new document, unless somebody else changed the one that it was made of: then `error` is raised."""
+    return Statement(
+        f"UPDATE {table} SET document = :document, updated_at = :now WHERE id = :id AND document = :was",  # noqa: S608
+        {
+            "id": record.id, "document": msgspec.json.encode(document), "now": now_us(),
+            "was": msgspec.json.encode(record.document),
+        },
+        rows=1,
+        error=error,
+    )  # fmt: skip
 
 
 def _decoded(row: Row, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from instar.clock import now_us
-from instar.errors import Conflict, InstarError, NotFound
+from instar.errors import Conflict, InstarError
+from instar.store.conditions import any_of
 from instar.store.contract import Statement, Store, Value
 from instar.store.volume_records import (
     SNAPSHOT_COLUMNS,
@@ -13,6 +12,8 @@ from instar.store.volume_records import (
     VolumeDocument,
     Work,
     insert_record,
+    set_columns,
+    set_document,
     snapshot_from_row,
     work_value,
 )
@@ -20,20 +21,18 @@ from instar.store.volume_records import (
 
 def snapshot_insert(record: SnapshotRecord, allowed: tuple[str, ...], error: InstarError) -> tuple[Statement, ...]:
     """A snapshot of a volume that has one of the allowed statuses and the snapshot's size, else `error` is raised."""
-    marks = ", ".join(f":b{number}" for number in range(len(allowed)))
+    params: dict[str, Value] = {"id": record.volume_id, "now": record.created_at, "size": record.size_gib}
+    is_allowed = any_of("status", allowed, params, "b")
     return (
         Statement(
-            f"UPDATE volumes SET updated_at = :now WHERE id = :id AND status IN ({marks}) AND size_gib = :size",  # noqa: S608
-            {
-                "id": record.volume_id, "now": record.created_at, "size": record.size_gib,
-                **{f"b{number}": one for number, one in enumerate(allowed)},
-            },
+            f"UPDATE volumes SET updated_at = :now WHERE id = :id AND {is_allowed} AND size_gib = :size",  # noqa: S608
+            params,
             rows=1,
             error=error,
             alone=f"volume {record.volume_id}",
         ),
         insert_record("volume_snapshots", record, SNAPSHOT_COLUMNS, Conflict(f"A snapshot {record.id} exists already.")),
-    )  # fmt: skip
+    )
 
 
 async def snapshot_fetch(store: Store, snapshot_id: str) -> SnapshotRecord | None:
@@ -54,17 +53,15 @@ def snapshot_status(
     snapshot_id: str, *, before: tuple[str, ...], after: str, work: Work | None, error: InstarError
 ) -> Statement:
     """status → `after` with `work`, where it is one of `before`."""
-    marks = ", ".join(f":b{number}" for number in range(len(before)))
+    params: dict[str, Value] = {"id": snapshot_id, "after": after, "work": work_value(work), "now": now_us()}
+    is_before = any_of("status", before, params, "b")
     return Statement(
         "UPDATE volume_snapshots SET status = :after, work = :work, updated_at = :now "  # noqa: S608
-        f"WHERE id = :id AND status IN ({marks})",
-        {
-            "id": snapshot_id, "after": after, "work": work_value(work), "now": now_us(),
-            **{f"b{number}": one for number, one in enumerate(before)},
-        },
+        f"WHERE id = :id AND {is_before}",
+        params,
         rows=1,
         error=error,
-    )  # fmt: skip
+    )
 
 
 def snapshot_work_done(snapshot_id: str, work: Work, status: str) -> Statement:
@@ -77,26 +74,12 @@ def snapshot_work_done(snapshot_id: str, work: Work, status: str) -> Statement:
 
 def snapshot_columns(snapshot_id: str, **columns: Value) -> Statement:
     """These columns get these values. Raises NotFound where there is no such snapshot."""
-    return Statement(
-        f"UPDATE volume_snapshots SET {', '.join(f'{name} = :{name}' for name in columns)}, updated_at = :now "  # noqa: S608
-        "WHERE id = :id",
-        {"id": snapshot_id, "now": now_us(), **columns},
-        rows=1,
-        error=NotFound(kind="Snapshot", id=snapshot_id),
-    )
+    return set_columns("volume_snapshots", "Snapshot", snapshot_id, columns)
 
 
 def snapshot_document(record: SnapshotRecord, document: VolumeDocument, error: InstarError) -> Statement:
-    """A new document, unless somebody else changed the one that it was made of."""
-    return Statement(
-        "UPDATE volume_snapshots SET document = :document, updated_at = :now WHERE id = :id AND document = :was",
-        {
-            "id": record.id, "document": msgspec.json.encode(document), "now": now_us(),
-            "was": msgspec.json.encode(record.document),
-        },
-        rows=1,
-        error=error,
-    )  # fmt: skip
+    """A new document, unless somebody else changed the one that it was made of: then `error` is raised."""
+    return set_document("volume_snapshots", record, document, error)
 
 
 def snapshot_delete(snapshot_id: str) -> Statement:

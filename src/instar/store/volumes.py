@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from instar.clock import now_us
-from instar.errors import Conflict, InstarError, NotFound
+from instar.errors import Conflict, InstarError
+from instar.store.conditions import any_of
 from instar.store.contract import Statement, Store, Value
 from instar.store.volume_records import (
     ATTACHABLE_SQL,
@@ -14,6 +13,8 @@ from instar.store.volume_records import (
     VolumeRecord,
     Work,
     insert_record,
+    set_columns,
+    set_document,
     volume_from_row,
     work_value,
 )
@@ -71,25 +72,25 @@ def volume_status(
 
     `alone`: only where nothing hangs on the volume, neither attachment nor snapshot. `size_gib`: only where it still has
     this size."""
-    marks = ", ".join(f":b{number}" for number in range(len(before)))
     free = (
         " AND NOT EXISTS (SELECT 1 FROM volume_attachments WHERE volume_id = :id)"
         " AND NOT EXISTS (SELECT 1 FROM volume_snapshots WHERE volume_id = :id)"
         if alone
         else ""
     )
+    params: dict[str, Value] = {
+        "id": volume_id, "after": after, "work": work_value(work), "now": now_us(),
+        "size": -1 if size_gib is None else size_gib,
+    }  # fmt: skip
+    is_before = any_of("status", before, params, "b")
     return Statement(
         "UPDATE volumes SET status_before = status, status = :after, work = :work, updated_at = :now "  # noqa: S608
-        f"WHERE id = :id AND status IN ({marks}) AND (:size < 0 OR size_gib = :size){free}",
-        {
-            "id": volume_id, "after": after, "work": work_value(work), "now": now_us(),
-            "size": -1 if size_gib is None else size_gib,
-            **{f"b{number}": one for number, one in enumerate(before)},
-        },
+        f"WHERE id = :id AND {is_before} AND (:size < 0 OR size_gib = :size){free}",
+        params,
         rows=1,
         error=error,
         alone=f"volume {volume_id}" if alone else None,
-    )  # fmt: skip
+    )
 
 
 def volume_work_done(volume_id: str, work: Work, status: str | None, **columns: Value) -> Statement:
@@ -105,37 +106,25 @@ def volume_work_done(volume_id: str, work: Work, status: str | None, **columns: 
 
 def volume_columns(volume_id: str, **columns: Value) -> Statement:
     """These columns get these values. Raises NotFound where there is no such volume."""
-    return Statement(
-        f"UPDATE volumes SET {', '.join(f'{name} = :{name}' for name in columns)}, updated_at = :now WHERE id = :id",  # noqa: S608
-        {"id": volume_id, "now": now_us(), **columns},
-        rows=1,
-        error=NotFound(kind="Volume", id=volume_id),
-    )
+    return set_columns("volumes", "Volume", volume_id, columns)
 
 
 def volume_columns_if(volume_id: str, statuses: tuple[str, ...], error: InstarError, **columns: Value) -> Statement:
     """As `volume_columns`, of a volume that has one of these statuses. Raises `error`."""
-    marks = ", ".join(f":b{number}" for number in range(len(statuses)))
+    params: dict[str, Value] = {"id": volume_id, "now": now_us(), **columns}
+    has_status = any_of("status", statuses, params, "b")
     return Statement(
         f"UPDATE volumes SET {', '.join(f'{name} = :{name}' for name in columns)}, updated_at = :now "  # noqa: S608
-        f"WHERE id = :id AND status IN ({marks})",
-        {"id": volume_id, "now": now_us(), **columns, **{f"b{number}": one for number, one in enumerate(statuses)}},
+        f"WHERE id = :id AND {has_status}",
+        params,
         rows=1,
         error=error,
     )
 
 
 def volume_document(record: VolumeRecord, document: VolumeDocument, error: InstarError) -> Statement:
-    """A new document, unless somebody else changed the one that it was made of."""
-    return Statement(
-        "UPDATE volumes SET document = :document, updated_at = :now WHERE id = :id AND document = :was",
-        {
-            "id": record.id, "document": msgspec.json.encode(document), "now": now_us(),
-            "was": msgspec.json.encode(record.document),
-        },
-        rows=1,
-        error=error,
-    )  # fmt: skip
+    """A new document, unless somebody else changed the one that it was made of: then `error` is raised."""
+    return set_document("volumes", record, document, error)
 
 
 def source_stands(record: VolumeRecord, error: InstarError) -> tuple[Statement, ...]:
