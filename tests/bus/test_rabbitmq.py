@@ -59,6 +59,42 @@ async def echo(received: Message) -> Reply:
     return Reply(received.body.upper())
 
 
+async def test_connecting_goes_on_whatever_ended_the_last_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that stops while a connection is set up makes the library cancel what it has in its hands; and a file with
+    the password may be away for the moment in which it is replaced. Either ended the loop for ever."""
+    trouble: list[BaseException] = [ConnectionError(), asyncio.CancelledError(), StartupError("no file"), ConnectionError()]
+    tried = 0
+    again = asyncio.Event()
+
+    async def fails(*_: Any, **__: Any) -> None:
+        nonlocal tried
+        tried += 1
+        if tried < len(trouble):
+            raise trouble[tried - 1]
+        again.set()
+        raise trouble[-1]
+
+    monkeypatch.setattr("instar.bus.rabbitmq.Link.open", fails)
+    bus = RabbitMqBus("amqp://instar@127.0.0.1:1/", QUICK)
+    await bus.open()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await again.wait()
+    finally:
+        await bus.close()
+
+
+async def test_settings_that_cannot_be_used_end_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: Any, **__: Any) -> None:
+        raise StartupError("no file")
+
+    monkeypatch.setattr("instar.bus.rabbitmq.Link.open", fails)
+    bus = RabbitMqBus("amqp://instar@127.0.0.1:1/", QUICK)
+    with pytest.raises(StartupError):
+        await bus.open()
+    await bus.close()
+
+
 async def until(what: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(limit_s):
         while not what():

@@ -38,6 +38,7 @@ from instar.bus.rabbitmq_link import TROUBLE, Link, address, or_lost, user_in
 from instar.bus.rabbitmq_serving import Consumers, Serving
 from instar.bus.subscriber import Subscriber
 from instar.config import RabbitMqSettings
+from instar.errors import StartupError
 
 log = structlog.get_logger()
 
@@ -149,14 +150,28 @@ class RabbitMqBus:
             except (TimeoutError, LinkLost, *TROUBLE) as error:
                 # Not the text of every error: one may hold more of the URL than belongs into a log.
                 about_channel = isinstance(error, aiormq.exceptions.AMQPChannelError)
-                reason = str(error) if about_channel else type(error).__name__
-                tell = log.debug if reason == said else log.warning
-                tell("bus.not_connected", broker=address(self._url), reason=reason)
-                said = reason
+                said = self._say_not_connected(str(error) if about_channel else type(error).__name__, said)
+            except StartupError as error:
+                # Who starts is to hear of it. Later it is a file that is just being replaced: it is read again.
+                if not self._tried.is_set():
+                    raise
+                said = self._say_not_connected(error.message, said)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Not we were cancelled, but what a connection had in its hands that broke off while it was set up.
+                said = self._say_not_connected("it broke off", said)
             self._unlink()
             self._tried.set()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- so that not all come at once
             pause_s = min(pause_s * 2, settings.reconnect_max_s)
+
+    def _say_not_connected(self, reason: str, said: str) -> str:
+        """Returns what was said: aloud where it is new."""
+        tell = log.debug if reason == said else log.warning
+        tell("bus.not_connected", broker=address(self._url), reason=reason)
+        return reason
 
     async def _connect(self) -> Link:
         link = await Link.open(
