@@ -20,6 +20,7 @@ from instar.errors import Conflict, HypervisorError, Unavailable
 from instar.model.instance import Flavor, Instance, InstanceFacts, InstanceSpec
 from instar.model.operation import Notification, Operation, Step
 from instar.model.states import Action, PowerState, TaskState, VmState
+from instar.store.conductors import conductor_remove
 from instar.store.contract import Result, Statement
 from instar.store.instances import instance_fetch, instance_insert, instance_mark_deleting, instance_set_states
 from instar.store.operations import operation_fetch, operation_insert, operations_cancel, steps_fetch
@@ -246,6 +247,46 @@ async def test_a_lease_that_ran_out_is_taken_over_and_the_slow_owner_can_do_noth
     first.go.set()
     await asyncio.sleep(0.1)
     assert first.done == ["a", "b"], "the slow conductor went on although the operation was no longer its own"
+
+
+async def test_a_lease_that_is_lost_between_two_undos_leaves_the_rest_to_whoever_takes_over(bench: Bench) -> None:
+    """Each undo that was left failed with LeaseLost and was given up, and then the end was recorded: nobody else had taken
+    the operation yet, so its guard held."""
+
+    class Losing(Calls):
+        async def undo(self, name: str) -> None:
+            await super().undo(name)
+            if name == "c" and self.done.count("-c") == 1:
+                await bench.store.write(conductor_remove(losing.lease.id))
+                losing.lease._shown_at = float("-inf")
+
+    calls = Losing(fail="c")
+    losing = await bench.conductor(calls.functions(), alone=False)
+    ended = await bench.finished(await bench.accept_build())
+    assert ended.result == "Error"
+    assert calls.done[:4] == ["a", "b", "c", "-c"]
+    assert calls.done[-2:] == ["-b", "-a"]
+
+
+async def test_an_operation_whose_run_had_not_begun_when_the_lease_was_lost_is_taken_again(bench: Bench) -> None:
+    """Its task was cancelled before its first line: it stood among those that run for ever, and nobody here took it."""
+    calls = Calls()
+    conductor = await bench.conductor(calls.functions(), alone=False)
+    taken = conductor._take_and_start
+
+    async def take_and_lose(operation_id: str, from_owner: str | None) -> None:
+        await taken(operation_id, from_owner)
+        if operation_id in conductor._running and conductor.lease is first:
+            first.lost.set()
+            losing.append(asyncio.create_task(conductor._register_anew()))
+            conductor._running[operation_id][1].cancel()  # in the same turn of the loop
+
+    first, losing = conductor.lease, list[asyncio.Task[None]]()
+    conductor._take_and_start = take_and_lose  # type: ignore[method-assign]
+    operation = await bench.accept_build()
+    assert (await bench.finished(operation)).result == "Success"
+    assert calls.done == ["a", "b", "c"]
+    await asyncio.gather(*losing)
 
 
 @pytest.mark.parametrize("held", ["a", "b", "c"])

@@ -329,6 +329,8 @@ class Conductor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # One that was cancelled before it began could not say that it ended: nobody here would take it ever again.
+        self._running = {one: entry for one, entry in self._running.items() if not entry[1].done()}
         lease = Lease(self._store, self._settings.lease_s)
         while True:
             try:

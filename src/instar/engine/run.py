@@ -424,6 +424,8 @@ class Run:
             await self._begin(name, undo.participant, undo.host, forward=False)
             try:
                 await self._execute(name, undo.call, undo.args, UNDO_DEADLINE_S, forward=False)
+            except LeaseLost:
+                raise  # whoever owns the operation now does what is not undone yet
             except InstarError as error:
                 log.warning("undo.failed", operation=self.operation.action, step=undo.name, reason=error.message)
                 if undo.host:
