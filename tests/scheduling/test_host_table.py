@@ -283,3 +283,30 @@ async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: floa
     async with asyncio.timeout(within_s):
         while not await condition():
             await asyncio.sleep(0.005)
+
+
+async def test_host_that_is_forgotten_while_others_read_fails_nobody(cloud: SmallCloud) -> None:
+    """The loop and a request without room read the hosts at the same time: the second one found the host gone already."""
+    await cloud.report("h1")
+    await cloud.table.persist()
+    await cloud.store.write(*host_delete("h1"))
+    await asyncio.gather(cloud.table.refresh(), cloud.table.refresh())
+    assert cloud.table.names() == []
+
+
+async def test_host_that_is_forgotten_while_its_report_is_written_is_read_again(cloud: SmallCloud) -> None:
+    await cloud.report("h1")
+    await cloud.table.persist()
+    write = cloud.store.write
+
+    async def forgotten_meanwhile(*statements: Statement) -> list[Result]:
+        cloud.store.write = write  # type: ignore[method-assign]
+        await cloud.store.write(*host_delete("h1"))
+        await cloud.table.refresh()
+        return await write(*statements)
+
+    cloud.store.write = forgotten_meanwhile  # type: ignore[method-assign]
+    await cloud.report("h1", persist=False, memory_mib=2048)
+    await cloud.table.persist()
+    await cloud.table.refresh()
+    assert cloud.table.names() == ["h1"]

@@ -253,7 +253,9 @@ class HostTable:
         for name in stored - names:  # forgotten by an admin: it comes back as a new one if it still reports
             self._stored.discard(name)
             self._touched.pop(name, None)
-            self.ranking.remove(self._hosts.pop(name))
+            forgotten = self._hosts.pop(name, None)  # another refresh at the same time may have been quicker
+            if forgotten is not None:
+                self.ranking.remove(forgotten)
 
     # --- up and down ------------------------------------------------------------------------------------------------
 
@@ -305,8 +307,10 @@ class HostTable:
             statements.append(host_report(name, inventory, capacity, now))
         await self._store.write(*statements)
         for name in changed:
-            self._stored.add(name)
-            self.ranking.put(self._hosts[name])
+            host = self._hosts.get(name)  # None: forgotten meanwhile; the next refresh reads what was written just now
+            if host is not None:
+                self._stored.add(name)
+                self.ranking.put(host)
 
     async def persist_new(self) -> None:
         """Only hosts that have no row yet: for a process that does not write what is reported, but needs to claim."""
