@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import pytest
 import structlog
 
 import instar.store.sqlite
+from instar.store.contract import Store
+from instar.store.postgresql import PostgresqlStore
 from tests import every_store_on_postgresql, migrated_once, rabbitmq_server
 from tests.aftermath import MARK
-from tests.postgresql_server import SERVER, TestServer
+from tests.postgresql_server import PATIENT, SERVER, TestServer
 
 if every_store_on_postgresql.asked_for():
     every_store_on_postgresql.install(instar.store.sqlite)
@@ -146,3 +148,21 @@ def postgresql_url(postgresql_server: TestServer) -> Iterator[str]:
     url = postgresql_server.database()
     yield url
     postgresql_server.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Makes stores, not open yet, of one database with the newest schema and nothing in it. On both databases."""
+    if request.param == "sqlite":
+        return lambda: instar.store.sqlite.SqliteStore(tmp_path / "instar.db", durable=False)
+    url = request.getfixturevalue("postgresql_url")
+    return lambda: PostgresqlStore(url, PATIENT)
+
+
+@pytest.fixture
+async def store(new_store: Callable[[], Store]) -> AsyncIterator[Store]:
+    """An open store with nothing in it. On both databases."""
+    opened = new_store()
+    await opened.open()
+    yield opened
+    await opened.close()

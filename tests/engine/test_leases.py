@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
@@ -32,23 +31,10 @@ from instar.store.conductors import (
 from instar.store.contract import Statement, Store
 from instar.store.guard import guard_task, guarding
 from instar.store.postgresql import PostgresqlStore
-from instar.store.sqlite import SqliteStore
 from tests.patience import PATIENCE_S
 from tests.postgresql_server import PATIENT
 
 LEASE_S = 6.0
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opened: Store
-    if request.param == "sqlite":
-        opened = SqliteStore(tmp_path / "instar.db", durable=False)
-    else:
-        opened = PostgresqlStore(request.getfixturevalue("postgresql_url"), PATIENT)
-    await opened.open()
-    yield opened
-    await opened.close()
 
 
 class Clock:

@@ -4,8 +4,6 @@ implementation runs it."""
 from __future__ import annotations
 
 import hashlib
-import http.server
-import threading
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +14,7 @@ from instar.errors import HypervisorError, ImageGone
 from instar.model.guest import DiskDefinition, GuestDefinition, ImageSource, SnapshotTaken, SnapshotTarget, WorkProgress
 from instar.model.states import PowerState
 from instar.model.volume import VolumeDisk
+from tests.fixtures.small_http_server import Asked, SmallHttpServer
 
 from .harness import Harness
 from .test_contract import MIB, definition, running
@@ -88,30 +87,18 @@ class ImageSink:
     """Takes what is PUT, after it was away for a moment; 404 for what is not wanted."""
 
     def __init__(self, path: Path) -> None:
-        self.asked = 0
-        outer = self
+        self._path, self._asked = path, 0
+        self._server = SmallHttpServer("PUT", self._take)
+        self.url, self.close = self._server.url, self._server.close
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                outer.asked += 1
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                status = 503 if outer.asked == 1 else 204 if self.path == "/image?signature=a" else 404
-                if status == 204:
-                    path.write_bytes(body)
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _take(self, asked: Asked) -> tuple[int, bytes]:
+        self._asked += 1
+        if self._asked == 1:
+            return 503, b""
+        if asked.path != "/image?signature=a":
+            return 404, b""
+        self._path.write_bytes(asked.body)
+        return 204, b""
 
 
 async def test_a_snapshot_is_sent_where_the_image_directory_cannot_be_seen(host: Harness, tmp_path: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.server
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -24,6 +22,7 @@ from instar.hypervisor.libvirt.host_paths import SOCKET_PATH_MAX, HostPaths, mou
 from instar.hypervisor.libvirt.image_cache import ImageCache
 from instar.hypervisor.libvirt.settings import LibvirtSettings
 from instar.model.guest import ConfigDrive, DiskDefinition, ImageSource
+from tests.fixtures.small_http_server import Asked, SmallHttpServer
 
 from .tiny_guest import write_image
 
@@ -35,27 +34,14 @@ class ImageServer:
     """Serves one body at every path; remembers the headers it was asked with."""
 
     def __init__(self, body: bytes, status: int = 200) -> None:
-        outer = self
+        self._body, self._status = body, status
         self.headers: list[dict[str, str]] = []
+        server = SmallHttpServer("GET", self._answer)
+        self.url, self.close = f"{server.url}/v2/images/x/file?a=b", server.close
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.headers.append(dict(self.headers))
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_arguments: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v2/images/x/file?a=b"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _answer(self, asked: Asked) -> tuple[int, bytes]:
+        self.headers.append(dict(asked.headers))
+        return self._status, self._body
 
 
 @pytest.fixture

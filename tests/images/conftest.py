@@ -14,6 +14,7 @@ from image_client import Client
 from image_cloud import ImageCloud
 
 from instar.config import ImageSettings
+from tests.fixtures.role_clients import admin, as_role, member, other  # noqa: F401 - fixtures
 
 Qemu = Callable[..., Path]
 
@@ -33,34 +34,8 @@ async def cloud(tmp_path: Path, settings: ImageSettings) -> AsyncIterator[ImageC
 
 
 @pytest.fixture
-async def as_role(cloud: ImageCloud) -> AsyncIterator[Callable[[str], Client]]:
-    """`as_role("member@p1")` is a client of that role in that project."""
-    clients: dict[str, Client] = {}
-
-    def client(token: str) -> Client:
-        if token not in clients:
-            clients[token] = Client(cloud.url, token)
-        return clients[token]
-
-    yield client
-    for one in clients.values():
-        await one.close()
-
-
-@pytest.fixture
-def member(as_role: Callable[[str], Client]) -> Client:
-    return as_role("member@p1")
-
-
-@pytest.fixture
-def admin(as_role: Callable[[str], Client]) -> Client:
-    return as_role("admin@admins")
-
-
-@pytest.fixture
-def other(as_role: Callable[[str], Client]) -> Client:
-    """A member of another project."""
-    return as_role("member@p2")
+def new_client(cloud: ImageCloud) -> Callable[[str], Client]:
+    return lambda token: Client(cloud.url, token)
 
 
 @pytest.fixture

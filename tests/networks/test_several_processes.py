@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -31,12 +30,9 @@ from instar.store.network_records import (
     record_list,
 )
 from instar.store.networks import network_delete
-from instar.store.postgresql import PostgresqlStore
 from instar.store.security_groups import rule_delete
-from instar.store.sqlite import SqliteStore
 from tests.networks.network_cloud import SETTINGS
 from tests.patience import PATIENCE_S
-from tests.postgresql_server import PATIENT
 
 
 class Cloud(NamedTuple):
@@ -61,14 +57,9 @@ async def allocate(at: LocalNetworks, instance_id: str, network_id: str, project
     )  # fmt: skip
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cloud]:
-    stores: list[Store]
-    if request.param == "sqlite":
-        stores = [SqliteStore(tmp_path / "instar.db", durable=False) for _ in range(3)]
-    else:
-        url = request.getfixturevalue("postgresql_url")
-        stores = [PostgresqlStore(url, PATIENT) for _ in range(3)]
+@pytest.fixture
+async def cloud(new_store: Callable[[], Store]) -> AsyncIterator[Cloud]:
+    stores = [new_store() for _ in range(3)]
     for store in stores:
         await store.open()
     bus = MemoryBus()

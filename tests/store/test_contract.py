@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from instar.errors import Conflict, Unavailable
 from instar.store.contract import Duplicate, Statement, Store, WriteConflict
-from instar.store.postgresql import PostgresqlStore
-from instar.store.sqlite import SqliteStore
-from tests.postgresql_server import PATIENT
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    store: Store
-    if request.param == "sqlite":
-        store = SqliteStore(tmp_path / "instar.db", durable=False)
-    else:
-        store = PostgresqlStore(request.getfixturevalue("postgresql_url"), PATIENT)
-    await store.open()
-    yield store
-    await store.close()
 
 
 def put(name: str, value: str) -> Statement:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from instar.http.routing import Route
 from instar.http.server import HttpServer
 from instar.model.context import Authenticated
 from instar.tracing import ids, spans
+from tests.fixtures.small_http_server import Asked, SmallHttpServer
 from tests.lifecycle.harness import Plane, prepared
 from tests.patience import PATIENCE_S
 
@@ -38,31 +37,17 @@ class Collector:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.services: set[str] = set()
-        outer = self
+        server = SmallHttpServer("POST", self._take)
+        self.url, self.close = server.url, server.close
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    named = {one.key: one.value.string_value for one in resource.resource.attributes}
-                    outer.services.add(named["service.name"])
-                    for scope in resource.scope_spans:
-                        outer.spans.extend(scope.spans)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _take(self, asked: Asked) -> tuple[int, bytes]:
+        assert (asked.path, asked.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
+        for resource in ExportTraceServiceRequest.FromString(asked.body).resource_spans:
+            named = {one.key: one.value.string_value for one in resource.resource.attributes}
+            self.services.add(named["service.name"])
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        return 200, b""
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from instar.config import VolumeSettings
 from instar.volumes.local import remove_exports, volumes_runtime
+from tests.fixtures.role_clients import admin, as_role, member, other  # noqa: F401 - fixtures
 from tests.volumes.volume_client import Client
 from tests.volumes.volume_cloud import VolumeCloud
 
@@ -37,31 +38,5 @@ async def cloud(directory: Path, settings: VolumeSettings) -> AsyncIterator[Volu
 
 
 @pytest.fixture
-async def as_role(cloud: VolumeCloud) -> AsyncIterator[Callable[[str], Client]]:
-    """`as_role("member@p1")` is a client of that role in that project."""
-    clients: dict[str, Client] = {}
-
-    def client(token: str) -> Client:
-        if token not in clients:
-            clients[token] = Client(cloud.url, token)
-        return clients[token]
-
-    yield client
-    for one in clients.values():
-        await one.close()
-
-
-@pytest.fixture
-def member(as_role: Callable[[str], Client]) -> Client:
-    return as_role("member@p1")
-
-
-@pytest.fixture
-def admin(as_role: Callable[[str], Client]) -> Client:
-    return as_role("admin@admins")
-
-
-@pytest.fixture
-def other(as_role: Callable[[str], Client]) -> Client:
-    """A member of another project."""
-    return as_role("member@p2")
+def new_client(cloud: VolumeCloud) -> Callable[[str], Client]:
+    return lambda token: Client(cloud.url, token)
