@@ -7,10 +7,7 @@ record, and so is its answer. Hosts of one process do without.
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -19,6 +16,7 @@ from instar.errors import HypervisorError, StreamBroken
 from instar.hypervisor.console_offer import SocketGrants
 from instar.hypervisor.simulated.machine import Machine
 from instar.hypervisor.simulated.records import SimulatedDisk, SimulatedGuest
+from instar.hypervisor.simulated.socket_folder import SocketFolder
 from instar.model.stream import StreamAddress
 
 VALID_S = 3600.0
@@ -75,24 +73,27 @@ class Neighbours:
 
     def __init__(self, grants: SocketGrants, client: Connects, find: Callable[[str], Machine | None]) -> None:
         self._grants, self._client, self._find = grants, client, find
-        self._directory = Path()
+        self._folder: SocketFolder | None = None
         self._server: asyncio.AbstractServer | None = None
 
     async def open(self) -> None:
-        self._directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="instar-sim-"))
-        self._server = await asyncio.start_unix_server(self._serve, self._directory / "neighbours")
+        self._folder = await asyncio.to_thread(SocketFolder)
+        self._server = await asyncio.start_unix_server(self._serve, self._folder.path / "neighbours")
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await asyncio.to_thread(folder.remove)
 
     def address(self, host: str) -> StreamAddress:
         return msgspec.structs.replace(self._grants.address, host=host)
 
     def let_in(self, peer: StreamAddress, instance_id: str) -> None:
-        """The peer's process may ask about this instance."""
-        self._grants.grant_socket(peer, _name(instance_id), self._directory / "neighbours", valid_s=VALID_S)
+        """The peer's process may ask about this instance. `open` comes first."""
+        assert self._folder is not None
+        self._grants.grant_socket(peer, _name(instance_id), self._folder.path / "neighbours", valid_s=VALID_S)
 
     async def ask(self, peer: StreamAddress, instance_id: str, question: Question) -> Answer:
         """Raises StreamBroken where the peer is not there, does not answer, or has not got the disks; StreamRefused where

@@ -8,30 +8,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
-import tempfile
 from pathlib import Path
 
 from instar.hypervisor.simulated.machine import Machine
+from instar.hypervisor.simulated.socket_folder import SocketFolder
 
 READ_BYTES = 4096
 LOOK_EVERY_S = 60.0  # a change wakes us at once; this is for the client that went away without a word
 
 
 class SerialConsoles:
-    """Of one simulated host. The directory of the sockets is made with the first one."""
+    """Of one simulated host. The folder of the sockets is made with the first one."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._directory: Path | None = None
+        self._folder: SocketFolder | None = None
         self._waiting: dict[Path, tuple[asyncio.AbstractServer, asyncio.TimerHandle]] = {}
         self._sessions: set[asyncio.Task[None]] = set()
 
     async def open(self, instance_id: str, *, valid_s: float) -> Path:
         """A socket that takes one connection within that time."""
-        if self._directory is None:
-            self._directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="instar-sim-"))
-        path = self._directory / secrets.token_hex(8)
+        if self._folder is None:
+            self._folder = await asyncio.to_thread(SocketFolder)
+        path = self._folder.path / secrets.token_hex(8)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._take_away(path)
@@ -52,9 +51,9 @@ class SerialConsoles:
         for session in self._sessions:
             session.cancel()
         await asyncio.gather(*self._sessions, return_exceptions=True)
-        if self._directory is not None:
-            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
-            self._directory = None
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await asyncio.to_thread(folder.remove)
 
     def _take_away(self, path: Path) -> None:
         if (waiting := self._waiting.pop(path, None)) is not None:
