@@ -190,6 +190,8 @@ class LibvirtConnection:
             await asyncio.sleep(self._settings.reconnect_min_s)
         except OperationError as error:
             log.error("libvirt.first_look_failed", host=self._host, reason=error.message)
+        except Exception:  # whatever it is (no file can be opened, for example): without this task nobody connects again
+            log.exception("libvirt.first_look_failed", host=self._host)
         finally:
             self._tried.set()
         await self._lost.wait()

@@ -108,7 +108,12 @@ async def sweep(paths: HostPaths, limits: LibvirtSettings) -> None:
     """Keeps the logs of all instances bounded; runs until it is cancelled."""
     while True:
         await asyncio.sleep(limits.console_sweep_s)
-        for instance_id in await asyncio.to_thread(paths.instance_ids):
+        try:
+            instance_ids = await asyncio.to_thread(paths.instance_ids)
+        except OSError as error:  # no file can be opened at this moment, for example: next time
+            log.warning("console.sweep_failed", error=type(error).__name__, errno=error.errno)
+            continue
+        for instance_id in instance_ids:
             try:
                 await asyncio.to_thread(bound, paths.console_log(instance_id), limits)
             except (OSError, HypervisorError) as error:

@@ -74,8 +74,13 @@ def state_of(domain: Any | None) -> GuestState:
 
 
 def is_held_by_error(domain: Any) -> bool:
-    """QEMU holds the guest still because of an I/O error. Blocking."""
-    return tuple(domain.state()) == _HELD_BY_ERROR
+    """QEMU holds the guest still because of an I/O error; not one that is gone by now. Blocking."""
+    try:
+        return tuple(domain.state()) == _HELD_BY_ERROR
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return False
+        raise
 
 
 def _is_arriving(domain: Any) -> bool:

@@ -136,7 +136,7 @@ class LibvirtHypervisor:
         self._reach = VolumeReach(self._paths)
         self._volume_swap = VolumeSwap(self._connection, self._reach, settings=self._settings)
         self._snapshots = Snapshots(self._connection, self._paths, settings=self._settings, host=host)
-        self._io_errors = IoErrors(self._connection)
+        self._io_errors = IoErrors(self._connection, self._paths)
         self._facts = HostFacts(cloud_id=self._paths.cloud_id, virt_type="qemu", direct_io=False)
 
     # --- the host -----------------------------------------------------------------------------------------------------

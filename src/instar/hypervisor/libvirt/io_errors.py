@@ -17,6 +17,7 @@ import structlog
 from instar.errors import OperationError
 from instar.hypervisor.libvirt import domains
 from instar.hypervisor.libvirt.connection import LibvirtConnection
+from instar.hypervisor.libvirt.host_paths import HostPaths
 
 log = structlog.get_logger()
 
@@ -24,8 +25,10 @@ FIRST_S, MAX_S = 0.1, 5.0  # between two attempts
 
 
 class IoErrors:
-    def __init__(self, connection: LibvirtConnection) -> None:
-        self._connection = connection
+    """Of the guests of one cloud: a libvirtd of the machine's own tells of all domains, also of those that are none of ours."""
+
+    def __init__(self, connection: LibvirtConnection, paths: HostPaths) -> None:
+        self._connection, self._paths = connection, paths
         self._waiting: dict[str, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
@@ -34,7 +37,7 @@ class IoErrors:
         await asyncio.gather(*self._waiting.values(), return_exceptions=True)
 
     def noticed(self, instance_id: str) -> None:
-        """The guest is held still. On the loop."""
+        """The guest, or somebody else's, is held still. On the loop."""
         if instance_id not in self._waiting:
             task = asyncio.create_task(self._go_on(instance_id), name=f"io error {instance_id}")
             self._waiting[instance_id] = task
@@ -48,23 +51,25 @@ class IoErrors:
 
     async def _go_on(self, instance_id: str) -> None:
         """Until it is held still no more."""
-        pause_s = FIRST_S
+        pause_s, paths = FIRST_S, self._paths
         log.warning("guest.io_error", instance=instance_id)
         while True:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, MAX_S)
             try:
-                if not await self._connection.run(lambda connection: _resumed(connection, instance_id)):
+                if not await self._connection.run(lambda connection: _resumed(connection, instance_id, paths)):
                     return
             except OperationError as error:
                 log.info("guest.not_resumed", instance=instance_id, reason=error.message)
 
 
-def _resumed(connection: Any, instance_id: str) -> bool:
+def _resumed(connection: Any, instance_id: str, paths: HostPaths) -> bool:
     """False where nothing is to be done (any more). Blocking."""
     domain = domains.find(connection, instance_id)
     if domain is None or not domains.is_held_by_error(domain):
         return False
+    if not paths.instance(instance_id).is_dir() and not domains.is_ours(domain, paths.cloud_id):
+        return False  # whoever it belongs to may have made it stop on purpose, for want of room for example
     domain.resume()
     return True
 
