@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from instar.errors import HypervisorError
-from instar.hypervisor.linux_network import LinuxNetwork
+from instar.hypervisor.linux_network import LinuxNetwork, dhcp
 from instar.hypervisor.linux_network.dhcp import dhcp_processes
 from instar.hypervisor.linux_network.filter_generation import filter_generation
 from instar.hypervisor.linux_network.names import CloudNames
@@ -322,6 +322,36 @@ async def test_changed_subnets_and_mtu_reach_a_network_that_stands(cloud: LinuxN
     assert (lease["router"], lease["mtu"]) == ("10.91.7.254", "1400")
     assert host_pings(guest.address)
     assert kernel_file(f"/sys/class/net/{cloud.bridge_name(network.id)}/mtu") == "1400"
+
+
+class Killed(BaseException):
+    """In the place of a kill -9 of the process."""
+
+
+async def test_a_process_killed_before_the_dhcp_server_has_ended_is_followed_by_one_that_starts_it_anew(
+    make_cloud: MakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud_id, instance = secrets.token_hex(3), str(uuid.uuid4())
+    cloud = await make_cloud(cloud_id)
+    network = new_network()
+    port = new_port(network)
+    await cloud.ensure_ports(instance, (port,))
+    before = dhcp_pids(cloud_id)
+
+    async def die(_pid: int) -> None:
+        raise Killed
+
+    subnet = msgspec.structs.replace(network.subnets[0], dns_nameservers=("192.0.2.77",))
+    changed = msgspec.structs.replace(port, network=msgspec.structs.replace(network, subnets=(subnet,)))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(dhcp, "_stop", die)
+        await cloud.ensure_ports(instance, (changed,))
+    assert dhcp_pids(cloud_id) == before != []
+    await make_cloud(cloud_id)
+    after = dhcp_pids(cloud_id)
+    assert len(after) == 1
+    assert after != before
+    assert "192.0.2.77" in (CloudNames(cloud_id).run_dir / network.id / "dnsmasq.conf").read_text()
 
 
 async def test_many_ports_come_and_go_at_once_and_the_filter_stays_what_memory_says(make_cloud: MakeCloud) -> None:

@@ -25,7 +25,7 @@ FIRST_S, MAX_S = 0.1, 5.0  # between two attempts
 
 
 class IoErrors:
-    """Of the guests of one cloud: a libvirtd of the machine's own tells of all domains, also of those that are none of ours."""
+    """Of the guests of one cloud: a libvirtd of the machine's own tells of all domains, of others', too."""
 
     def __init__(self, connection: LibvirtConnection, paths: HostPaths) -> None:
         self._connection, self._paths = connection, paths

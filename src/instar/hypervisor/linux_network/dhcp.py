@@ -126,13 +126,19 @@ class DhcpServer:
         hosts = render_hosts(network, ports)
         if later and not restart and await asyncio.to_thread(self._only_shrinks, network, hosts):
             return False
-        pid, changed, shrunk = await asyncio.to_thread(self._write, network, hosts)
-        if pid is None or restart or changed or shrunk:
-            await self._start(pid)
+        config = render_config(network, self._directory)
+        pid, differs = await asyncio.to_thread(self._compare, config, hosts)
+        kept = None if restart or differs else pid
+        if kept is None:
+            # Before the files change: whoever comes after a crash in between must not take it for one that knows them.
+            await self._stop_running(pid)
+        await asyncio.to_thread(self._write, config, hosts)
+        if kept is None:
+            await self._start()
         else:
             # Also when the file is as it was: an earlier process may have been killed between writing and telling.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGHUP)
+                os.kill(kept, signal.SIGHUP)
         return True
 
     def _only_shrinks(self, network: NetworkDefinition, hosts: str) -> bool:
@@ -147,28 +153,29 @@ class DhcpServer:
             await _stop(pid)
         await asyncio.to_thread(remove_directory, self._directory)
 
-    def _write(self, network: NetworkDefinition, hosts: str) -> tuple[int | None, bool, bool]:
-        """(pid if it runs, whether the configuration changed, whether a host went or changed)."""
+    def _compare(self, config: str, hosts: str) -> tuple[int | None, bool]:
+        """(pid if it runs, whether it must be started again to know these: another configuration, a host that went)."""
+        grown = set(_read(self._hosts).splitlines()) <= set(hosts.splitlines())
+        return self._running_pid(), _read(self._config) != config or not grown
+
+    def _write(self, config: str, hosts: str) -> None:
         group_id = _unprivileged()[1].gr_gid
         _make_directory(self._directory)
         os.chown(self._directory, 0, group_id)
-        config = render_config(network, self._directory)
-        old_config, old_hosts = _read(self._config), _read(self._hosts)
-        if config != old_config:
-            write_whole(self._config, config.encode(), mode=0o640, group_id=group_id)
-        if hosts != old_hosts:
-            write_whole(self._hosts, hosts.encode(), mode=0o640, group_id=group_id)
-        shrunk = not set(old_hosts.splitlines()) <= set(hosts.splitlines())
-        return self._running_pid(), config != old_config, shrunk
+        for file, content in ((self._config, config), (self._hosts, hosts)):
+            if _read(file) != content:
+                write_whole(file, content.encode(), mode=0o640, group_id=group_id)
 
     def _running_pid(self) -> int | None:
         text = _read(self._pid_file).strip()
         return int(text) if text.isdigit() and _is_ours(int(text), str(self._config)) else None
 
-    async def _start(self, running: int | None) -> None:
+    async def _stop_running(self, running: int | None) -> None:
         others = [running] if running else await asyncio.to_thread(pids_with_config, str(self._config))
         for pid in others:
             await _stop(pid)
+
+    async def _start(self) -> None:
         for pid in list(_children):  # one that died by itself is still to be reaped
             _alive(pid)
         await asyncio.to_thread(self._pid_file.unlink, missing_ok=True)
