@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 RESTART_PAUSE_S = 0.2
 RESTART_PAUSE_MAX_S = 10.0
+DIRECTORY_ATTEMPTS_MAX = 10
 STABLE_S = 10.0  # a process that lived so long died of something new
 _decoder = msgspec.json.Decoder(RelayPlan)
 
@@ -85,7 +86,11 @@ class RelayKeeper:
         async with self._held(name) as kept:
             before, kept.plan = kept.plan, plan
             if before != plan:
-                await asyncio.to_thread(self._write_plan, name, plan)
+                try:
+                    await asyncio.to_thread(self._write_plan, name, plan)
+                except OSError as error:
+                    kept.plan = before  # what is not written down would be ended by whoever comes after us
+                    raise MonitorError(description=f"the plan of a relay could not be written: {error}") from error
             try:
                 if anew or (before is not None and _opened(before) != _opened(plan)):
                     self._unwatch(kept)
@@ -189,14 +194,27 @@ class RelayKeeper:
         return found
 
     def _write_plan(self, name: str, plan: RelayPlan) -> None:
-        self._plans.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self._plans / f".{name}.{secrets.token_hex(8)}"
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(msgspec.json.encode(plan))
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(self._plans / f"{name}.json")
+        try:
+            with os.fdopen(self._created(part), "wb") as opened:
+                opened.write(msgspec.json.encode(plan))
+                opened.flush()
+                os.fsync(opened.fileno())
+            part.replace(self._plans / f"{name}.json")
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _created(self, part: Path) -> int:
+        """A descriptor. Again where the end of the last other relay takes the empty directory away between two steps."""
+        failure: OSError | None = None
+        for _ in range(DIRECTORY_ATTEMPTS_MAX):
+            try:
+                self._plans.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except (FileNotFoundError, FileExistsError) as error:  # the second: it went after it was found to be there
+                failure = error
+        assert failure is not None, "there was an attempt"
+        raise failure
 
     def _remove_plan(self, name: str) -> None:
         (self._plans / f"{name}.json").unlink(missing_ok=True)
