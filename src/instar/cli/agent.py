@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +17,10 @@ from instar.cli.log_format import FORMATS, LEVELS, configure_log
 from instar.cli.process import Program, run_program, say_ready
 from instar.cli.state_dir import MODE, StateDir, default_dir
 from instar.errors import StartupError
+from instar.file_lock import lock_within
 from instar.settings_reading import load
 
 LOCK_MAX_S = 20.0  # an agent before this one may take so long to end
-LOCK_POLL_S = 0.1
 
 
 @click.command()
@@ -95,14 +93,6 @@ def agent(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Nobody else serves this host until the end. Raises StartupError."""
-    deadline = time.monotonic() + LOCK_MAX_S
     with (folder / "agent.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StartupError(f"Another agent serves host {folder.name}.") from None
-                time.sleep(LOCK_POLL_S)
+        lock_within(lock, LOCK_MAX_S, f"Another agent serves host {folder.name}.")
         yield

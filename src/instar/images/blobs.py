@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from instar.errors import HypervisorError, TooLarge
+from instar.file_sync import sync_path
 from instar.images.file_locks import FileLocks, is_held
 from instar.model.hash_note import note_hash, was_hashed_lately
 
@@ -234,7 +235,7 @@ class Blobs:
                 return path
             _unlink(path)
         os.link(received.path, path)
-        _sync_directory(self._directory)
+        sync_path(self._directory)
         return path
 
     def _discard_incoming(self, name: str, only_beside: bool = False) -> None:
@@ -373,9 +374,8 @@ def _take_over(path: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        os.fsync(file.fileno())
-    _sync_directory(path.parent)
+    sync_path(path)
+    sync_path(path.parent)
 
 
 def _is_written_to(file: FileIO) -> bool:
@@ -394,15 +394,6 @@ def _must_exist(file: BinaryIO) -> None:
     """Raises FileNotFoundError where no name leads to the file any more."""
     if os.fstat(file.fileno()).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, "The image was deleted meanwhile")
-
-
-def _sync_directory(directory: Path) -> None:
-    """A new name outlives a power failure. Blocking."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _give_way() -> None:

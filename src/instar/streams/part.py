@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from instar.file_sync import sync_path
 from instar.streams.cut import Cut
 from instar.streams.sparse import CELL_BYTES, FileDigest, FileFacts, FileShrank, read_cells
 
@@ -103,11 +104,7 @@ class Part:
         """On disk, and under its name."""
         os.fsync(self._descriptor)
         self._path.replace(self._target)
-        directory = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_path(self._target.parent)
         self._record.unlink(missing_ok=True)
 
     def discard(self) -> None:

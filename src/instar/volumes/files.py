@@ -23,6 +23,7 @@ import msgspec
 import structlog
 
 from instar.errors import HypervisorError, NotFound, StepTimeout
+from instar.file_sync import sync_path
 
 log = structlog.get_logger()
 
@@ -197,18 +198,10 @@ def checked_id(record_id: str, kind: str) -> str:
     raise NotFound(kind=kind, id=record_id)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _place(made: Path, final: Path) -> None:
-    _sync(made)
+    sync_path(made)
     made.replace(final)
-    _sync(final.parent)
+    sync_path(final.parent)
 
 
 def _keep(volume: Path, kept: Path) -> None:
@@ -216,7 +209,7 @@ def _keep(volume: Path, kept: Path) -> None:
         kept.hardlink_to(volume)
     except FileExistsError:
         return
-    _sync(kept.parent)
+    sync_path(kept.parent)
 
 
 def _remove(path: Path) -> None:
@@ -224,4 +217,4 @@ def _remove(path: Path) -> None:
         path.unlink()
     except FileNotFoundError:
         return
-    _sync(path.parent)
+    sync_path(path.parent)

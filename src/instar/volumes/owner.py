@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 import time
@@ -25,7 +24,8 @@ import structlog
 
 from instar.bus.contract import Bus, Message, Reply, Subscription
 from instar.config import VolumeSettings
-from instar.errors import InstarError, NotFound, StartupError, StepFailed
+from instar.errors import InstarError, NotFound, StepFailed
+from instar.file_lock import lock_within
 from instar.model.storage import STORAGE_QUEUE, LookAt, ReleaseVolume, ServeVolume, StorageSubject, StorageWish, TellServed
 from instar.model.volume import VolumeConnection
 from instar.nbd.daemon import daemons
@@ -46,7 +46,6 @@ from instar.volumes.types import types_bootstrap
 log = structlog.get_logger()
 
 LOCK_MAX_S = 20.0  # the owner before this one may take so long to end
-LOCK_POLL_S = 0.05
 WISHES_MAX = 32  # at once
 LOOK_EVERY_S = 15.0  # for what was asked while nobody listened
 GATEWAYS = "gateways"
@@ -240,16 +239,12 @@ def _take(directory: Path) -> IO[bytes]:
     """The lock on the directory, a file beside it; blocking. Raises StartupError."""
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = directory.with_suffix(".lock").open("wb")
-    deadline = time.monotonic() + LOCK_MAX_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                lock.close()
-                raise StartupError(f"Another process has the volumes in {directory}.") from None
-            time.sleep(LOCK_POLL_S)
+    try:
+        lock_within(lock, LOCK_MAX_S, f"Another process has the volumes in {directory}.")
+    except BaseException:
+        lock.close()
+        raise
+    return lock
 
 
 async def _cancel(subscription: Subscription) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from instar.errors import HypervisorError, StreamBroken
+from instar.file_sync import sync_path
 from instar.hypervisor.contract import Report
 from instar.hypervisor.libvirt import ownership
 from instar.hypervisor.libvirt.disk_offer import (
@@ -33,7 +34,7 @@ from instar.hypervisor.libvirt.disk_offer import (
     stands_right,
     stream_name,
 )
-from instar.hypervisor.libvirt.disks import InstanceDisks, make_directory, sync_directory
+from instar.hypervisor.libvirt.disks import InstanceDisks, make_directory
 from instar.hypervisor.libvirt.host_command import run_copy, run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
 from instar.hypervisor.libvirt.image_cache import ImageCache
@@ -139,7 +140,7 @@ class DiskMoves:
                     await self._fetch(offer, stream_name(instance_id, file.name), part, tell.of(file))
                 await self._stand_right(part, file)
                 await asyncio.to_thread(self._disks.publish, part, path)
-                await asyncio.to_thread(sync_directory, path.parent)
+                await asyncio.to_thread(sync_path, path.parent)
             tell.of(file)(1, 1)
 
     async def fetch_others(self, instance_id: str, offer: DiskOffer) -> None:
@@ -268,7 +269,7 @@ def _link_files(aside: Path, directory: Path, names: dict[str, str]) -> None:
     for name, new_name in names.items():
         with contextlib.suppress(FileExistsError):
             os.link(aside / f"{name}.qcow2", directory / f"{new_name}.qcow2")
-    sync_directory(directory)
+    sync_path(directory)
 
 
 def _copy_others(aside: Path, directory: Path, names: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from instar.errors import HypervisorError
+from instar.file_sync import sync_path
 from instar.hypervisor.libvirt import ownership
 from instar.hypervisor.libvirt.host_command import run_limited
 from instar.hypervisor.libvirt.host_paths import FULL, HostPaths, disk_full
@@ -93,12 +94,12 @@ class InstanceDisks:
     def _keep(self, path: Path, kept: Path) -> None:
         if not kept.exists() and path.exists():
             path.rename(kept)
-            sync_directory(path.parent)
+            sync_path(path.parent)
 
     def _restore(self, kept: Path, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(kept, path)  # noqa: PTH105 - the one word that says it overwrites
-            sync_directory(path.parent)
+            sync_path(path.parent)
 
     async def ensure_none(self, instance_id: str) -> None:
         """The instance's directory is gone with all that is in it, unless it is another host's."""
@@ -153,15 +154,6 @@ def virtual_size_bytes(path: Path, disk_format: str = "qcow2") -> int:
 def make_directory(directory: Path) -> None:
     """Blocking. 0711: libvirtd may run QEMU as another user, which must reach its files but list nothing."""
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """A new name outlives a power failure. Blocking."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def supports_direct_io(directory: Path) -> bool:

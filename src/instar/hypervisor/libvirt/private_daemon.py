@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import select
 import shutil
@@ -24,6 +23,7 @@ import libvirt
 import structlog
 
 from instar.errors import StartupError
+from instar.file_lock import lock_within
 from instar.hypervisor.libvirt.host_paths import HostPaths
 
 SYSTEM_URI = "qemu:///system"
@@ -155,16 +155,8 @@ class PrivateDaemon:
     @contextlib.contextmanager
     def _hold_lock(self) -> Iterator[None]:
         """Two starters of the same directory take turns. Blocking, bounded."""
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
         with (self._base / "lock").open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise StartupError("Another process is starting or stopping the private libvirtd.") from None
-                    time.sleep(POLL_S)
+            lock_within(lock, LOCK_TIMEOUT_S, "Another process is starting or stopping the private libvirtd.")
             yield
 
     def _locked(self) -> contextlib.ExitStack:

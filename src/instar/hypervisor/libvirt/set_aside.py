@@ -9,9 +9,10 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from instar.file_sync import sync_path
 from instar.hypervisor.libvirt import ownership
 from instar.hypervisor.libvirt.disk_offer import remove_markers
-from instar.hypervisor.libvirt.disks import make_directory, sync_directory
+from instar.hypervisor.libvirt.disks import make_directory
 from instar.hypervisor.libvirt.host_paths import HostPaths
 
 
@@ -28,7 +29,7 @@ def set_aside(paths: HostPaths, instance_id: str, host: str) -> None:
     remove_markers(directory)  # what was offered before was not this
     ownership.write_owner(directory, ownership.Ownership(host))
     directory.rename(aside)
-    sync_directory(paths.instances)
+    sync_path(paths.instances)
     paths.release_link()  # nothing runs from what is aside
 
 
@@ -41,7 +42,7 @@ def bring_back(paths: HostPaths, instance_id: str, host: str) -> None:
     remove_markers(aside)
     _remove(directory)
     aside.rename(directory)
-    sync_directory(paths.instances)
+    sync_path(paths.instances)
 
 
 def forget_aside(paths: HostPaths, instance_id: str, host: str) -> None:
