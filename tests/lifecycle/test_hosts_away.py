@@ -206,3 +206,28 @@ async def test_reboot_that_failed_and_left_the_guest_off_is_an_error_from_which_
     await one.control.lifecycle.reboot(one.context(), ended, hard=True)
     await one.settled()
     assert (await one.fetch(instance.id)).vm_state is VmState.ACTIVE
+
+
+async def test_hosts_that_are_silent_are_not_asked_again_and_again(
+    one: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at one waited twenty seconds for an answer: a rack without power took all who look, for ever, and hosts
+    that came back were let in minutes later."""
+    reconciler, scheduler = one.control.reconciler, one.control.cloud.scheduler
+    host = one.hosts[0]
+    looked: list[str] = []
+
+    async def look(host: str) -> None:
+        looked.append(host)
+
+    monkeypatch.setattr(reconciler, "reconcile_host", look)
+    monkeypatch.setattr(scheduler, "is_silent", lambda name: name == host)
+    await reconciler._look_at(host)
+    await reconciler._look_at(one.hosts[1])
+    assert looked == [one.hosts[1]]
+    monkeypatch.setattr(scheduler, "is_silent", lambda name: False)
+
+    async def looked_at() -> bool:
+        return host in looked
+
+    await until("it is looked at when it is heard again", looked_at)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from instar.errors import HypervisorError, InstarError, Locked, QuotaExceeded
+from instar.errors import HypervisorError, InstarError, Locked, QuotaExceeded, VolumeFailed
 from instar.lifecycle.audit import Kind
 from instar.model.context import RequestContext
 from instar.model.states import VmState
@@ -207,6 +207,24 @@ async def test_claim_on_a_host_that_the_instance_is_not_on_is_found_and_given_ba
     assert await one.findings() == []
     claims = await one.control.store.read("SELECT host FROM claims")
     assert [row["host"] for row in claims] == [instance.host]
+
+
+async def test_what_cannot_be_repaired_keeps_nothing_else_from_it(one: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thing that a service did not let go ended each look: nothing behind it was repaired ever again."""
+    instance = await one.created()
+    (other, *_) = [host for host in one.hosts if host != instance.host]
+    await one.control.scheduler.claim("stray", instance.id, other, instance.spec.flavor)
+    await one.control.store.write(Statement("UPDATE project_usage SET cores = cores + 5", {}))
+
+    async def refuses(claim_id: str) -> None:
+        raise VolumeFailed(volume_id=claim_id, reason="as the test wants")
+
+    with monkeypatch.context() as poison:
+        poison.setattr(one.control.scheduler, "release", refuses)
+        await one.control.reconciler.settle_database()
+        assert [(finding.kind, finding.subject) for finding in await one.findings()] == [(Kind.CLAIM, "stray")]
+    await one.control.reconciler.settle_database()
+    assert await one.findings() == []
 
 
 async def test_usage_and_totals_that_add_up_wrongly_are_found_and_repaired(one: Plane) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from instar.engine.hosts import HostClient
 from instar.hypervisor.simulated.faults import HostFaults
-from instar.lifecycle import reconcile
+from instar.lifecycle import guest_events
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from instar.store.operations import operations_of_instance
@@ -74,7 +74,7 @@ async def test_guest_that_is_started_behind_our_back_is_active(one: Plane) -> No
 async def test_nothing_is_synced_while_an_operation_is_in_flight(
     one: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, "BUSY_RETRY_S", 0.01)
+    monkeypatch.setattr(guest_events, "BUSY_RETRY_S", 0.01)
     instance = await one.created()
     held = one.around_step = Held("set up ports")
     await one.control.lifecycle.reboot(one.context(), instance, hard=True)
@@ -94,7 +94,7 @@ async def test_nothing_is_synced_while_an_operation_is_in_flight(
 async def test_change_during_an_operation_that_failed_is_found_after_it(
     one: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, "BUSY_RETRY_S", 0.01)
+    monkeypatch.setattr(guest_events, "BUSY_RETRY_S", 0.01)
     instance = await one.created()
     faults(one, instance.host).hang_next("ensure_stopped")
     await one.control.lifecycle.stop(one.context(), instance)
@@ -133,7 +133,7 @@ async def test_storm_of_events_asks_the_host_a_few_times_and_ends_in_what_is(
         trouble.guest_pauses(instance.id)
         trouble.guest_resumes(instance.id)
     await asyncio.sleep(0.05)
-    assert len(one.control.reconciler._waiting) <= 1
+    assert one.control.reconciler._events.waiting <= 1
     held.go.set()
     await one.settled()
     for _ in range(500):

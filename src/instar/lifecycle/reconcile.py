@@ -16,11 +16,12 @@ import structlog
 from instar.bus.contract import Message, Subscription
 from instar.clock import now_us
 from instar.engine.hosts import HostClient
-from instar.errors import HostNotReady, HostUnreachable, InstarError, NotFound, StaleEpoch
+from instar.errors import HostNotReady, HostUnreachable, InstarError, NotFound, StaleEpoch, StorageAway, Unavailable
 from instar.lifecycle.audit import Finding, Kind, audit, leftovers, mentioned
 from instar.lifecycle.cloud import Cloud
 from instar.lifecycle.door import Lifecycle
 from instar.lifecycle.find_guest import FindArguments
+from instar.lifecycle.guest_events import GuestEvents
 from instar.lifecycle.host_looks import HostLooks
 from instar.lifecycle.power_sync import sync
 from instar.lifecycle.timers import system_context
@@ -38,6 +39,7 @@ from instar.store.audit import (
     instances_evacuated,
     usage_recount,
 )
+from instar.store.conductors import KeeperLost
 from instar.store.instances import instance_fetch, instances_about_host
 from instar.store.operations import operations_prune
 
@@ -47,12 +49,9 @@ BUSY_RETRY_S = 1.0
 AWAY_RETRY_S = 2.0
 HOST_DEADLINE_S = 20.0
 HOSTS_AT_ONCE = 32
-GUESTS_WAITING_MAX = 10_000
 PRUNE_EVERY_S = 3600.0
 DAY_US = 86_400_000_000
 KEPT_RUNNING = frozenset({VmState.ACTIVE, VmState.PAUSED})
-
-_Guest = tuple[str, str]  # host, instance id
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -88,8 +87,7 @@ class Reconciler:
         self._away: set[str] = set()  # hosts that could not be looked at, which was said
         self._pruned = float("-inf")
         self._looks = HostLooks(self._settings.looks_per_s)
-        self._nudged: asyncio.Queue[_Guest] = asyncio.Queue()  # bounded by `_waiting`: each guest stands in it once
-        self._waiting: set[_Guest] = set()
+        self._events = GuestEvents(self._sync_guest, self._put)
         self._uploads_seen: set[str] = set()  # unfinished images without operation that the last look found
         self._taken_seen: set[str] = set()  # volumes and ports taken for no operation that the last look found
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,7 +103,7 @@ class Reconciler:
             await bus.subscribe(LEFTOVERS_TOPIC, self._on_leftovers),
         ]
         self._tasks = [asyncio.create_task(self._work(), name="reconcile hosts") for _ in range(HOSTS_AT_ONCE)]
-        self._tasks.append(asyncio.create_task(self._follow_events(), name="power sync"))
+        self._events.open()
         self._tasks.append(asyncio.create_task(self._on_timer(), name="reconcile timer"))
 
     async def close(self) -> None:
@@ -114,6 +112,7 @@ class Reconciler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._events.close()
 
     # --- what makes it run ------------------------------------------------------------------------------------------
 
@@ -138,11 +137,7 @@ class Reconciler:
 
     async def _on_event(self, message: Message) -> None:
         event = msgspec.msgpack.decode(message.body, type=HostEvent)
-        guest = (event.host, event.event.instance_id)
-        # An event says only that there is something to look at: a guest that has many is looked at once.
-        if guest not in self._waiting and len(self._waiting) < GUESTS_WAITING_MAX:  # the timer finds what this loses
-            self._waiting.add(guest)
-            self._nudged.put_nowait(guest)
+        self._events.put(event.host, event.event.instance_id)
 
     async def _on_leftovers(self, message: Message) -> None:
         # A moment later: the operation that tells of them is not at its end yet, and its instance is still its own.
@@ -150,11 +145,11 @@ class Reconciler:
 
     async def _on_timer(self) -> None:
         while True:
-            try:
-                await self.settle_database()
-                await self._prune()
-            except Exception:
-                log.exception("reconcile.failed")
+            for work in (self.settle_database, self._prune):  # what fails again and again stops only itself
+                try:
+                    await work()
+                except Exception:
+                    log.exception("reconcile.failed")
             await asyncio.sleep(self._settings.power_sync_s)
             for host, (_, _, hypervisor_ok) in self._seen.items():
                 if hypervisor_ok and time.monotonic() - self._checked.get(host, 0) >= self._settings.power_sync_s:
@@ -173,6 +168,9 @@ class Reconciler:
 
     async def _look_at(self, host: str) -> None:
         try:
+            # Not even asked: of those who look each would wait long for an answer, and hosts that came back for them.
+            if self._cloud.scheduler.is_silent(host):
+                raise HostUnreachable(host=host)
             await self.reconcile_host(host)
             self._away.discard(host)
         except InstarError as error:
@@ -185,21 +183,6 @@ class Reconciler:
                 asyncio.get_running_loop().call_later(AWAY_RETRY_S, self._put, host)
         except Exception:
             log.exception("reconcile.failed", host=host)
-
-    async def _follow_events(self) -> None:
-        """One guest at a time, as its event comes; while an operation is in flight, again a moment later."""
-        loop = asyncio.get_running_loop()
-        while True:
-            guest = host, instance_id = await self._nudged.get()
-            self._waiting.discard(guest)  # before the look: an event that comes during it asks for another
-            try:
-                if not await self._sync_guest(host, instance_id) and guest not in self._waiting:
-                    self._waiting.add(guest)
-                    loop.call_later(BUSY_RETRY_S, self._nudged.put_nowait, guest)
-            except InstarError as error:
-                log.info("power.not_synced", instance=instance_id, reason=error.message)
-            except Exception:
-                log.exception("power.sync_failed")
 
     async def _sync_guest(self, host: str, instance_id: str) -> bool:
         """False: an operation is in flight, come again."""
@@ -358,30 +341,42 @@ class Reconciler:
         seen = {finding.subject for finding in findings if finding.kind is Kind.UPLOAD}
         for finding in findings:
             log.warning("reconcile.found", kind=finding.kind.value, subject=finding.subject, host=finding.host)
-            if finding.kind is Kind.CLAIM:
-                await self._cloud.scheduler.release(finding.subject)
-            elif finding.kind is Kind.PORT:
-                owner = (await self._cloud.networks.port_owners()).get(finding.subject)
-                if owner is not None:
-                    await self._cloud.networks.release(owner)
-            elif finding.kind is Kind.NEW_PORT and finding.subject in self._taken_seen:
-                owner = (await self._cloud.networks.port_owners()).get(finding.subject)
-                if owner is not None:
-                    await self._cloud.networks.release_port(owner, finding.subject)
-            elif finding.kind is Kind.ATTACHMENT or finding.subject in self._taken_seen:
-                await self._cloud.volumes.detach(finding.subject)
-            elif finding.kind is Kind.UPLOAD and finding.subject in self._uploads_seen:
-                await self._cloud.images.discard(finding.subject)
-            elif finding.kind is Kind.EXPORT:
-                await self._cloud.volumes.stop_serving(finding.subject)
-            elif finding.kind is Kind.HOST_TOTALS:
-                await self._cloud.store.write(*host_totals_recount(finding.subject))
-            elif finding.kind is Kind.USAGE:
-                await self._cloud.store.write(*usage_recount(finding.subject))
+            try:
+                await self._repair(finding)
+            except InstarError as error:
+                database_away = isinstance(error, Unavailable) and not isinstance(error, StorageAway)
+                if database_away or isinstance(error, KeeperLost):
+                    raise
+                # The others are seen to all the same; this one by the next look.
+                log.warning("reconcile.not_repaired", subject=finding.subject, reason=error.message)
+            except Exception:
+                log.exception("reconcile.not_repaired", subject=finding.subject)
         self._uploads_seen = seen
         # The same of volumes that are reserved, and of new ports.
         self._taken_seen = {one.subject for one in findings if one.kind in (Kind.RESERVATION, Kind.NEW_PORT)}
         return findings
+
+    async def _repair(self, finding: Finding) -> None:
+        if finding.kind is Kind.CLAIM:
+            await self._cloud.scheduler.release(finding.subject)
+        elif finding.kind is Kind.PORT:
+            owner = (await self._cloud.networks.port_owners()).get(finding.subject)
+            if owner is not None:
+                await self._cloud.networks.release(owner)
+        elif finding.kind is Kind.NEW_PORT and finding.subject in self._taken_seen:
+            owner = (await self._cloud.networks.port_owners()).get(finding.subject)
+            if owner is not None:
+                await self._cloud.networks.release_port(owner, finding.subject)
+        elif finding.kind is Kind.ATTACHMENT or finding.subject in self._taken_seen:
+            await self._cloud.volumes.detach(finding.subject)
+        elif finding.kind is Kind.UPLOAD and finding.subject in self._uploads_seen:
+            await self._cloud.images.discard(finding.subject)
+        elif finding.kind is Kind.EXPORT:
+            await self._cloud.volumes.stop_serving(finding.subject)
+        elif finding.kind is Kind.HOST_TOTALS:
+            await self._cloud.store.write(*host_totals_recount(finding.subject))
+        elif finding.kind is Kind.USAGE:
+            await self._cloud.store.write(*usage_recount(finding.subject))
 
     async def _prune(self) -> None:
         """Records of instances that were deleted long ago go, so that the database does not grow for ever."""

@@ -135,9 +135,10 @@ class HostTable:
     def fell_silent(self, name: str, waited_s: float) -> bool:
         """Whether operations that need the host give up: an admin said that it is down, or nothing was heard of it for so
         long. One that was not heard yet since this process began gets that time from when someone began to wait for it."""
-        return self.is_forced_down(name) or self._is_silent(name, waited_s)
+        return self.is_forced_down(name) or self.is_silent(name, waited_s)
 
-    def _is_silent(self, name: str, waited_s: float) -> bool:
+    def is_silent(self, name: str, waited_s: float = 0.0) -> bool:
+        """The same, whatever an admin said."""
         host = self._hosts.get(name)
         heard = host.reported_at if host is not None else None
         silence_s = waited_s if heard is None else self._clock() - heard
@@ -225,7 +226,7 @@ class HostTable:
 
     async def forget(self, name: str) -> None:
         """An admin deleted the host: of one that does not report any more nothing remains, its queue neither."""
-        if self._bus is not None and self._is_silent(name, 0.0):
+        if self._bus is not None and self.is_silent(name):
             await self._bus.forget(HOST_QUEUE + name)
         await self.refresh()
 

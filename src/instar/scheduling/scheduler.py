@@ -111,6 +111,10 @@ class Scheduler:
         """An admin said so, who knows better than reports."""
         return self._table.is_forced_down(host)
 
+    def is_silent(self, host: str) -> bool:
+        """It was heard before, and nothing more for so long that operations give it up."""
+        return self._table.is_silent(host)
+
     def fell_silent(self, host: str, waited_s: float) -> bool:
         """An admin said that the host is down, or nothing was heard of it for so long that it is; `waited_s` counts where
         nothing was heard ever."""
