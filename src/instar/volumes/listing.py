@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from instar.errors import BadRequest
 from instar.http.paging import next_links
 from instar.http.request import Request
-from instar.store.contract import Value
+from instar.store.contract import Row, Value
 from instar.store.volume_listing import ListQuery
+from instar.store.volume_records import SnapshotRecord, VolumeRecord
 from instar.volumes import microversion as since
 
+_R = TypeVar("_R", VolumeRecord, SnapshotRecord)
+METADATA_SCAN_MAX = 10_000  # records that one list with a metadata filter looks at
 _TRUE, _FALSE = ("true", "1", "t", "yes", "on"), ("false", "0", "f", "no", "off")
 _FLAGS = frozenset({"bootable", "multiattach"})
 _NUMBERS = frozenset({"size"})
@@ -65,6 +68,19 @@ def metadata_filter(request: Request) -> dict[str, str]:
     if not isinstance(wanted, dict) or not all(isinstance(part, str) for item in wanted.items() for part in item):
         raise BadRequest(f"Invalid input for query parameter metadata: {text[:60]!r} is not a dictionary of strings.")
     return wanted
+
+
+async def records_of(
+    request: Request, query: ListQuery, fetch: Callable[[ListQuery], Awaitable[list[Row]]], from_row: Callable[[Row], _R]
+) -> list[_R]:
+    """The records of a list of volumes or snapshots. A filter on metadata is applied here: the database does not look into
+    documents. Raises BadRequest."""
+    wanted = metadata_filter(request)
+    rows = await fetch(query._replace(limit=METADATA_SCAN_MAX) if wanted else query)
+    records = [from_row(row) for row in rows]
+    if wanted:
+        records = [one for one in records if wanted.items() <= one.document.metadata.items()][: query.limit]
+    return records
 
 
 def page(request: Request, name: str, query: ListQuery, shown: list[dict[str, Any]]) -> dict[str, Any]:

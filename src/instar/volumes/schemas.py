@@ -99,6 +99,11 @@ class UpdateFields(msgspec.Struct, frozen=True):
     description: Text | UnsetType | None = UNSET
     metadata: Metadata | UnsetType = UNSET
 
+    def columns(self) -> dict[str, str | None]:
+        """Name and description, where they are given."""
+        given = {"name": self.name, "description": self.description}
+        return {name: text for name, text in given.items() if not isinstance(text, UnsetType)}
+
 
 class VolumeUpdateBody(_Strict, frozen=True):
     volume: UpdateFields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,18 +14,17 @@ from instar.http.policy import Policy
 from instar.http.request import Request
 from instar.http.routing import Route
 from instar.store import volume_snapshots as snapshot_sql
-from instar.store.contract import Value, WriteConflict
+from instar.store.contract import WriteConflict
 from instar.store.volume_listing import SNAPSHOT_KEYS, snapshot_rows
 from instar.store.volume_records import SnapshotRecord, snapshot_from_row
 from instar.volumes import schemas
-from instar.volumes.listing import list_query, metadata_filter, page
+from instar.volumes.listing import list_query, page, records_of
 from instar.volumes.metadata_routes import Change, metadata_routes
 from instar.volumes.resource import edit, own_snapshot, own_volume
 from instar.volumes.service import Volumes
 from instar.volumes.storage import snapshot_subject
 from instar.volumes.views import snapshot_view
 
-METADATA_SCAN_MAX = 10_000
 _STATUSES = ("creating", "available", "deleting", "error", "error_deleting")
 
 
@@ -56,11 +56,7 @@ class SnapshotRoutes:
 
     async def _list(self, request: Request, *, detail: bool) -> Answer:
         query = list_query(request, SNAPSHOT_KEYS, self._limit_max)
-        wanted = metadata_filter(request)
-        rows = await snapshot_rows(self._store, query._replace(limit=METADATA_SCAN_MAX) if wanted else query)
-        records = [snapshot_from_row(row) for row in rows]
-        if wanted:
-            records = [one for one in records if wanted.items() <= one.document.metadata.items()][: query.limit]
+        records = await records_of(request, query, partial(snapshot_rows, self._store), snapshot_from_row)
         shown = [snapshot_view(request, one, detail=detail) for one in records]
         return json_answer(page(request, "snapshots", query, shown))
 
@@ -79,12 +75,7 @@ class SnapshotRoutes:
     async def snapshot_update(self, request: Request) -> Answer:
         wanted = (await schemas.read(request, schemas.SnapshotUpdateBody)).snapshot
         record = await self._fetch(request)
-        columns: dict[str, Value] = {}
-        if wanted.name is not msgspec.UNSET:
-            columns["name"] = wanted.name
-        if wanted.description is not msgspec.UNSET:
-            columns["description"] = wanted.description
-        if columns:
+        if columns := wanted.columns():
             await self._store.write(snapshot_sql.snapshot_columns(record.id, **columns))
         return json_answer({"snapshot": snapshot_view(request, await self._fetch(request), detail=False)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from instar.http.routing import Route
 from instar.store import volume_attachments as attachment_sql
 from instar.store import volume_snapshots as snapshot_sql
 from instar.store import volumes as sql
-from instar.store.contract import Value, WriteConflict
+from instar.store.contract import WriteConflict
 from instar.store.volume_listing import (
     VOLUME_KEYS,
     ListQuery,
@@ -27,14 +28,13 @@ from instar.store.volume_records import AttachmentRecord, VolumeRecord, attachme
 from instar.volumes import microversion as since
 from instar.volumes import schemas
 from instar.volumes.creation import ZONE, NewVolume
-from instar.volumes.listing import flag, list_query, metadata_filter, page
+from instar.volumes.listing import METADATA_SCAN_MAX, flag, list_query, page, records_of
 from instar.volumes.metadata_routes import Change, metadata_routes
 from instar.volumes.resource import asked_since, edit, own_volume
 from instar.volumes.service import FAILED, Volumes
 from instar.volumes.storage import snapshot_subject
 from instar.volumes.views import volume_brief, volume_view
 
-METADATA_SCAN_MAX = 10_000  # volumes that one list with a metadata filter looks at
 _DELETABLE = ("available", *FAILED)
 
 
@@ -67,11 +67,7 @@ class VolumeRoutes:
 
     async def _list(self, request: Request, *, detail: bool) -> Answer:
         query = list_query(request, VOLUME_KEYS, self._limit_max)
-        wanted = metadata_filter(request)
-        rows = await volume_rows(self._store, query._replace(limit=METADATA_SCAN_MAX) if wanted else query)
-        records = [volume_from_row(row) for row in rows]
-        if wanted:
-            records = [one for one in records if wanted.items() <= one.document.metadata.items()][: query.limit]
+        records = await records_of(request, query, partial(volume_rows, self._store), volume_from_row)
         if detail:
             types = {one.id: one.name for one in await type_list(self._store)}
             attachments = await attachments_of_project(self._store, query.project_id)
@@ -142,12 +138,7 @@ class VolumeRoutes:
     async def volume_update(self, request: Request) -> Answer:
         wanted = (await schemas.read(request, schemas.VolumeUpdateBody)).volume
         record = await self._fetch(request)
-        columns: dict[str, Value] = {}
-        if wanted.name is not msgspec.UNSET:
-            columns["name"] = wanted.name
-        if wanted.description is not msgspec.UNSET:
-            columns["description"] = wanted.description
-        if columns:
+        if columns := wanted.columns():
             await self._store.write(sql.volume_columns(record.id, **columns))
         if wanted.metadata is not msgspec.UNSET:
             await self._set_metadata(request, lambda _: dict(wanted.metadata or {}))
