@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from instar.bus import frames
 from instar.bus.contract import ConsumerFailed, Message, NobodyListens, Reply
@@ -202,3 +204,24 @@ async def test_a_client_that_talks_nonsense_is_hung_up_on(both: Both, garbage: b
     writer.close()
     await both.client.serve("q", echo, concurrency_max=1)
     await both.owner.call("q", message())
+
+
+async def test_sending_to_a_side_that_is_gone_is_a_lost_connection_on_the_loop_of_the_program() -> None:
+    """On uvloop it was a RuntimeError, which nobody expected: it ended the loop that connects again, for ever."""
+
+    async def sends() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        channel = frames.Channel(*await asyncio.open_unix_connection(sock=ours))
+        theirs.close()
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(PATIENCE_S):
+                while True:  # until it is seen
+                    await channel.send(frames.Hello(1))
+                    await asyncio.sleep(0.005)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                await channel.send(frames.Hello(1))
+        await channel.close()
+
+    await asyncio.to_thread(uvloop.run, sends())

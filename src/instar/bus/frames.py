@@ -110,6 +110,8 @@ class Channel:
         data = _encode(frame)
         if len(data) > FRAME_MAX_BYTES:
             raise FrameTooLarge(f"{len(data)} bytes")
+        if self._writer.is_closing():  # uvloop would raise RuntimeError
+            raise ConnectionResetError("the other side is gone")
         self._writer.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
         await self._writer.drain()
 
