@@ -138,6 +138,21 @@ async def test_guest_in_whose_start_libvirtd_was_killed_is_off_and_holds_nothing
 
 
 @pytest.mark.host
+def test_a_daemon_that_starts_meanwhile_reads_its_configuration_whole(tmp_path: Path) -> None:
+    daemon = PrivateDaemon(tmp_path / "state", runtime_root=tmp_path)
+    daemon._prepare()
+    file = tmp_path / "state" / "libvirt" / "etc" / "qemu.conf"
+    before = file.stat().st_ino
+    daemon._prepare()
+    assert file.stat().st_ino == before
+    file.write_text("of an earlier version")
+    with file.open() as reading:
+        daemon._prepare()
+        assert reading.read() == "of an earlier version"
+    assert file.read_text() == private_daemon.QEMU_CONF
+    assert {path.name for path in file.parent.iterdir() if path.is_file()} == {"libvirtd.conf", "qemu.conf"}
+
+
 async def test_two_daemons_do_not_know_each_other(daemon: PrivateDaemon, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = PrivateDaemon(tmp_path / "other")

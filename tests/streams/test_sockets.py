@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -268,3 +269,23 @@ CASES: list[Callable[[Path, StreamServer, StreamClient], Awaitable[None]]] = [
     test_viewer_sees_the_end_of_a_console_that_goes_away,
     test_revoking_cuts_a_connection_and_refuses_the_next,
 ]
+
+
+async def test_a_server_outlives_a_moment_in_which_no_thread_can_be_started(
+    tmp_path: Path, source: StreamServer, client: StreamClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, refused = threading.Thread.start, threading.Event()
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "stream-server" and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    async with await asyncio.start_unix_server(echo_at_the_end, tmp_path / "echo"):
+        source.grant_socket(client.address, "echo", tmp_path / "echo", valid_s=60)
+        with pytest.raises(StreamBroken):
+            await client.connect(source.address, "echo")
+        assert refused.is_set()
+        assert await across(await client.connect(source.address, "echo"), b"said") == b"dias"

@@ -7,8 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from instar.streams.cut import Cut, StreamCut
 from instar.streams.grants import is_under
+
+log = structlog.get_logger()
 
 END_MAX_S = 5.0
 
@@ -24,7 +28,8 @@ class Running:
         self._closed = False
 
     def start(self, work: Callable[[Cut], None], thread_name: str) -> bool:
-        """`work` runs with a cut of its own, which it must watch. False: there are too many already, or it is closed."""
+        """`work` runs with a cut of its own, which it must watch. False: there are too many already, the machine has no
+        thread left for it, or it is closed."""
         cut = Cut()
 
         def run() -> None:
@@ -41,7 +46,12 @@ class Running:
             if self._closed or len(self._threads) >= self._limit:
                 return False
             thread = self._threads[cut] = threading.Thread(target=run, name=thread_name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # whoever accepts connections must outlive that
+                del self._threads[cut]
+                log.warning("stream.no_thread", reason=str(error))
+                return False
         return True
 
     def name(self, cut: Cut, name: str) -> None:

@@ -148,9 +148,9 @@ class PrivateDaemon:
         for directory in ("lib", "cache", "log", "etc/qemu/networks", "etc/nwfilter"):
             (self._base / directory).mkdir(mode=0o711, parents=True, exist_ok=True)
         (self._runtime / "run").mkdir(mode=0o711, parents=True, exist_ok=True)
-        (self._base / "etc" / "qemu.conf").write_text(QEMU_CONF)
+        _ensure_says(self._base / "etc" / "qemu.conf", QEMU_CONF)
         host_uuid = f'host_uuid = "{self._host_uuid}"\n' if self._host_uuid else ""
-        (self._base / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF + host_uuid)
+        _ensure_says(self._base / "etc" / "libvirtd.conf", LIBVIRTD_CONF + host_uuid)
 
     @contextlib.contextmanager
     def _hold_lock(self) -> Iterator[None]:
@@ -213,6 +213,17 @@ class PrivateDaemon:
             if not left:
                 break
         _signal_and_wait(reaper, signal.SIGTERM, STOP_TIMEOUT_S)
+
+
+def _ensure_says(file: Path, text: str) -> None:
+    """Blocking. A daemon that starts at this very moment, or after a disk was found full, reads all of it: with half of it
+    libvirtd would run guests as another user."""
+    with contextlib.suppress(FileNotFoundError):
+        if file.read_text() == text:
+            return
+    part = file.with_name(f".{file.name}.new")
+    part.write_text(text)
+    part.replace(file)
 
 
 async def _within(timeout_s: float, question: Callable[[str], bool], uri: str) -> bool:
