@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,17 @@ from uuid import uuid4
 
 import libvirt
 import msgspec
+import pytest
 
+from instar.errors import HypervisorError
 from instar.hypervisor.libvirt import console
+from instar.hypervisor.libvirt.call_threads import CallThreads
 from instar.hypervisor.libvirt.connection import LibvirtConnection
+from instar.hypervisor.libvirt.guest_events import GuestEvents
 from instar.hypervisor.libvirt.host_paths import HostPaths
 from instar.hypervisor.libvirt.io_errors import IoErrors
 from instar.hypervisor.libvirt.settings import LibvirtSettings
+from instar.model.guest import GuestEvent, GuestState
 
 WAIT_MAX_S = 30.0
 HELD = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
@@ -158,3 +164,52 @@ async def test_console_logs_are_kept_bounded_also_after_a_moment_without_files(t
         sweeping.cancel()
         with contextlib.suppress(asyncio.CancelledError, OSError):
             await sweeping
+
+
+async def test_calls_are_done_again_after_a_moment_in_which_no_thread_could_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = CallThreads(2, name="test-calls")
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            with pytest.raises(HypervisorError):
+                await threads.run(lambda: 1)
+    async with asyncio.timeout(WAIT_MAX_S):
+        assert await threads.run(lambda: 2) == 2
+        hold, goes_on = threading.Event(), threading.Event()
+        first = asyncio.ensure_future(threads.run(lambda: (hold.set(), goes_on.wait(WAIT_MAX_S))))
+        await asyncio.to_thread(hold.wait, WAIT_MAX_S)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            second = asyncio.ensure_future(threads.run(lambda: 3))
+            await asyncio.sleep(0)
+        goes_on.set()
+        await first
+        assert await second == 3
+    threads.close()
+
+
+async def test_events_are_told_again_after_one_whose_guest_could_not_be_looked_at() -> None:
+    reads, told = 0, list[GuestEvent]()
+
+    async def read(_instance_id: str) -> GuestState:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return GuestState(exists=True)
+
+    async def is_ours(_instance_id: str) -> bool:
+        return True
+
+    events = GuestEvents(read=read, is_ours=is_ours, waiting_max=10)
+    events.open(told.append)
+    for instance_id in ("a", "b"):
+        events.received(instance_id, libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
+    await until(lambda: [event.instance_id for event in told] == ["b"])
+    await events.close()

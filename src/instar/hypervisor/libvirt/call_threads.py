@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from instar.errors import HypervisorError
+
 T = TypeVar("T")
 
 _Work = tuple[Callable[[], Any], asyncio.Future[Any], asyncio.AbstractEventLoop]
@@ -27,14 +29,23 @@ class CallThreads:
         self._idle = threading.Semaphore(0)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """The result of `call`. A caller that is cancelled leaves a call that has begun to its end, alone."""
+        """The result of `call`. A caller that is cancelled leaves a call that has begun to its end, alone. Raises
+        HypervisorError where there is no thread, and the machine has none left."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         if not self._idle.acquire(blocking=False) and self._begun < self._count:
-            self._begun += 1
-            threading.Thread(target=self._serve, name=f"{self._name}-{self._begun}", daemon=True).start()
+            self._begin()
         self._work.put((call, future, loop))
         return await future
+
+    def _begin(self) -> None:
+        try:
+            threading.Thread(target=self._serve, name=f"{self._name}-{self._begun + 1}", daemon=True).start()
+        except RuntimeError as error:
+            if not self._begun:
+                raise HypervisorError(reason="the host has no thread left for a call") from error
+            return  # those that there are get to it
+        self._begun += 1
 
     def close(self) -> None:
         """Threads end after what they do now."""

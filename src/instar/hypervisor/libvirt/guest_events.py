@@ -129,6 +129,9 @@ class GuestEvents:
             except OperationError as error:
                 log.warning("guest_events.unreadable", instance=instance_id, reason=error.message)
                 continue
+            except Exception:  # whatever it is: without this task nobody hears of any guest again
+                log.exception("guest_events.unreadable", instance=instance_id)
+                continue
             if state.exists:
                 self._known[instance_id] = state
             else:
