@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -221,9 +222,12 @@ def _ensure_says(file: Path, text: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if file.read_text() == text:
             return
-    part = file.with_name(f".{file.name}.new")
-    part.write_text(text)
-    part.replace(file)
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}")  # of our own: there may be two starters
+    try:
+        part.write_text(text)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 async def _within(timeout_s: float, question: Callable[[str], bool], uri: str) -> bool:
