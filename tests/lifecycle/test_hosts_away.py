@@ -17,6 +17,7 @@ from instar.store.hosts import host_set_forced_down
 from tests.lifecycle.harness import SETTINGS, Plane, prepared
 from tests.lifecycle.losing import Network, look_again
 from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
+from tests.patience import PATIENCE_S
 
 
 async def until_known(one: Plane, host: str | None, *, ok: bool) -> None:
@@ -226,6 +227,27 @@ async def test_guests_of_silent_hosts_keep_no_packet_filters_waiting(one: Plane,
     monkeypatch.setattr(one.control.cloud.scheduler, "is_silent", lambda host: host == "silent")
     late = await port_refresh.PortRefresh(one.control.cloud).refresh_or_late({silent.id, other.id})
     assert (told, late) == ([other.id], {silent.id})
+
+
+async def test_image_that_a_host_fetches_ahead_is_given_up_when_the_host_falls_silent(
+    one: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few hosts that died while they fetched held all who fetch ahead for an hour."""
+    silent: set[str] = set()
+    monkeypatch.setattr(one.control.cloud.scheduler, "fell_silent", lambda host, waited_s: host in silent)
+    host, image = one.hosts[0], await one.image()
+    faults(one, host).hang_next("ensure_image")
+    prefetch = one.control.lifecycle.prefetch
+    prefetch.ask([image.id], [host])
+
+    async def hangs() -> bool:
+        return not faults(one, host)._planned["ensure_image"]  # type: ignore[index]
+
+    await until("the host was told", hangs)
+    silent.add(host)
+    async with asyncio.timeout(PATIENCE_S):
+        await prefetch.wait_until_done()
+    faults(one, host).clear()
 
 
 async def given(value: object) -> object:

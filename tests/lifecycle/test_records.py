@@ -12,6 +12,7 @@ from instar.clock import now_us
 from instar.errors import HypervisorError
 from instar.model.operation import Notification
 from instar.model.states import VmState
+from instar.store.moves import migrations_of_instance
 from instar.store.operations import notification_insert, notifications_fetch, operations_prune
 from tests.lifecycle.harness import Plane, prepared
 from tests.lifecycle.scenarios import SCENARIOS, victim
@@ -160,17 +161,20 @@ async def test_more_than_one_batch_is_told_in_order(one: Plane) -> None:
 
 async def test_records_of_instances_deleted_long_ago_go_and_others_stay(one: Plane) -> None:
     gone, kept = await one.created("gone"), await one.created("kept")
-    await one.control.lifecycle.delete(one.context(), gone)
+    await one.control.lifecycle.migrate(one.context(), gone)
+    await one.settled()
+    await one.control.lifecycle.delete(one.context(), await one.fetch(gone.id))
     await one.settled()
     store = one.control.store
+    assert await migrations_of_instance(store, gone.id)
     await store.write(*operations_prune(now_us() - 86_400_000_000))
     assert (await one.fetch(gone.id)).vm_state is VmState.DELETED, "not old enough"
     await store.write(*operations_prune(now_us() + 1))
     left = {
         table: len(await store.read(f"SELECT 1 FROM {table} WHERE {column} = :id", {"id": gone.id}))
-        for table, column in (("instances", "id"), ("operations", "instance_id"))
+        for table, column in (("instances", "id"), ("operations", "instance_id"), ("moves", "instance_id"))
     }
-    assert left == {"instances": 0, "operations": 0}
+    assert left == {"instances": 0, "operations": 0, "moves": 0}
     orphans = await store.read("SELECT 1 FROM steps WHERE operation_id NOT IN (SELECT id FROM operations)")
     assert not orphans
     assert len(await one.journal(kept.id)) > 5

@@ -73,7 +73,10 @@ class ImagePrefetch:
     async def _fetch(self, host: str, image_id: str) -> None:
         try:
             source = await self._cloud.images.image_source(image_id)
-            client = HostClient(self._cloud.bus, deadline_s=self._settings.prefetch_deadline_s)
+            client = HostClient(
+                self._cloud.bus, deadline_s=self._settings.prefetch_deadline_s,
+                fell_silent=self._cloud.scheduler.fell_silent,  # a few of those that died would hold all who fetch
+            )  # fmt: skip
             await client.ensure_image(host, source)
         except InstarError as error:
             log.warning("image.prefetch_failed", host=host, image_id=image_id, reason=error.message)

@@ -157,6 +157,7 @@ def operations_prune(before_us: int) -> tuple[Statement, ...]:
             params,
         ),
         Statement(f"DELETE FROM operations WHERE instance_id IN ({old})", params),  # noqa: S608
+        Statement(f"DELETE FROM moves WHERE instance_id IN ({old})", params),  # noqa: S608
         Statement("DELETE FROM instances WHERE deleted <> 0 AND terminated_at < :before", params),
     )
 
