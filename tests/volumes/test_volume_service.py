@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from instar.errors import BadRequest, NotFound, QuotaExceeded, VolumeUnusable
+from instar.errors import BadRequest, NotFound, QuotaExceeded, VolumeFailed, VolumeUnusable
+from instar.nbd.monitor import MonitorError
 from instar.volumes.export_process import ExportProcess
 from instar.volumes.local import LocalVolumes, volumes_runtime
 from tests.patience import PATIENCE_S
@@ -197,6 +198,32 @@ async def test_a_client_waits_while_an_export_is_restarted_or_extended(
         client.wait()
     assert said.count(b"read 65536/65536") == 2 and b"failed" not in said, said
     assert (pid_of(cloud, volume_id) == before) is (trouble is extended)
+
+
+async def test_clients_that_were_cut_off_to_extend_a_volume_are_served_again_whatever_happens(
+    cloud: VolumeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume_id = await made(cloud.volumes)
+    _, connection = await attached(cloud.volumes, volume_id)
+
+    def refuse(*_: object) -> None:
+        monkeypatch.undo()
+        raise MonitorError(description="it does not answer in time")
+
+    monkeypatch.setattr(ExportProcess, "_serve", refuse)
+    with pytest.raises(VolumeFailed):
+        await cloud.volumes.owner.exports.resize(volume_id, 2 << 30)
+    opened = f"driver=nbd,server.type=unix,server.path={connection.socket},export={connection.export}"
+    async with asyncio.timeout(PATIENCE_S):
+        while not await asyncio.to_thread(_sees, opened):
+            await asyncio.sleep(0.05)
+
+
+def _sees(opened: str) -> bool:
+    ended = subprocess.run(
+        ["qemu-io", "--image-opts", opened, "-c", "read 0 64k"], capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    return b"read 65536/65536" in ended.stdout
 
 
 async def test_the_name_of_an_export_stands_on_no_command_line(cloud: VolumeCloud) -> None:

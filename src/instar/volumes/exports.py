@@ -159,10 +159,18 @@ class Exports:
                 try:
                     await asyncio.to_thread(served.process.resize, size_bytes)
                 finally:
-                    await self._ensure(volume_id, served)
+                    await self._served_again(volume_id, served)
                 await self._gateways.opened_anew(volume_id, size_bytes)
             except MonitorError as error:
                 raise _failed(volume_id, error) from error
+
+    async def _served_again(self, volume_id: str, served: _Served) -> None:
+        """With the lock held. Raises MonitorError; then it is tried on, for those who were cut off wait."""
+        try:
+            await self._ensure(volume_id, served)
+        except MonitorError:
+            self._bring_back(volume_id, served)
+            raise
 
     async def copy(self, volume_id: str, target: Path, deadline_s: float) -> None:
         """The volume as it is now, in a new qcow2 file; whoever has it attached goes on. Raises VolumeFailed."""
