@@ -213,3 +213,39 @@ async def test_events_are_told_again_after_one_whose_guest_could_not_be_looked_a
         events.received(instance_id, libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
     await until(lambda: [event.instance_id for event in told] == ["b"])
     await events.close()
+
+
+async def test_a_connection_comes_after_a_moment_in_which_no_thread_could_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Connection(LibvirtConnection):
+        def _connect_blocking(self) -> tuple[Any, tuple[int, ...]]:
+            return _Gone(), ()
+
+    started, refused = threading.Thread.start, list[str]()
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name in ("libvirt-connect", "libvirt-close") and refused.count(thread.name) < 1:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    connection = Connection(
+        uri="test:///default", host="h", state_dir=tmp_path, settings=LibvirtSettings(), on_connected=look,
+        on_lifecycle=lambda *_: None, on_device_removed=lambda _: None, on_lost=lambda: None,
+    )  # fmt: skip
+    monkeypatch.setattr(threading.Thread, "start", start)
+    await connection.open()
+    try:
+        await until(lambda: connection.connected and looks == 1)
+        connection._lost.set()  # libvirtd is gone, and comes back
+        await until(lambda: looks == 2 and connection.connected)
+    finally:
+        await connection.close()
+    assert refused == ["libvirt-connect", "libvirt-close"]

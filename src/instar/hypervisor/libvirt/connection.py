@@ -164,8 +164,9 @@ class LibvirtConnection:
             self._lost.clear()
             try:
                 connection, callback_ids = await self._connect()
-            except libvirt.libvirtError as error:
-                log.warning("libvirt.connect_failed", host=self._host, code=error.get_error_code())
+            except Exception as error:  # whatever it is (no thread is left, for example): nobody else connects again
+                code = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None
+                log.warning("libvirt.connect_failed", host=self._host, code=code, error=type(error).__name__)
                 self._tried.set()
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, self._settings.reconnect_max_s)
@@ -175,9 +176,7 @@ class LibvirtConnection:
                 await self._stay_connected()
             finally:
                 self._connected = False
-                threading.Thread(
-                    target=_disconnect, args=(connection, callback_ids), name="libvirt-close", daemon=True
-                ).start()
+                _let_go((connection, callback_ids))
 
     async def _stay_connected(self) -> None:
         """Returns when the daemon is gone."""
@@ -207,7 +206,7 @@ class LibvirtConnection:
         def finish(made: _Connected | None, error: Exception | None) -> None:
             if future.cancelled():
                 if made is not None:
-                    threading.Thread(target=_disconnect, args=made, name="libvirt-close", daemon=True).start()
+                    _let_go(made)
             elif made is not None:
                 future.set_result(made)
             elif error is not None:
@@ -218,7 +217,7 @@ class LibvirtConnection:
             failure: Exception | None = None
             try:
                 made = self._connect_blocking()
-            except libvirt.libvirtError as error:
+            except Exception as error:  # it belongs to the caller, whatever it is
                 failure = error
             self._on_loop(finish, made, failure)
 
@@ -259,6 +258,14 @@ def _is_alive(connection: Any) -> bool:
         return bool(connection.isAlive())
     except libvirt.libvirtError:
         return False
+
+
+def _let_go(made: _Connected) -> None:
+    """In a thread: it may block. Where the machine has none left the connection stays, which does no harm."""
+    try:
+        threading.Thread(target=_disconnect, args=made, name="libvirt-close", daemon=True).start()
+    except RuntimeError as error:
+        log.warning("libvirt.not_closed", reason=str(error))
 
 
 def _disconnect(connection: Any, callback_ids: tuple[int, ...]) -> None:
