@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,9 +17,11 @@ import pytest
 import structlog
 
 from instar.bus import rabbitmq_wire as wire
+from instar.bus.amqp_confirms import LinkLost
 from instar.bus.contract import BusAway, ConsumerFailed, Message, MessageTooLarge, NobodyListens, Reply
 from instar.bus.permissions import agent_user, host_permissions, may_speak_for_all, user_of
 from instar.bus.rabbitmq import RabbitMqBus
+from instar.bus.rabbitmq_link import Link
 from instar.cli.servers.bus_users import ensure_user
 from instar.config import RabbitMqSettings
 from instar.errors import StartupError
@@ -82,6 +85,24 @@ async def test_connecting_goes_on_whatever_ended_the_last_attempt(monkeypatch: p
             await again.wait()
     finally:
         await bus.close()
+
+
+@pytest.mark.parametrize("number", [errno.EHOSTUNREACH, errno.ETIMEDOUT])
+async def test_connection_that_ends_for_want_of_a_way_is_lost_to_who_waits_to_send(number: int) -> None:
+    """Who told an event failed with it, as if the event were wrong."""
+
+    class Lane:
+        is_full = True
+
+        async def drained(self) -> None:
+            raise OSError(number, "as the system says it")
+
+    link = Link("instar", QUICK)
+    link._lane = Lane()  # type: ignore[assignment]
+    link._closing = True
+    with pytest.raises(LinkLost):
+        await link.tell(wire.EVENTS, "key", b"", wire.answer_properties(wire.PING, "ping", "instar"))
+    assert link.gone.done()
 
 
 async def test_settings_that_cannot_be_used_end_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

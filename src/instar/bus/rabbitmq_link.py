@@ -217,7 +217,7 @@ class Link:
         """Raises LinkLost."""
         try:
             await self._lane.drained()
-        except ConnectionError as error:
+        except OSError as error:  # not each is a ConnectionError: the network may have no way to the broker any more
             self.lose()
             raise LinkLost from error
 
@@ -228,7 +228,7 @@ class Link:
         try:
             if self._lane.is_full:
                 async with asyncio.timeout(EVENT_MAX_S):
-                    await self._lane.drained()
+                    await self.drained()
             self._lane.write(
                 frames.publish(
                     self._plain.number, exchange, key, properties, body, mandatory=False, frame_max=self._frame_max
