@@ -14,6 +14,7 @@ from instar.hypervisor.simulated.faults import HostFaults
 from instar.lifecycle import guest_events
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
+from instar.store.contract import Statement
 from instar.store.operations import operations_of_instance
 from tests.lifecycle.harness import SETTINGS, Plane, plane, prepared
 from tests.lifecycle.watching import Held, faults, until, until_state
@@ -214,6 +215,22 @@ async def test_guests_are_started_when_their_host_answers_before_it_reports(tmp_
         await one.settled()
         assert (await until_state(one, running.id, _V.ACTIVE)).power_state is _P.RUNNING
         assert await actions_of(one, running.id) == ["reboot", "create"]
+
+
+async def test_deleted_guest_that_cannot_be_ended_keeps_no_other_from_being_seen_to(one: Plane) -> None:
+    """Its QEMU hung on storage that was gone: each look at the host ended there, and after a restart of the host the guests
+    behind it in the list were not started."""
+    deleted, other = [await one.created(f"guest-{number}", requested_host=one.hosts[0]) for number in range(2)]
+    host = one.hosts[0]
+    gone = Statement("UPDATE instances SET vm_state = 'soft-delete' WHERE id = :id", {"id": deleted.id})
+    await one.control.store.write(gone)
+    assert (await one.fetch(deleted.id)).vm_state is _V.SOFT_DELETED
+    one.control.reconciler._events.put = lambda host, instance_id: None  # type: ignore[method-assign]
+    faults(one, host).guest_powers_off(other.id)
+    faults(one, host).fail_next("ensure_stopped")
+    await one.control.reconciler.reconcile_host(host)
+    assert (await one.fetch(other.id)).vm_state is _V.STOPPED
+    assert (await one.fetch(deleted.id)).vm_state is _V.SOFT_DELETED
 
 
 async def test_guest_that_is_off_without_a_restart_of_its_host_is_stopped(tmp_path: Path, image_file: Path) -> None:

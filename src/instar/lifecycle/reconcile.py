@@ -306,6 +306,10 @@ class Reconciler:
             await self._client(instance.id, instance.epoch).ensure_stopped(host, 0.0)
         except StaleEpoch:
             log.info("reconcile.guest_is_busy", instance=instance.id, host=host)
+        except HostNotReady:
+            raise
+        except InstarError as error:  # its process may not end for long: the others are seen to all the same
+            log.warning("reconcile.guest_not_ended", instance=instance.id, host=host, reason=error.message)
 
     async def _remove_leftover(self, finding: Finding) -> None:
         if finding.kind not in (Kind.GUEST, Kind.DISKS, Kind.ASIDE, Kind.PLUGS) or finding.host is None:
