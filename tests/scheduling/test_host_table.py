@@ -17,7 +17,9 @@ from instar.bus.memory import MemoryBus
 from instar.config import HostSettings, Settings
 from instar.model.host import HOST_REPORTS, HOST_REPORTS_TOGETHER, HostReports
 from instar.scheduling.host_table import TOUCH_EVERY_S, HostChange, HostTable
+from instar.store.conductors import keeper_guard
 from instar.store.contract import Result, Statement, Store
+from instar.store.guard import guard_task
 from instar.store.hosts import host_delete, host_set_disabled, host_set_forced_down
 from instar.store.sqlite import SqliteStore
 from tests.patience import PATIENCE_S
@@ -310,3 +312,16 @@ async def test_host_that_is_forgotten_while_its_report_is_written_is_read_again(
     await cloud.table.persist()
     await cloud.table.refresh()
     assert cloud.table.names() == ["h1"]
+
+
+async def test_who_writes_for_all_no_more_writes_nothing_when_it_ends(cloud: SmallCloud) -> None:
+    """A process that had been stopped wrote at its end what it had heard before, over what another had written since."""
+
+    async def opened_by_a_keeper_of_the_past() -> None:
+        guard_task(keeper_guard("gone"))
+        await cloud.table.persister.open()
+
+    await asyncio.create_task(opened_by_a_keeper_of_the_past())
+    await cloud.report("h1", persist=False)
+    await cloud.table.persister.close()
+    assert not await rows(cloud.store)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -349,16 +350,18 @@ class HostPersister:
     def __init__(self, table: HostTable) -> None:
         self._table = table
         self._task: asyncio.Task[None] | None = None
+        self._context = contextvars.copy_context()
 
     async def open(self) -> None:
+        self._context = contextvars.copy_context()  # with the guard under which this is done
         self._task = asyncio.create_task(self._table.persist_for_ever(), name="host reports")
 
     async def close(self) -> None:
-        """What was reported is written."""
+        """What was reported is written, by who may still do it: another process may have written what is newer."""
         if self._task is None:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
         with contextlib.suppress(InstarError):  # the database is away: the hosts will report again
-            await self._table.persist()
+            await asyncio.create_task(self._table.persist(), context=self._context)
