@@ -36,8 +36,8 @@ salt=$(awk -F '[:$]' '$1 == "root" { print $4 }' /etc/shadow)
 # Each number is on the volume, past all caches, before it is told.
 WRITE = """
 writing='n=0; while [ ! -e /run/enough ]; do n=$((n + 1)); echo number $n > /run/next
-echo $n > /run/following
-dd if=/run/next of=/dev/{device} conv=fsync 2> /run/said && mv /run/following /run/written || cat /run/said >> /run/complaints
+echo $n > /run/soon
+dd if=/run/next of=/dev/{device} conv=fsync 2> /run/said && mv /run/soon /run/written || cat /run/said >> /run/complaints
 usleep 50000; done; : > /run/finished'
 echo 0 > /run/written; : > /run/complaints
 setsid sh -c "$writing" < /dev/null > /dev/null 2>&1 &
