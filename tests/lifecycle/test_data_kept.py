@@ -15,6 +15,7 @@ from instar.lifecycle.snapshot import SnapshotArguments
 from instar.model.instance import Instance, SpecImage
 from instar.model.states import PowerState, VmState
 from instar.store.flavors import flavor_fetch
+from instar.store.hosts import host_set_forced_down
 from tests.lifecycle.harness import Plane
 from tests.lifecycle.watching import check_no_trace, faults, until
 
@@ -157,23 +158,31 @@ async def test_rebuild_makes_the_disk_anew(one: Plane) -> None:
 
 async def test_evacuated_server_is_made_anew_and_its_old_host_cannot_harm_it(one: Plane) -> None:
     instance = await written(one)
-    dead = faults(one, instance.host)
-    dead.down = True
+    host = instance.host or ""
+    faults(one, host).down = True
 
     async def known() -> bool:
-        return not one.control.hosts.is_up(instance.host or "")
+        return not one.control.hosts.is_up(host)
 
     await until("the host is known to be down", known)
-    ended = await does(one, "evacuate", instance, EvacuateArguments())
-    assert ended.host not in (None, instance.host)
+    await one.control.lifecycle.evacuate(one.context(roles=("admin",)), instance, EvacuateArguments())
+    await one.settled()
+    refused = await one.fetch(instance.id)
+    assert (refused.host, refused.vm_state) == (host, VmState.ACTIVE), "its agent answers, and guests run without libvirt"
+    assert refused.facts.fault is not None and "still in use" in refused.facts.fault.message
+    await one.control.store.write(host_set_forced_down(host, True))
+    await one.control.hosts.refresh()
+    ended = await does(one, "evacuate", refused, EvacuateArguments())
+    assert ended.host not in (None, host)
     assert data(one, ended) == {}
     new = faults(one, ended.host)
     new.write_data(instance.id, "root", "since", "kept")
     before = memory(one, ended)
-    dead.down = False
+    faults(one, host).down = False
+    await one.control.store.write(host_set_forced_down(host, False))
 
     async def cleaned() -> bool:
-        census = await one.world.host(instance.host or "").census()
+        census = await one.world.host(host).census()
         return (census.guests, census.instance_dirs, census.with_ports) == ({}, (), ())
 
     await until("its leftovers are removed", cleaned)

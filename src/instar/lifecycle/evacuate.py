@@ -82,7 +82,7 @@ async def make_sure_it_is_down(host: str, run: Run, cloud: Cloud) -> None:
         try:
             await client.observe_of(host, run.instance.id)
         except HypervisorUnavailable:
-            return
+            raise HostInUse(host=host) from None  # its agent answers, libvirt does not: guests run without that
         except (HostUnreachable, StepTimeout):
             if cloud.scheduler.fell_silent(host, time.monotonic() - started):
                 return
@@ -103,7 +103,7 @@ async def make_sure_it_is_not_on(other: str, run: Run, cloud: Cloud) -> None:
             await run.hosts.ensure_absent(other)
             return
         except HypervisorUnavailable:
-            return
+            raise WhereaboutsUnknown(id=run.instance.id) from None
         except (HostUnreachable, StepTimeout):
             if cloud.scheduler.fell_silent(other, time.monotonic() - started):
                 return
