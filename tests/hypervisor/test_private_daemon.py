@@ -137,7 +137,6 @@ async def test_guest_in_whose_start_libvirtd_was_killed_is_off_and_holds_nothing
     await host.close()
 
 
-@pytest.mark.host
 def test_a_daemon_that_starts_meanwhile_reads_its_configuration_whole(tmp_path: Path) -> None:
     daemon = PrivateDaemon(tmp_path / "state", runtime_root=tmp_path)
     daemon._prepare()
@@ -153,6 +152,31 @@ def test_a_daemon_that_starts_meanwhile_reads_its_configuration_whole(tmp_path: 
     assert {path.name for path in file.parent.iterdir() if path.is_file()} == {"libvirtd.conf", "qemu.conf"}
 
 
+@pytest.mark.host
+async def test_a_daemon_whose_reaper_was_killed_is_adopted_and_can_be_stopped(
+    daemon: PrivateDaemon, tmp_path: Path
+) -> None:
+    await daemon.ensure_running()
+    before = daemon.libvirtd_pid()
+    runtime = HostPaths(tmp_path / "state").runtime
+    reaper = int((runtime / "reaper.pid").read_text())
+    async with asyncio.timeout(PATIENCE_S):
+        while not (runtime / "serve.pid").exists():
+            await asyncio.sleep(0.02)
+    assert daemon._reaper_pid() == reaper
+    os.kill(reaper, signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE_S):
+        while daemon._reaper_pid() == reaper:
+            await asyncio.sleep(0.02)
+    await PrivateDaemon(tmp_path / "state").ensure_running()
+    assert daemon.libvirtd_pid() == before is not None
+    await daemon.ensure_stopped()
+    async with asyncio.timeout(PATIENCE_S):
+        while processes_of(tmp_path / "state"):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.host
 async def test_two_daemons_do_not_know_each_other(daemon: PrivateDaemon, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = PrivateDaemon(tmp_path / "other")

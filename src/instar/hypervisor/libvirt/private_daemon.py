@@ -166,11 +166,13 @@ class PrivateDaemon:
         return stack
 
     def _reaper_pid(self) -> int | None:
-        return _live_pid(self._runtime / "reaper.pid", "tini", str(self._runtime))
+        """Where the reaper was killed: what it started, which keeps libvirtd running and holds the reaper's lock."""
+        reaper = _live_pid(self._runtime / "reaper.pid", "tini", str(self._runtime))
+        return reaper or _live_pid(self._runtime / "serve.pid", "sh", str(self._runtime))
 
     def _clear_stale_runtime(self) -> None:
         """What a daemon left that died with its machine. Guests' state files stay: libvirtd sorts them out itself."""
-        for name in ("reaper.pid", "run/libvirtd.pid", "run/libvirt-sock", "run/libvirt-sock-ro"):
+        for name in ("reaper.pid", "serve.pid", "run/libvirtd.pid", "run/libvirt-sock", "run/libvirt-sock-ro"):
             (self._runtime / name).unlink(missing_ok=True)
         log_file = self._base / "daemon.log"
         if log_file.exists() and log_file.stat().st_size > LOG_MAX_BYTES:

@@ -22,6 +22,7 @@ mount)
     ;;
 serve)
     daemon=
+    echo $$ >"$runtime/serve.pid" # should the reaper be killed: we go on without, and are found by this
     # libvirtd asks a QEMU without a guest what it is able to do; killed meanwhile, it leaves it behind for ever.
     end_asked() {
         for file in /var/lib/libvirt/qemu/qmp-*/qmp.pid; do
