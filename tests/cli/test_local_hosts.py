@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from instar.cli.control_plane import machine_boot_id
-from instar.cli.hosts.local_host import LocalHost, local_hosts_of
+from instar.cli.hosts.local_host import OFF, LocalHost, local_hosts_of
 from instar.cli.hosts.local_hosts import remove_local_hosts
 from instar.cli.hosts.underlay import Underlay
 from instar.errors import StartupError
@@ -124,6 +124,22 @@ async def test_power_off_kills_every_process_and_power_on_is_another_boot(pair: 
     assert pair.said(pair.one, "ls", "/run/netns") == ""
     assert kept.exists()
     pair.wait_to_reach(pair.two, pair.underlay.address(1))
+
+
+async def test_a_host_that_is_switched_off_while_it_starts_is_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.one.kill()
+    started_by = subprocess.run
+
+    def switched_off_meanwhile(*words: object, **options: object) -> object:
+        ended = started_by(*words, **options)  # type: ignore[call-overload]
+        (pair.one.directory / OFF).touch()  # and nothing is there yet that could be killed
+        return ended
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", switched_off_meanwhile)
+        with pytest.raises(StartupError):
+            pair.one.ensure_started()
+    assert pair.one.process is None
 
 
 async def test_hosts_keep_their_addresses(pair: Pair) -> None:

@@ -90,7 +90,7 @@ class LocalHost:
         return (self.directory / OFF).exists()
 
     def ensure_started(self) -> int:
-        """The first process of the host, which runs. Raises StartupError."""
+        """The first process of the host, which runs. Raises StartupError, also where it is switched off meanwhile."""
         found = self.process
         if found is not None:
             return found
@@ -108,6 +108,9 @@ class LocalHost:
                 said = (self.directory / "host.log").read_text(errors="replace").strip()[-300:]
                 raise StartupError(f"The namespaces of host {self.name} could not be made: {said or 'no reason given'}")
             time.sleep(POLL_S)
+        if self.is_off:  # since its starter looked: there was nothing yet that could be killed
+            self.kill()
+            raise StartupError(f"The host {self.name} was switched off while it was started.")
         return found
 
     def inside(self, *command: str) -> list[str]:
