@@ -34,8 +34,10 @@ from instar.cli.servers.rabbitmq import PrivateRabbitMq
 from instar.cli.state_dir import MODE, StateDir
 from instar.config import Settings
 from instar.errors import StartupError
+from instar.file_lock import lock_within
 
 HOSTS_UP_MAX_S = 60.0
+ALONE_MAX_S = 5.0  # one that was killed a moment ago may still have it
 POLL_S = 0.2
 INIT_MAX_S = 600.0  # the guest image may have to be built
 LOOPBACK = "127.0.0.1"
@@ -90,6 +92,9 @@ class LocalCloud:
             raise
 
     def _start(self) -> str:
+        # Before anything can be ended: a second one in this directory would end the servers and hosts of the first.
+        alone = self._stack.enter_context((self.state.path / "up.lock").open("wb"))
+        lock_within(alone, ALONE_MAX_S, f"Another process keeps the cloud in {self.state.path}.")
         self._stack.callback(self._rest)
         self._stack.callback(self._stop_processes)
         settings = self._start_servers()
