@@ -132,8 +132,8 @@ class DhcpServer:
         if kept is None:
             # Before the files change: whoever comes after a crash in between must not take it for one that knows them.
             await self._stop_running(pid)
-        await asyncio.to_thread(self._write, config, hosts)
-        if kept is None:
+        still_runs = await asyncio.to_thread(self._write, config, hosts)
+        if kept is None or kept != still_runs:  # the second: it has died meanwhile
             await self._start()
         else:
             # Also when the file is as it was: an earlier process may have been killed between writing and telling.
@@ -158,13 +158,15 @@ class DhcpServer:
         grown = set(_read(self._hosts).splitlines()) <= set(hosts.splitlines())
         return self._running_pid(), _read(self._config) != config or not grown
 
-    def _write(self, config: str, hosts: str) -> None:
+    def _write(self, config: str, hosts: str) -> int | None:
+        """pid if it runs, looked for at the very end."""
         group_id = _unprivileged()[1].gr_gid
         _make_directory(self._directory)
         os.chown(self._directory, 0, group_id)
         for file, content in ((self._config, config), (self._hosts, hosts)):
             if _read(file) != content:
                 write_whole(file, content.encode(), mode=0o640, group_id=group_id)
+        return self._running_pid()
 
     def _running_pid(self) -> int | None:
         text = _read(self._pid_file).strip()
