@@ -127,7 +127,7 @@ class LinuxNetwork:
         if ports:
             there = [port.tap_name for port in ports if (SYS_NET / port.tap_name).exists()]
             await ip_batch([f"link del dev {tap}" for tap in there], force=True)
-            self._instances.pop(instance_id)
+            self._instances.pop(instance_id, None)  # another such call may have been quicker
             try:
                 left = {port.network.id for port in ports}
                 if all(self._ports_of(network_id) for network_id in left):
