@@ -13,7 +13,8 @@ import pytest
 
 from instar.config import QuotaSettings, SimulatedSettings
 from instar.engine.hosts import HostClient
-from instar.errors import DiskFull, HypervisorError, QuotaExceeded, StaleEpoch, WrongState
+from instar.errors import Conflict, DiskFull, HypervisorError, QuotaExceeded, StaleEpoch, WrongState
+from instar.lifecycle import timers
 from instar.lifecycle.live_migration import LiveArguments
 from instar.lifecycle.rebuild import RebuildArguments
 from instar.lifecycle.shelve import UnshelveArguments
@@ -312,6 +313,20 @@ async def test_resize_is_confirmed_by_itself(tmp_path: Path, image_file: Path) -
         ended = await until_state(one, instance.id, VmState.ACTIVE)
         assert (ended.spec.flavor.id, ended.facts.move) == ("2", None)
         assert await one.findings() == []
+
+
+async def test_servers_that_are_never_due_hide_none_that_are(one: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 200 that had been unchanged for longest were looked at, again and again."""
+    monkeypatch.setattr(timers, "READ_AT_ONCE", 1)
+    resized = {(await does(one, "resize", await one.created(), await larger(one))).id for _ in range(3)}
+    looked_at: list[str] = []
+
+    async def due(instance: Instance) -> None:
+        looked_at.append(instance.id)
+        raise Conflict("never")
+
+    await timers.Timers(one.control.cloud, one.control.lifecycle)._each(VmState.RESIZED, due)
+    assert sorted(looked_at) == sorted(resized)
 
 
 async def test_shelved_server_leaves_its_host_after_a_time_or_never(tmp_path: Path, image_file: Path) -> None:

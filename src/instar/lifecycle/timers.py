@@ -24,7 +24,7 @@ from instar.store.instances import instances_in_state
 
 log = structlog.get_logger()
 
-ONE_LOOK_MAX = 200  # instances of a state that one look takes, the oldest first
+READ_AT_ONCE = 200  # instances of a state; all of them are looked at, for those that are never due must not hide others
 
 
 class Timers(Repeated):
@@ -43,13 +43,16 @@ class Timers(Repeated):
             await self._each(VmState.SOFT_DELETED, self._reclaim)
 
     async def _each(self, state: VmState, due: Callable[[Instance], Awaitable[None]]) -> None:
-        for instance in await instances_in_state(self._cloud.store, state, limit=ONE_LOOK_MAX):
-            try:
-                await due(instance)
-            except Conflict as refusal:
-                log.debug("timers.refused", instance=instance.id, reason=refusal.message)
-            except InstarError as error:
-                log.warning("timers.not_done", instance=instance.id, reason=error.message)
+        after = ""
+        while some := await instances_in_state(self._cloud.store, state, after=after, limit=READ_AT_ONCE):
+            after = some[-1].id
+            for instance in some:
+                try:
+                    await due(instance)
+                except Conflict as refusal:
+                    log.debug("timers.refused", instance=instance.id, reason=refusal.message)
+                except InstarError as error:
+                    log.warning("timers.not_done", instance=instance.id, reason=error.message)
 
     async def _offload(self, instance: Instance) -> None:
         due = iso(now_us() - round(self._settings.shelved_offload_s * MICROS_PER_S))

@@ -254,13 +254,13 @@ async def instances_about_host(store: Store, host: str) -> list[Instance]:
     return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
 
 
-async def instances_in_state(store: Store, state: VmState, *, limit: int) -> list[Instance]:
-    """Idle instances in this state, those first that were changed the longest ago."""
+async def instances_in_state(store: Store, state: VmState, *, after: str, limit: int) -> list[Instance]:
+    """Idle instances in this state, by their ids, from behind `after` on (empty: from the first)."""
     rows = await store.read(
-        "SELECT * FROM instances WHERE vm_state = :state AND deleted = 0 AND task_state IS NULL AND NOT EXISTS "
-        "(SELECT 1 FROM operations o WHERE o.instance_id = instances.id AND o.finished_at IS NULL) "
-        "ORDER BY updated_at LIMIT :limit",
-        {"state": state.value, "limit": limit},
+        "SELECT * FROM instances WHERE vm_state = :state AND deleted = 0 AND task_state IS NULL AND id > :after "
+        "AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.instance_id = instances.id AND o.finished_at IS NULL) "
+        "ORDER BY id LIMIT :limit",
+        {"state": state.value, "after": after, "limit": limit},
     )
     return [instance_from_row(row) for row in rows]  # type: ignore[arg-type]
 
