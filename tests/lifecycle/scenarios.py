@@ -121,7 +121,7 @@ async def _image_id(plane: Plane, _: Instance) -> str:
     return (await plane.image()).id
 
 
-async def _shelved(plane: Plane, instance: Instance | None) -> Instance:
+async def shelved_in_place(plane: Plane, instance: Instance | None) -> Instance:
     """Shelved, and still on its host: it could not leave it."""
     assert instance is not None
 
@@ -230,7 +230,7 @@ WAYS: Mapping[VmState, tuple[Act, ...]] = {
     _V.RESCUED: (_door("rescue", _image_id),),
     _V.RESIZED: (_door("resize", _larger),),
     _V.SHELVED_OFFLOADED: (_door("shelve"),),
-    _V.SHELVED: (_shelved,),
+    _V.SHELVED: (shelved_in_place,),
     _V.SOFT_DELETED: (_soft_delete,),
 }
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from instar.engine.hosts import HostClient
-from instar.errors import HypervisorError
+from instar.errors import HostUnreachable, HypervisorError
 from instar.lifecycle import port_refresh
+from instar.lifecycle.shelve import UnshelveArguments
 from instar.model.instance import Instance
 from instar.model.states import PowerState, VmState
 from instar.store.hosts import host_set_forced_down
 from tests.lifecycle.harness import SETTINGS, Plane, prepared
 from tests.lifecycle.losing import Network, look_again
+from tests.lifecycle.scenarios import shelved_in_place
 from tests.lifecycle.watching import Held, check_no_trace, faults, until, until_state
 from tests.patience import PATIENCE_S
 
@@ -277,3 +280,33 @@ async def test_hosts_that_are_silent_are_not_asked_again_and_again(
         return host in looked
 
     await until("it is looked at when it is heard again", looked_at)
+
+
+async def test_shelved_guest_whose_failed_start_could_not_be_taken_back_is_ended_when_its_host_is_seen(one: Plane) -> None:
+    instance = await shelved_in_place(one, await one.created())
+    host = instance.host or ""
+    started = asyncio.Event()
+
+    async def unheard(name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if name == "undo start guest":
+            raise HostUnreachable(host=host)
+        answer = await call()
+        if name == "start guest":
+            started.set()
+            raise HostUnreachable(host=host)
+        return answer
+
+    one.around_step = unheard
+    await one.control.lifecycle.unshelve(one.context(), await one.fetch(instance.id), UnshelveArguments())
+    await one.settled()
+    one.around_step = None
+    assert started.is_set()
+
+    async def is_off() -> bool:
+        return (await one.world.host(host).observe(instance.id)).power_state is PowerState.SHUTDOWN
+
+    await until("the guest is off", is_off)
+    ended = await one.fetch(instance.id)
+    assert (ended.vm_state, ended.task_state) == (VmState.SHELVED, None)
+    await one.control.lifecycle.unshelve(one.context(), ended, UnshelveArguments())
+    await until_state(one, instance.id, VmState.ACTIVE)

@@ -52,6 +52,7 @@ HOSTS_AT_ONCE = 32
 PRUNE_EVERY_S = 3600.0
 DAY_US = 86_400_000_000
 KEPT_RUNNING = frozenset({VmState.ACTIVE, VmState.PAUSED})
+KEPT_OFF = frozenset({VmState.SOFT_DELETED, VmState.SHELVED})  # a guest in any other state that runs by itself is let run
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -396,9 +397,9 @@ class Reconciler:
 
 
 def _should_be_off(instance: Instance, state: GuestState) -> bool:
-    """It was deleted, to be restored perhaps, while its host was away."""
+    """It was deleted, to be restored perhaps, while its host was away, or a failed unshelve could not take it back."""
     runs = state.power_state in (PowerState.RUNNING, PowerState.PAUSED)
-    return instance.task_state is None and instance.vm_state is VmState.SOFT_DELETED and runs
+    return instance.task_state is None and instance.vm_state in KEPT_OFF and runs
 
 
 def _should_run(instance: Instance, state: GuestState) -> bool:
