@@ -7,15 +7,16 @@ import os
 import signal
 import stat
 import subprocess
+import threading
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from instar.errors import BadRequest, NotFound, QuotaExceeded, VolumeFailed, VolumeUnusable
 from instar.nbd.monitor import MonitorError
-from instar.volumes.export_process import ExportProcess
+from instar.volumes.export_process import ExportProcess, Running
 from instar.volumes.local import LocalVolumes, volumes_runtime
 from tests.patience import PATIENCE_S
 from tests.volumes.export_client import qemu_io
@@ -157,6 +158,32 @@ async def test_an_export_comes_back_after_a_restart_of_the_machine_and_strays_en
         assert stray.pid() is None
     finally:
         await again.stop()
+
+
+async def test_connecting_that_is_cancelled_leaves_no_process_that_comes_later(
+    cloud: VolumeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume_id, attachment_id = await made(cloud.volumes), new_id()
+    await cloud.volumes.reserve(attachment_id, volume_id, instance_id=INSTANCE)
+    begun, goes_on, ensure = threading.Event(), threading.Event(), ExportProcess.ensure_running
+
+    def slowly(process: ExportProcess, file: Path, names: Mapping[str, bool] | None = None) -> Running:
+        begun.set()
+        goes_on.wait(PATIENCE_S)
+        return ensure(process, file, names)
+
+    monkeypatch.setattr(ExportProcess, "ensure_running", slowly)
+    connecting = asyncio.create_task(
+        cloud.volumes.connect(attachment_id, host="h1", host_ip="127.0.0.1", device="/dev/vdb")
+    )
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    connecting.cancel()
+    asyncio.get_running_loop().call_later(0.1, goes_on.set)
+    await asyncio.wait([connecting])
+    assert connecting.cancelled()
+    assert pid_of(cloud, volume_id) is not None, "it is being started, and nobody knows of it"
+    await cloud.volumes.detach(attachment_id)
+    assert pid_of(cloud, volume_id) is None
 
 
 async def killed(cloud: VolumeCloud, volume_id: str) -> None:

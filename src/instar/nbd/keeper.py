@@ -11,13 +11,15 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from instar.nbd.daemon import daemons
+from instar.nbd.making import to_its_end
 from instar.nbd.monitor import MonitorError
 from instar.nbd.relay import Relay, RelayPlan
 
@@ -138,7 +140,7 @@ class RelayKeeper:
 
     async def _ensure(self, name: str, kept: _Kept) -> None:
         assert kept.plan is not None, "looked at by the caller"
-        pid = await _to_its_end(kept.relay.ensure, kept.plan)
+        pid = await to_its_end(partial(kept.relay.ensure, kept.plan))
         if kept.pid_descriptor is not None and kept.pid == pid:
             return
         self._unwatch(kept)
@@ -221,18 +223,6 @@ class RelayKeeper:
         for directory in (self._plans, self._runtime):
             with contextlib.suppress(OSError):  # others are in it, or it never was
                 directory.rmdir()
-
-
-async def _to_its_end(make: Callable[[RelayPlan], int], plan: RelayPlan) -> int:
-    """In a thread, for which also a caller that is cancelled waits: whoever ends the relay next must find it made."""
-    making = asyncio.ensure_future(asyncio.to_thread(make, plan))
-    try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:
-        await asyncio.wait([making])
-        if not making.cancelled():
-            making.exception()  # told nobody: whoever waited has given up
-        raise
 
 
 def _opened(plan: RelayPlan) -> tuple[object, ...]:

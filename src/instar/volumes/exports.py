@@ -12,12 +12,14 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from instar.errors import VolumeFailed
 from instar.model.volume import VolumeConnection
+from instar.nbd.making import to_its_end
 from instar.nbd.monitor import MonitorError
 from instar.nbd.place import ensure_place
 from instar.store.volume_records import AttachmentRecord, VolumeRecord
@@ -237,9 +239,8 @@ class Exports:
     async def _ensure(self, volume_id: str, served: _Served) -> int:
         """The process runs, is watched, and serves what is wanted. The size of the volume. With the lock held. Raises
         MonitorError."""
-        running = await asyncio.to_thread(
-            served.process.ensure_running, self._files.volume(volume_id), dict(served.names)
-        )
+        file, names = self._files.volume(volume_id), dict(served.names)
+        running = await to_its_end(partial(served.process.ensure_running, file, names))
         self._watch(volume_id, served, running.pid)
         return running.size_bytes
 
