@@ -96,6 +96,32 @@ async def test_checksums_that_a_killed_process_did_not_get_to_are_computed_at_th
     await assert_checksums(member, image_id, data.read_bytes())
 
 
+async def test_checksums_of_an_image_that_is_deleted_are_given_up_though_a_cache_has_its_data(
+    cloud, qemu_img, monkeypatch, tmp_path
+):
+    """A host on this machine keeps what it has fetched under a name of its own: the file is read on for nobody."""
+    data = qemu_img("disk.qcow2", "2M", "-f", "qcow2")
+    image_id, target = await begun(cloud)
+    shutil.copyfile(data, target)
+    await cloud.images._checksums.close()
+    await cloud.images.finish_upload(image_id)
+    [sha256] = cloud.files()
+    blobs = cloud.images._checksums._blobs
+    (tmp_path / "cached").hardlink_to(blobs.path(sha256))
+    pieces = []
+
+    async def piece(*_given):
+        pieces.append("read")
+        await cloud.images.discard(image_id)
+        return True
+
+    monkeypatch.setattr(blobs, "_hash", piece)
+    with pytest.raises(FileNotFoundError):
+        async with asyncio.timeout(PATIENCE_S):
+            await blobs.checksums(sha256)
+    assert pieces == ["read"]
+
+
 async def test_each_step_may_come_twice(cloud, qemu_img):
     data = qemu_img("disk.qcow2", "1M", "-f", "qcow2")
     image_id, target = await begun(cloud)

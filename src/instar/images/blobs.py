@@ -147,11 +147,12 @@ class Blobs:
         """MD5 and SHA-512 of stored data, in hexadecimal, in a thread that gives way to all others.
 
         Raises FileNotFoundError: no image uses it any more."""
-        file = await self._run(_open_binary, self.path(sha256))
+        path = self.path(sha256)
+        file = await self._run(_open_binary, path)
         try:
             md5, sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha512()
             while await self._hash(self._patient, file, md5, sha512):
-                _must_exist(file)
+                _must_be_stored(path)
         finally:
             file.close()
         return md5.hexdigest(), sha512.hexdigest()
@@ -394,6 +395,11 @@ def _must_exist(file: BinaryIO) -> None:
     """Raises FileNotFoundError where no name leads to the file any more."""
     if os.fstat(file.fileno()).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, "The image was deleted meanwhile")
+
+
+def _must_be_stored(path: Path) -> None:
+    """Raises FileNotFoundError. A host's cache on this machine may have another name of a file that is deleted here."""
+    path.stat()
 
 
 def _give_way() -> None:
