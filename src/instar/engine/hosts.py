@@ -275,7 +275,7 @@ class HostClient:
             if reply.error is None:
                 return msgspec.msgpack.decode(reply.body, type=result) if result is not None else None  # type: ignore[return-value]
             error = revive(*reply.error)
-            if not isinstance(error, HostNotReady) or isinstance(command, c.Admit) or not self._waits_for_admission:
+            if not isinstance(error, HostNotReady) or not self._waits_for_admission:
                 raise error
             not_ready_from = time.monotonic() if not_ready_from is None else not_ready_from
             if time.monotonic() - not_ready_from > min(self._deadline_s, NOT_READY_MAX_S):

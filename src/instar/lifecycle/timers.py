@@ -43,9 +43,10 @@ class Timers(Repeated):
             await self._each(VmState.SOFT_DELETED, self._reclaim)
 
     async def _each(self, state: VmState, due: Callable[[Instance], Awaitable[None]]) -> None:
-        after = ""
-        while some := await instances_in_state(self._cloud.store, state, after=after, limit=READ_AT_ONCE):
-            after = some[-1].id
+        after: str | None = ""
+        while after is not None:
+            some = await instances_in_state(self._cloud.store, state, after=after, limit=READ_AT_ONCE)
+            after = some[-1].id if len(some) == READ_AT_ONCE else None
             for instance in some:
                 try:
                     await due(instance)
