@@ -158,6 +158,8 @@ async def _from_guest(reader: asyncio.StreamReader, websocket: WebSocket, moved:
 
 async def _to_guest(websocket: WebSocket, writer: asyncio.StreamWriter, moved: Callable[[], None]) -> None:
     while (data := await websocket.receive()) is not None:
+        if writer.is_closing():  # uvloop would raise RuntimeError
+            raise ConnectionResetError("the guest's side is gone")
         writer.write(data)
         await writer.drain()
         moved()
